@@ -1,0 +1,1 @@
+"""The Atropos API server as this project starts it."""

@@ -1,0 +1,129 @@
+"""The `atropos` command: environments, the API server, vLLM, the judge, and the demo.
+
+Heavy imports live inside the commands, so that ``atropos --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from environments.settings import ConfigError
+
+GROUP = "atropos.environments"
+MODES = ("serve", "process", "evaluate")
+
+app = typer.Typer(
+    name="atropos",
+    help="Reinforcement learning with verifiable rewards for competitive programming.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+_PASS_THROUGH = {"allow_extra_args": True, "ignore_unknown_options": True, "help_option_names": []}
+_errors = Console(stderr=True, highlight=False)
+
+
+def fail(message: str, code: int = 2) -> typer.Exit:
+    """Prints one error and gives the exit to raise."""
+    _errors.print(Text.assemble(("error ", "bold red"), message), soft_wrap=True)
+    return typer.Exit(code)
+
+
+def installed_environments() -> dict[str, EntryPoint]:
+    """Environments of every installed package, by name."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+@app.command("run-env", context_settings=_PASS_THROUGH)
+def run_env(context: typer.Context) -> None:
+    """Run an environment: NAME [serve|process|evaluate] [--config FILE] [--env.option value ...]
+
+    serve feeds the Atropos API for a trainer (the default); process writes groups to a file;
+    evaluate scores a model. `atropos run-env NAME --help` lists the options of an environment.
+    """
+    words = list(context.args)
+    known = installed_environments()
+    listed = ", ".join(sorted(known)) or "none"
+    if not words or words[0] in ("-h", "--help"):
+        typer.echo(f"{run_env.__doc__}\nInstalled environments: {listed}")
+        raise typer.Exit(0 if words else 2)
+    name, rest = words[0], words[1:]
+    if name not in known:
+        raise fail(f"run-env {name}: no such environment. Installed: {listed}.")
+    mode = rest.pop(0) if rest and not rest[0].startswith("-") else "serve"
+    if mode not in MODES:
+        raise fail(f"run-env {name} {mode}: no such mode. Choose one of {', '.join(MODES)}.")
+    environment = known[name].load()
+    if hasattr(environment, "run_command"):
+        try:
+            raise typer.Exit(environment.run_command(mode, rest))
+        except ConfigError as error:
+            raise fail(str(error)) from None
+    # An environment written for plain Atropos brings its own command line.
+    sys.argv = [name, mode, *rest]
+    environment.cli()
+
+
+@app.command("run-api")
+def run_api(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+) -> None:
+    """Start the Atropos API server, where environments put groups and the trainer takes batches."""
+    from environments.api_server.launch import PortInUseError, serve
+
+    try:
+        serve(host, port)
+    except PortInUseError as error:
+        raise fail(str(error)) from None
+
+
+@app.command("serve-model", context_settings=_PASS_THROUGH)
+def serve_model(context: typer.Context) -> None:
+    """Start vLLM with the flags this project needs: [--config FILE] [--model DIR ...] [--dry-run true]"""
+    from environments.serving import main
+
+    try:
+        raise typer.Exit(main(list(context.args)))
+    except ConfigError as error:
+        raise fail(str(error)) from None
+
+
+@app.command()
+def verify(
+    file: Annotated[Path, typer.Argument(help="The program to judge.")],
+    problem: Annotated[str | None, typer.Option(help="Id of a problem in --problems.")] = None,
+    problems: Annotated[Path | None, typer.Option(help="Problem file (JSONL) that --problem is in.")] = None,
+    tests: Annotated[Path | None, typer.Option(help="JSON file with tests instead of a problem.")] = None,
+) -> None:
+    """Judge one program by hand and show why it fails; exit code 0 only when it is accepted."""
+    from environments.verify_command import verify_file
+
+    raise typer.Exit(verify_file(file, problem=problem, problems=problems, tests=tests))
+
+
+@app.command(context_settings=_PASS_THROUGH)
+def demo(context: typer.Context) -> None:
+    """Run the whole loop on this machine: [--steps N] [--seed N] [--run-dir DIR] ...; --help lists all."""
+    from environments.demo.run import main
+
+    try:
+        raise typer.Exit(main(list(context.args)))
+    except ConfigError as error:
+        raise fail(str(error)) from None
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
