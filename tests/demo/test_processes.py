@@ -1,0 +1,105 @@
+"""Children of a run: a death is reported with the log's end, a stop ends the family and nothing else."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from environments.demo.processes import Child, Family, ProcessError, free_port, tail
+
+
+def python(code: str) -> list[str]:
+    return [sys.executable, "-S", "-c", code]
+
+
+def gone(pid: int, deadline_s: float = 10.0) -> bool:
+    """Whether the process ended (a zombie counts as ended)."""
+    end = time.monotonic() + deadline_s
+    while time.monotonic() < end:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except FileNotFoundError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_child_that_dies_at_start_is_reported_with_its_last_lines(tmp_path):
+    child = Child("server", python("import sys; print('out of luck'); sys.exit(7)"), tmp_path / "server.log")
+    with pytest.raises(ProcessError) as caught:
+        child.wait_ready(f"http://127.0.0.1:{free_port()}/health", 20)
+    assert "exit code 7" in str(caught.value)
+    assert "out of luck" in str(caught.value)
+    assert str(tmp_path / "server.log") in str(caught.value)
+    child.stop()
+
+
+def test_a_child_that_never_listens_is_an_error_after_the_deadline(tmp_path):
+    child = Child("server", python("import time; time.sleep(60)"), tmp_path / "server.log")
+    with pytest.raises(ProcessError, match="not ready after"):
+        child.wait_ready(f"http://127.0.0.1:{free_port()}/health", 0.5)
+    child.stop()
+
+
+def test_stop_ends_grandchildren_too_and_no_stranger(tmp_path):
+    stranger = subprocess.Popen(python("import time; time.sleep(60)"))
+    family = Family()
+    child = family.start(
+        "parent",
+        python(
+            "import subprocess, sys, time;"
+            "p = subprocess.Popen([sys.executable, '-S', '-c', 'import time; time.sleep(60)']);"
+            "print(p.pid, flush=True); time.sleep(60)"
+        ),
+        tmp_path / "parent.log",
+    )
+    while not (text := (tmp_path / "parent.log").read_text()).endswith("\n"):
+        time.sleep(0.02)
+    family.stop()
+    assert child.returncode == -signal.SIGTERM
+    assert gone(int(text))
+    assert stranger.poll() is None
+    stranger.kill()
+    stranger.wait()
+
+
+def test_a_child_that_ignores_sigterm_is_killed(tmp_path):
+    child = Child(
+        "stubborn",
+        python(
+            "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN);"
+            "print('deaf', flush=True); time.sleep(60)"
+        ),
+        tmp_path / "log",
+    )
+    while "deaf" not in tail(tmp_path / "log", 3):
+        time.sleep(0.02)
+    child.stop(grace_s=0.2)
+    assert child.returncode == -signal.SIGKILL
+
+
+def test_children_end_when_the_supervisor_is_killed(tmp_path):
+    code = (
+        "import sys, time; from pathlib import Path; from environments.demo.processes import Family;"
+        f"f = Family(); c = f.start('c', [sys.executable, '-S', '-c', 'import time; time.sleep(60)'],"
+        f" Path({str(tmp_path)!r}) / 'log'); print(c.process.pid, flush=True); time.sleep(60)"
+    )
+    supervisor = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert supervisor.stdout is not None
+    with supervisor.stdout as out:
+        pid = int(out.readline())
+    os.kill(supervisor.pid, signal.SIGKILL)
+    supervisor.wait()
+    assert gone(pid)
+
+
+def test_tail_gives_the_last_lines_and_says_when_there_are_none(tmp_path):
+    log = tmp_path / "log"
+    assert "no log" in tail(log, 2)
+    log.write_text("a\n\nb\nc\n")
+    assert tail(log, 2) == "  b\n  c"

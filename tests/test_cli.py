@@ -1,0 +1,84 @@
+"""The `atropos` command finds environments by entry point and says what is wrong in one line."""
+
+import sys
+from importlib.metadata import EntryPoint
+
+import pytest
+from typer.testing import CliRunner
+
+import environments.cli as cli
+
+
+@pytest.fixture
+def run():
+    return lambda *words: CliRunner().invoke(cli.app, list(words))
+
+
+def test_help_lists_every_command(run):
+    result = run("--help")
+    assert result.exit_code == 0
+    for command in ("run-env", "run-api", "serve-model", "verify", "demo"):
+        assert command in result.output
+
+
+def test_livecode_is_found_by_its_entry_point():
+    assert cli.installed_environments()["livecode"].value == "environments.livecode.environment:LivecodeEnv"
+
+
+def test_an_unknown_environment_lists_what_is_installed(run):
+    result = run("run-env", "livecod")
+    assert result.exit_code == 2
+    assert "livecod: no such environment" in result.output
+    assert "livecode" in result.output.split("Installed:")[1]
+
+
+def test_an_unknown_mode_lists_the_modes(run):
+    result = run("run-env", "livecode", "train")
+    assert result.exit_code == 2
+    assert "serve, process, evaluate" in result.output
+
+
+def test_an_environment_of_plain_atropos_gets_its_own_command_line(run, monkeypatch):
+    seen = []
+
+    class Plain:
+        @staticmethod
+        def cli():
+            seen.append(list(sys.argv))
+
+    monkeypatch.setattr(
+        cli, "installed_environments", lambda: {"plain": EntryPoint("plain", "unused:unused", cli.GROUP)}
+    )
+    monkeypatch.setattr(EntryPoint, "load", lambda self: Plain)
+    monkeypatch.setattr(sys, "argv", ["pytest"])
+    result = run("run-env", "plain", "process", "--env.group_size", "4")
+    assert result.exit_code == 0
+    assert seen == [["plain", "process", "--env.group_size", "4"]]
+
+
+def test_serve_is_the_mode_when_none_is_named(run, monkeypatch):
+    seen = []
+
+    class Ours:
+        @staticmethod
+        def run_command(mode, argv):
+            seen.append((mode, argv))
+            return 3
+
+    monkeypatch.setattr(
+        cli, "installed_environments", lambda: {"x": EntryPoint("x", "unused:unused", cli.GROUP)}
+    )
+    monkeypatch.setattr(EntryPoint, "load", lambda self: Ours)
+    assert run("run-env", "x", "--env.seed", "1").exit_code == 3
+    assert seen == [("serve", ["--env.seed", "1"])]
+
+
+def test_a_port_in_use_is_one_clear_error(run):
+    from environments.api_server.launch import bind
+
+    with bind("127.0.0.1", 0) as sock:
+        sock.listen()
+        result = run("run-api", "--port", str(sock.getsockname()[1]))
+    assert result.exit_code == 2
+    assert "is in use" in result.output
+    assert "--port" in result.output
