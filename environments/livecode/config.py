@@ -1,0 +1,259 @@
+"""The options of `atropos run-env livecode`: one YAML file and dotted flags, checked before anything starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from atroposlib.envs.base import BaseEnvConfig
+from pydantic import ConfigDict, Field, model_validator
+
+from environments.livecode.sampling import Rule
+from environments.settings import Section, Settings, load
+
+PROGRAM = "atropos run-env livecode"
+
+# Options of Atropos' own loop that this environment replaces: accepting one without effect would deceive.
+REPLACED = {
+    "batch_size": "the trainer sets it when it registers",
+    "max_token_length": "set context",
+    "tokenizer_name": "set model (or tokenizer) beside env",
+    "max_num_workers": "set max_concurrent_rollouts",
+    "max_num_workers_per_node": "set max_concurrent_rollouts",
+    "max_eval_workers": "set max_concurrent_rollouts",
+    "max_batches_offpolicy": "set max_staleness",
+    "worker_timeout": "rollouts are never cut off; set rollout_deadline_s",
+    "eval_handling": "an evaluation never cancels training rollouts",
+    "eval_limit_ratio": "an evaluation never cancels training rollouts",
+    "steps_per_eval": "run `atropos run-env livecode evaluate`",
+    "ensure_scores_are_not_same": "set dynamic_sampling",
+    "data_path_to_save_groups": "run the mode `process` and set process.output",
+    "data_dir_to_save_evals": "results go to evaluations.jsonl in run_dir",
+    "include_messages": "the trainer takes token ids only",
+    "min_batch_allocation": "one environment fills the batch",
+    "min_items_sent_before_logging": "every step is logged",
+    "thinking_mode": "set thinking",
+    "reasoning_effort": "set thinking",
+    "max_reasoning_tokens": "set max_new_tokens",
+    "custom_thinking_prompt": "set thinking",
+}
+
+
+class LivecodeEnvConfig(BaseEnvConfig):
+    """The environment's own options, beside Atropos' group_size, total_steps, rollout_server_url and wandb."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    group_size: int = Field(8, ge=2, description="Rollouts of one problem that are compared with each other.")
+    total_steps: int = Field(
+        1000, ge=-1, description="Training steps to feed; -1 takes the number that the trainer registered."
+    )
+    rollout_server_url: str = Field("http://127.0.0.1:8000", description="Address of the Atropos API server.")
+    use_wandb: bool = Field(
+        False, description="Log to Weights & Biases as Atropos does, beside the run folder."
+    )
+    wandb_name: str | None = Field("livecode", description="The environment's name at the API and in wandb.")
+    steps_per_eval: int = Field(-1, description="Atropos' option; evaluations are a mode of their own here.")
+    worker_timeout: float = Field(
+        -1, description="Atropos' option; no rollout is cut off by a clock of its own."
+    )
+
+    problems: str = Field(
+        "warmup:train",
+        description="A JSONL file of problems, or warmup:train, warmup:new_instances, warmup:unseen_templates.",
+    )
+    seed: int = Field(
+        0, ge=0, description="Seed of the warm-up problems, their order and evaluation sampling."
+    )
+    problem_sampling: Rule = Field(
+        "uniform",
+        description="uniform: shuffled epochs; learnable: weight p(1-p)+0.05 of a running pass rate p per "
+        "template (or problem).",
+    )
+    prompt_style: Literal["livecodebench", "fewshot"] = Field(
+        "livecodebench", description="LiveCodeBench's prompt alone, or with worked turns before it."
+    )
+    fewshot_turns: int = Field(2, ge=1, le=8, description="Worked turns of the fewshot style.")
+    fewshot_path: str | None = Field(
+        None, description="JSON file with worked turns [{question, answer}]; empty: the warm-up set's own."
+    )
+    fewshot_scaffold: Literal["livecodebench", "plain"] = Field(
+        "livecodebench",
+        description="Questions of the fewshot style in LiveCodeBench's format, or as they are.",
+    )
+    thinking: bool | None = Field(
+        None, description="The chat template's enable_thinking; empty leaves the template's default."
+    )
+
+    context: int = Field(4096, ge=16, description="Longest prompt + completion in tokens.")
+    max_new_tokens: int = Field(2048, ge=1, description="Longest completion in tokens; longer is overlong.")
+    temperature: float = Field(
+        1.0, gt=0, le=2, description="Sampling temperature, divided out by the trainer too."
+    )
+    top_p: float = Field(1.0, description="Always 1: a truncated distribution biases every importance ratio.")
+
+    overlong_baseline: Literal["include", "exclude"] = Field(
+        "include",
+        description="Truncated rollouts: judged and counted in the group's mean and std, then without advantage "
+        "(include), or neither judged nor counted (exclude).",
+    )
+    dynamic_sampling: bool = Field(True, description="Do not send groups without any effective advantage.")
+    shuffle_rewards: bool = Field(
+        False,
+        description="Control run: deal a group's rewards out at random, so that nothing can be learned.",
+    )
+    max_staleness: int = Field(
+        1,
+        ge=0,
+        description="Training steps that a group may lag behind; a group that could exceed it is not begun.",
+    )
+    max_concurrent_rollouts: int = Field(256, ge=1, description="Rollouts at the servers at the same time.")
+    rollout_deadline_s: float = Field(
+        3600.0, gt=0, description="Longest time of one rollout, resubmissions included."
+    )
+
+    verifier: Literal["local"] = Field(
+        "local", description="Where programs are judged: local, judges on this machine."
+    )
+    verifier_workers: int = Field(2, ge=1, description="Judges at the same time.")
+    verifier_deadline_s: float = Field(
+        600.0, gt=0, description="Longest wait for one verdict, queue and retries included."
+    )
+    time_limit_s: float = Field(15.0, gt=0, description="Time limit of one test in seconds.")
+    memory_limit_mb: int = Field(4096, ge=64, description="Memory limit of one test in MB.")
+
+    run_dir: str = Field("runs/livecode", description="Folder of the run's records.")
+    record_rollouts_per_group: int = Field(
+        1, ge=0, description="Rollouts of a recorded group that are kept with text, code and verdict."
+    )
+    record_every_groups: int = Field(1, ge=1, description="Every how many finished groups one is recorded.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _nothing_without_effect(cls, values: Any) -> Any:
+        for name, fix in REPLACED.items() if isinstance(values, dict) else ():
+            if name == "max_token_length" and values.get(name) == values.get("context"):
+                continue  # written so by this class: a run's saved configuration can be read again
+            if name in values and values[name] != cls.model_fields[name].default:
+                raise ValueError(f"{name} = {values[name]!r}: has no effect in this environment: {fix}")
+        return values
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> LivecodeEnvConfig:
+        if self.max_new_tokens >= self.context:
+            raise ValueError(
+                f"max_new_tokens {self.max_new_tokens} >= context {self.context}: no room for a prompt; "
+                "raise context or lower max_new_tokens"
+            )
+        if self.top_p != 1.0:
+            raise ValueError(f"top_p {self.top_p}: training needs 1.0; set evaluation.top_p for evaluations")
+        if self.max_concurrent_rollouts < self.group_size:
+            raise ValueError(
+                f"max_concurrent_rollouts {self.max_concurrent_rollouts} < group_size {self.group_size}: no group "
+                f"could ever begin; set max_concurrent_rollouts to {self.group_size} or more"
+            )
+        if self.prompt_style == "livecodebench" and self.fewshot_path is not None:
+            raise ValueError(
+                f"fewshot_path {self.fewshot_path} with prompt_style livecodebench: set prompt_style to fewshot "
+                "or leave fewshot_path empty"
+            )
+        if self.total_steps == 0:
+            raise ValueError("total_steps 0: set 1 or more, or -1 for the trainer's own number")
+        self.max_token_length = self.context  # the name that Atropos' own code reads
+        return self
+
+
+class ProcessConfig(Section):
+    """The mode `process`: groups into a file, without API and trainer."""
+
+    groups: int = Field(8, ge=1, description="Groups to make.")
+    output: str | None = Field(None, description="JSONL file; empty: groups.jsonl in env.run_dir.")
+
+
+class EvaluationConfig(Section):
+    """The mode `evaluate`."""
+
+    problems: list[str] = Field(
+        ["warmup:new_instances", "warmup:unseen_templates"],
+        min_length=1,
+        description="Sets to evaluate: as env.problems, several.",
+    )
+    n: int = Field(4, ge=1, description="Samples per problem.")
+    temperature: float | None = Field(None, gt=0, description="Sampling temperature; empty: env.temperature.")
+    top_p: float = Field(
+        1.0, gt=0, le=1, description="Nucleus of evaluation sampling; training always uses 1."
+    )
+    greedy: bool = Field(True, description="One greedy answer per problem as well.")
+    seed: int = Field(
+        0, ge=0, description="Seed of every request, so that evaluations before and after pair up."
+    )
+    limit: int | None = Field(None, ge=1, description="Only so many problems of each set; empty: all.")
+
+
+class RunConfig(Settings):
+    """Everything that `atropos run-env livecode` can be told."""
+
+    model: str = Field(description="Folder (or hub name) of the model that the servers serve.")
+    tokenizer: str | None = Field(None, description="Folder (or hub name) of its tokenizer; empty: model.")
+    servers: list[str] = Field(
+        ["http://127.0.0.1:8001"], min_length=1, description="Addresses of the vLLM servers, comma-separated."
+    )
+    env: LivecodeEnvConfig = Field(default_factory=LivecodeEnvConfig, description="The environment.")
+    process: ProcessConfig = Field(default_factory=ProcessConfig, description="The mode `process`.")
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="The mode `evaluate`.")
+
+    @property
+    def tokenizer_path(self) -> str:
+        """Where the tokenizer is loaded from."""
+        return self.tokenizer or self.model
+
+    @model_validator(mode="after")
+    def _model_can_serve(self) -> RunConfig:
+        for url in self.servers:
+            if not url.startswith(("http://", "https://")):
+                raise ValueError(f"servers: {url!r} is no address: write it as http://HOST:PORT")
+        described = Path(self.model) / "config.json"
+        if not described.is_file():
+            if self.model.startswith((".", "/", "models/")):
+                raise ValueError(
+                    f"model {self.model}: no model there (no config.json); give a model's folder"
+                )
+            return self  # a name on the hub: the servers are asked at start
+        limit = json.loads(described.read_text(encoding="utf-8")).get("max_position_embeddings")
+        if isinstance(limit, int) and self.env.context > limit:
+            raise ValueError(
+                f"env.context {self.env.context} > the model's {limit} tokens: lower env.context to {limit}, or "
+                "serve a model whose config has rope scaling"
+            )
+        return self
+
+
+def load_run_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+    """The run's options: defaults, then the YAML file at `path`, then flags such as ``--env.group_size 8``.
+
+    Raises:
+        ConfigError: naming each wrong field, its value and the fix; an unknown key names the nearest known one.
+    """
+    config = ["--config", str(path)] if path is not None else []
+    return load(RunConfig, [*config, *overrides], PROGRAM)
+
+
+def describe_options() -> list[tuple[str, str, str]]:
+    """Every option as (dotted name, default, sentence), in order; options of Atropos that are replaced are left out."""
+    return list(_describe(RunConfig, ""))
+
+
+def _describe(model: type[Any], prefix: str) -> list[tuple[str, str, str]]:
+    rows = []
+    for name, info in model.model_fields.items():
+        inner = info.annotation
+        if isinstance(inner, type) and hasattr(inner, "model_fields"):
+            rows += _describe(inner, f"{prefix}{name}.")
+        elif name not in REPLACED:
+            default = (
+                "required" if info.is_required() else json.dumps(info.get_default(call_default_factory=True))
+            )
+            rows.append((prefix + name, default, info.description or ""))
+    return rows

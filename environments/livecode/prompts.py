@@ -1,0 +1,194 @@
+"""Prompts as token ids: LiveCodeBench's standard format, with few-shot turns before it where asked for.
+
+The strings are the benchmark's interface and stay byte for byte as they are
+(LiveCodeBench, arXiv 2403.07974, generic chat format).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from environments.livecode.problems import Problem
+
+SYSTEM = (
+    "You are an expert Python programmer. You will be given a question (problem specification) and will "
+    "generate a correct Python program that matches the specification and passes all tests."
+)
+WITH_STARTER_CODE = (
+    "You will use the following starter code to write the solution to the problem and enclose your code "
+    "within delimiters."
+)
+WITHOUT_STARTER_CODE = (
+    "Read the inputs from stdin solve the problem and write the answer to stdout (do not directly test on "
+    "the sample inputs). Enclose your code within delimiters as follows. Ensure that when the python program "
+    "runs, it reads the inputs, runs the algorithm and writes output to STDOUT."
+)
+
+Style = Literal["livecodebench", "fewshot"]
+Scaffold = Literal["livecodebench", "plain"]
+Message = dict[str, str]
+
+
+class PromptError(ValueError):
+    """A prompt that cannot be made; the message names the problem or the file and the fix."""
+
+
+class Turn(Protocol):
+    """One worked example of a few-shot prompt: a question with its answer as the model should give it."""
+
+    @property
+    def question(self) -> str: ...
+    @property
+    def starter_code(self) -> str: ...
+    @property
+    def answer(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class FileTurn:
+    """A few-shot turn that was read from a JSON file."""
+
+    question: str
+    starter_code: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the server gets it."""
+
+    ids: list[int]
+    text: str
+    reasoning_open: bool  # the template itself opened <think>, so the completion starts inside it
+
+
+def user_message(question: str, starter_code: str = "") -> str:
+    """LiveCodeBench's user message for one problem, byte for byte."""
+    form = WITH_STARTER_CODE if starter_code else WITHOUT_STARTER_CODE
+    return (
+        f"### Question:\n{question}\n\n"
+        f"### Format: {form}\n"
+        f"```python\n{starter_code or '# YOUR CODE HERE'}\n```\n\n"
+        "### Answer: (use the provided format with backticks)\n\n"
+    )
+
+
+def plain_message(question: str, starter_code: str = "") -> str:
+    """The question alone, with the starter code in a fence where there is one."""
+    return f"{question}\n\n```python\n{starter_code}\n```" if starter_code else question
+
+
+def messages(
+    problem: Problem, turns: Sequence[Turn] = (), scaffold: Scaffold = "livecodebench"
+) -> list[Message]:
+    """The chat: system, then each worked turn, then the problem; all questions in the same scaffold."""
+    ask = user_message if scaffold == "livecodebench" else plain_message
+    chat = [{"role": "system", "content": SYSTEM}]
+    for turn in turns:
+        chat.append({"role": "user", "content": ask(turn.question, turn.starter_code)})
+        chat.append({"role": "assistant", "content": turn.answer})
+    chat.append({"role": "user", "content": ask(problem.statement, problem.starter_code)})
+    return chat
+
+
+def read_turns(path: str | Path) -> list[FileTurn]:
+    """Few-shot turns of a JSON file: a list of {question | question_content, starter_code?, answer}.
+
+    Raises:
+        PromptError: a missing or broken file, an entry without question or answer.
+    """
+    try:
+        rows = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PromptError(
+            f"env.fewshot_path = {path}: cannot be read ({error.strerror}). Give a JSON file."
+        ) from None
+    except ValueError as error:
+        raise PromptError(f"env.fewshot_path = {path}: not JSON ({error}).") from None
+    turns = []
+    for index, row in enumerate(rows if isinstance(rows, list) else [rows]):
+        fields = row if isinstance(row, dict) else {}
+        question = fields.get("question", fields.get("question_content"))
+        if not isinstance(question, str) or not isinstance(fields.get("answer"), str):
+            raise PromptError(
+                f"env.fewshot_path = {path}: entry {index} has no question or no answer. "
+                'Need [{"question": ..., "answer": ...}, ...].'
+            )
+        turns.append(FileTurn(question, str(fields.get("starter_code") or ""), fields["answer"]))
+    return turns
+
+
+class PromptBuilder:
+    """Makes and keeps the prompt of each problem, with the model's own chat template.
+
+    Args:
+        tokenizer: a transformers tokenizer with a chat template.
+        turns: worked examples before the question; none for LiveCodeBench's own prompt.
+        thinking: value of the template's `enable_thinking`; None leaves the template's default.
+        limit: longest prompt in tokens (context less the tokens to be generated).
+
+    Raises:
+        PromptError: a tokenizer without chat template, `thinking` set for a template that has no such switch.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        turns: Sequence[Turn] = (),
+        scaffold: Scaffold = "livecodebench",
+        thinking: bool | None = None,
+        limit: int,
+    ) -> None:
+        template = getattr(tokenizer, "chat_template", None)
+        if not template:
+            raise PromptError("tokenizer: has no chat template. Use an instruction-tuned model's tokenizer.")
+        if thinking is not None and "enable_thinking" not in str(template):
+            raise PromptError(
+                f"env.thinking = {thinking}: this model's chat template has no enable_thinking switch. Leave it empty."
+            )
+        self.tokenizer = tokenizer
+        self.turns = list(turns)
+        self.scaffold: Scaffold = scaffold
+        self.limit = limit
+        self._kwargs = {} if thinking is None else {"enable_thinking": thinking}
+        self._made: dict[str, Prompt] = {}
+
+    def __call__(self, problem: Problem) -> Prompt:
+        """The problem's prompt; PromptError with its id when it is longer than the limit."""
+        prompt = self._made.get(problem.id)
+        if prompt is None:
+            prompt = self._made[problem.id] = self._make(problem)
+        return prompt
+
+    def check(self, problems: Sequence[Problem]) -> None:
+        """Makes every prompt; PromptError names all problems whose prompt leaves no room for the answer."""
+        refused = []
+        for problem in problems:
+            try:
+                self(problem)
+            except PromptError as error:
+                refused.append(str(error))
+        if refused:
+            shown = refused[:5] + ([f"... and {len(refused) - 5} more"] if len(refused) > 5 else [])
+            raise PromptError("\n  ".join(shown))
+
+    def _make(self, problem: Problem) -> Prompt:
+        chat = messages(problem, self.turns, self.scaffold)
+        # transformers 5 returns a BatchEncoding by default; its iteration gives keys where ids belong.
+        ids = self.tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=True, return_dict=False, **self._kwargs
+        )
+        text = self.tokenizer.apply_chat_template(
+            chat, add_generation_prompt=True, tokenize=False, **self._kwargs
+        )
+        if len(ids) > self.limit:
+            raise PromptError(
+                f"problem {problem.id}: its prompt has {len(ids)} tokens, room is {self.limit} "
+                "(env.context - env.max_new_tokens). Leave the problem out or raise env.context."
+            )
+        return Prompt([int(token) for token in ids], text, text.rstrip().endswith("<think>"))

@@ -1,0 +1,290 @@
+"""Rollouts from vLLM: token ids in, token ids out, with the sampler's log-probabilities and weight versions.
+
+RolloutError                 no rollout could be had
+├── ServerRefused            the server answers, and no: a wrong model, a missing flag, a bad request
+└── RolloutDeadlineExceeded  no server finished it in time
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+logger = logging.getLogger(__name__)
+
+GENERATE = "/inference/v1/generate"
+_COOLDOWN_S = 5.0  # a server that failed is left alone for so long
+_BACKOFF_S = (0.2, 5.0)  # first and longest pause between two tries of one rollout
+
+
+class RolloutError(RuntimeError):
+    """No rollout could be had; the message names the server and the reason."""
+
+
+class ServerRefused(RolloutError):
+    """The server is up and refuses: trying again cannot help."""
+
+
+class RolloutDeadlineExceeded(RolloutError):
+    """No server finished the rollout before its deadline."""
+
+
+class _TryAgain(RuntimeError):
+    """This try failed on the server's side; another one may succeed."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. top_p is 1 and top_k off wherever the tokens are trained on.
+
+    temperature 0 is greedy. `seed` fixes one request's draws.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        params: dict[str, Any] = {
+            "max_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": 0,
+            "logprobs": 0,
+            "detokenize": False,
+        }
+        return params if self.seed is None else params | {"seed": self.seed}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One finished rollout: the sampled ids exactly as the engine drew them."""
+
+    ids: list[int]
+    logprobs: list[float]  # of each sampled id, at the sampling temperature
+    finish_reason: str  # "stop" | "length"
+    versions: list[tuple[int, int, int]]  # (weight version, start, end) over ids
+    seconds: float
+
+
+@dataclass
+class Counters:
+    """What went wrong and was made good."""
+
+    resubmitted_abort: int = 0
+    resubmitted_failure: int = 0
+
+
+@dataclass
+class _Server:
+    url: str
+    running: int = 0
+    down_until: float = 0.0
+    model: str | None = field(default=None)
+
+
+def parse_version(version: Any) -> int:
+    """vLLM's version label as the optimizer step; its own start label `default` is step 0.
+
+    Raises:
+        ServerRefused: a label that is neither.
+    """
+    if version in (None, "default"):
+        return 0
+    try:
+        return int(version)
+    except (TypeError, ValueError):
+        raise ServerRefused(
+            f"weight version {version!r} is not an optimizer step. Only this project's trainer may set it: "
+            "POST /update_weight_version with a decimal number."
+        ) from None
+
+
+class RolloutClient:
+    """Rollouts over one or several vLLM servers, the least loaded one first.
+
+    A server that breaks down, or that aborts a request for a weight update, costs no rollout: the request is sent
+    again, to another server where there is one.
+    """
+
+    def __init__(self, urls: Sequence[str], *, deadline_s: float = 3600.0) -> None:
+        if not urls:
+            raise ValueError("servers: empty. Give the address of at least one vLLM server.")
+        self.deadline_s = deadline_s
+        self.counters = Counters()
+        self._servers = [_Server(url.rstrip("/")) for url in urls]
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=512)
+        self._http = httpx.AsyncClient(timeout=httpx.Timeout(deadline_s, connect=10.0), limits=limits)
+
+    async def __aenter__(self) -> RolloutClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._http.aclose()
+
+    @property
+    def running(self) -> int:
+        """Requests that are at a server now."""
+        return sum(server.running for server in self._servers)
+
+    async def generate(self, prompt: Sequence[int], sampling: Sampling) -> Sample:
+        """One finished rollout.
+
+        Raises:
+            ServerRefused: a request that no try can serve.
+            RolloutDeadlineExceeded: `deadline_s` passed; the last failure stands in the message.
+        """
+        started = time.monotonic()
+        body = {"token_ids": list(prompt), "sampling_params": sampling.as_json()}
+        pause, last = _BACKOFF_S[0], "no server answered"
+        while True:
+            left = self.deadline_s - (time.monotonic() - started)
+            if left <= 0:
+                raise RolloutDeadlineExceeded(f"no rollout within {self.deadline_s:g} s: {last}")
+            server = self._least_loaded()
+            server.running += 1
+            try:
+                choice = await self._ask(server, body, left)
+                if choice.get("finish_reason") in ("stop", "length"):
+                    return self._sample(choice, time.monotonic() - started)
+                # An abort or an engine error is not the model's answer.
+                self.counters.resubmitted_abort += 1
+                last = f"{server.url}: finish_reason {choice.get('finish_reason')!r}"
+            except _TryAgain as error:
+                self.counters.resubmitted_failure += 1
+                server.down_until = time.monotonic() + _COOLDOWN_S
+                last = str(error)
+                logger.warning("rollout sent again: %s", last)
+            finally:
+                server.running -= 1
+            await asyncio.sleep(min(pause * random.uniform(0.5, 1.0), max(left, 0.0)))
+            pause = min(pause * 2, _BACKOFF_S[1])
+
+    def _least_loaded(self) -> _Server:
+        now = time.monotonic()
+        return min(self._servers, key=lambda server: (server.down_until > now, server.running))
+
+    async def _ask(self, server: _Server, body: dict[str, Any], timeout: float) -> dict[str, Any]:
+        try:
+            response = await self._http.post(
+                server.url + GENERATE, json=body, timeout=httpx.Timeout(timeout, connect=min(10.0, timeout))
+            )
+        except httpx.HTTPError as error:
+            raise _TryAgain(f"{server.url}: {type(error).__name__} {error}") from error
+        if response.status_code >= 500:
+            raise _TryAgain(f"{server.url}: status {response.status_code}: {response.text[:300]}")
+        if response.status_code != 200:
+            raise ServerRefused(_refusal(server.url, response))
+        choices = response.json().get("choices") or []
+        if len(choices) != 1:
+            raise ServerRefused(f"{server.url}{GENERATE}: {len(choices)} choices, need one")
+        return dict(choices[0])
+
+    def _sample(self, choice: dict[str, Any], seconds: float) -> Sample:
+        ids = [int(token) for token in choice.get("token_ids") or []]
+        content = (choice.get("logprobs") or {}).get("content") or []
+        if len(content) != len(ids) or any(
+            entry["token_id"] != token for entry, token in zip(content, ids, strict=True)
+        ):
+            raise ServerRefused(
+                f"{GENERATE}: {len(ids)} token ids with log-probabilities of {len(content)} others"
+            )
+        logprobs = [float(entry["logprob"]) for entry in content]
+        if not all(math.isfinite(value) for value in logprobs):
+            raise ServerRefused(
+                f"{GENERATE}: a log-probability is not finite; the served weights are damaged"
+            )
+        spans = choice.get("weight_versions")
+        if not spans:
+            raise ServerRefused(f"{GENERATE}: no weight_versions in the answer. Use vLLM 0.32 or newer.")
+        versions = [(parse_version(span["version"]), int(span["start"]), int(span["end"])) for span in spans]
+        return Sample(ids, logprobs, str(choice["finish_reason"]), versions, seconds)
+
+    async def weight_version(self) -> int | None:
+        """The oldest version that a reachable server serves; None when none can be reached."""
+        found = await asyncio.gather(*(served_version(self._http, server.url) for server in self._servers))
+        versions = [version for version in found if version is not None]
+        return min(versions) if versions else None
+
+    async def check(self, *, context: int, need_versions: bool = True) -> None:
+        """Asks every server once whether it can serve this run; raises before any work is lost.
+
+        Raises:
+            ServerRefused: the server is down, serves too short a context, or lacks a flag (which is named).
+        """
+        for server in self._servers:
+            await self._check_server(server, context, need_versions)
+
+    async def _check_server(self, server: _Server, context: int, need_versions: bool) -> None:
+        try:
+            health = await self._http.get(server.url + "/health", timeout=10.0)
+            models = await self._http.get(server.url + "/v1/models", timeout=10.0)
+        except httpx.HTTPError as error:
+            raise ServerRefused(
+                f"servers: {server.url} does not answer ({type(error).__name__}). Start vLLM there first."
+            ) from error
+        if health.status_code != 200:
+            raise ServerRefused(f"servers: {server.url}/health says {health.status_code}. See vLLM's log.")
+        if models.status_code == 200:
+            entry = models.json()["data"][0]
+            server.model, limit = entry.get("id"), entry.get("max_model_len")
+            if limit is not None and limit < context:
+                raise ServerRefused(
+                    f"servers: {server.url} serves at most {limit} tokens, env.context is {context}. "
+                    f"Start vLLM with --max-model-len {context} or lower env.context."
+                )
+        if need_versions:
+            info = await self._http.get(server.url + "/weight_info", timeout=10.0)
+            if info.status_code != 200:
+                raise ServerRefused(
+                    f"servers: {server.url}/weight_info says {info.status_code}. Start vLLM with "
+                    "VLLM_SERVER_DEV_MODE=1: without it weights cannot be updated."
+                )
+        await self._check_logprobs_mode(server)
+
+    async def _check_logprobs_mode(self, server: _Server) -> None:
+        """Processed log-probabilities follow the temperature, raw ones do not."""
+        best = []
+        for temperature in (1.0, 0.5):
+            params = Sampling(1, temperature, seed=0).as_json() | {"logprobs": 1}
+            try:
+                choice = await self._ask(server, {"token_ids": [1, 2, 3], "sampling_params": params}, 120.0)
+            except _TryAgain as error:
+                raise ServerRefused(f"servers: a first request failed: {error}") from error
+            content = choice["logprobs"]["content"][0]
+            best.append(max(entry["logprob"] for entry in [content, *content["top_logprobs"]]))
+        # Where one token has nearly all the probability the two modes cannot be told apart.
+        if best[0] < -1e-3 and abs(best[0] - best[1]) < 1e-6:
+            raise ServerRefused(
+                f"servers: {server.url} gives log-probabilities before the temperature. "
+                "Start vLLM with --logprobs-mode processed_logprobs."
+            )
+
+
+async def served_version(http: httpx.AsyncClient, url: str) -> int | None:
+    """The weight version that the server at `url` serves (an optimizer step), None when it cannot be asked."""
+    try:
+        response = await http.get(url.rstrip("/") + "/weight_info", timeout=10.0)
+        response.raise_for_status()
+    except httpx.HTTPError as error:
+        logger.debug("%s/weight_info: %s", url, error)
+        return None
+    return parse_version(response.json().get("weight_version"))
+
+
+def _refusal(url: str, response: httpx.Response) -> str:
+    reason = response.text[:500]
+    if response.status_code == 403:
+        return f"{url}{GENERATE} says 403: start vLLM with --enable-scale-out. ({reason})"
+    if response.status_code == 404:
+        return f"{url}{GENERATE} says 404: not a vLLM 0.32 server, or another model is served. ({reason})"
+    return f"{url}{GENERATE} says {response.status_code}: {reason}"

@@ -1,0 +1,118 @@
+"""Which problem comes next: in shuffled epochs, or the ones that can be learned from more often."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+from environments.livecode.problems import Problem
+
+Rule = Literal["uniform", "learnable"]
+
+FLOOR = 0.05  # weight that a problem keeps when it is always or never solved
+_START = 0.5  # pass rate of what was never tried: the most promising one
+_STEP = 0.5  # how far one group moves the running pass rate
+
+
+class Sampler(Protocol):
+    """An endless order of problems that learns from their pass rates."""
+
+    def next(self) -> Problem:
+        """The next problem."""
+        ...
+
+    def update(self, problem: Problem, pass_rate: float) -> None:
+        """Takes note of the share of a group's rollouts that passed (0 to 1)."""
+        ...
+
+    def state(self) -> dict[str, Any]:
+        """What a restart needs to go on, as plain JSON types."""
+        ...
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Goes on from `state`."""
+        ...
+
+
+class UniformSampler:
+    """Every problem once an epoch, in an order shuffled anew each epoch."""
+
+    def __init__(self, problems: Sequence[Problem], seed: int) -> None:
+        self._problems = list(problems)
+        self._seed = seed
+        self._taken = 0
+        self._epoch = -1
+        self._order: list[int] = []
+
+    def next(self) -> Problem:
+        epoch, position = divmod(self._taken, len(self._problems))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, list(range(len(self._problems)))
+            random.Random(f"{self._seed}/{epoch}").shuffle(self._order)
+        self._taken += 1
+        return self._problems[self._order[position]]
+
+    def update(self, problem: Problem, pass_rate: float) -> None:
+        """Pass rates do not matter here."""
+
+    def state(self) -> dict[str, Any]:
+        return {"taken": self._taken}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._taken = int(state["taken"])
+
+
+class LearnableSampler:
+    """Draws a class of problems with weight p (1 - p) + 0.05, p its running pass rate, then one of its problems.
+
+    A class is a warm-up template, or a single problem where there is none. A flat group gives no signal, so
+    what is always or never solved is drawn at the floor's weight only; what was never tried counts as p = 0.5.
+    Within a class each problem comes once before any comes again.
+    """
+
+    def __init__(self, problems: Sequence[Problem], seed: int) -> None:
+        self._classes: dict[str, list[Problem]] = {}
+        for problem in problems:
+            self._classes.setdefault(_class(problem), []).append(problem)
+        self._rates = dict.fromkeys(self._classes, _START)
+        self._left: dict[str, list[int]] = {name: [] for name in self._classes}
+        self._random = random.Random(seed)
+
+    def next(self) -> Problem:
+        names = list(self._classes)
+        weights = [rate * (1 - rate) + FLOOR for rate in self._rates.values()]
+        name = self._random.choices(names, weights)[0]
+        left = self._left[name]
+        if not left:
+            left.extend(range(len(self._classes[name])))
+            self._random.shuffle(left)
+        return self._classes[name][left.pop()]
+
+    def update(self, problem: Problem, pass_rate: float) -> None:
+        name = _class(problem)
+        self._rates[name] += _STEP * (pass_rate - self._rates[name])
+
+    def state(self) -> dict[str, Any]:
+        version, internal, gauss = self._random.getstate()
+        return {
+            "rates": dict(self._rates),
+            "left": {name: list(left) for name, left in self._left.items() if left},
+            "random": [version, list(internal), gauss],
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._rates.update({name: rate for name, rate in state["rates"].items() if name in self._rates})
+        for name, left in self._left.items():
+            left[:] = [index for index in state["left"].get(name, []) if index < len(self._classes[name])]
+        version, internal, gauss = state["random"]
+        self._random.setstate((version, tuple(internal), gauss))
+
+
+def build_sampler(rule: Rule, problems: Sequence[Problem], seed: int) -> Sampler:
+    """The sampler that `env.problem_sampling` names."""
+    return {"uniform": UniformSampler, "learnable": LearnableSampler}[rule](problems, seed)
+
+
+def _class(problem: Problem) -> str:
+    return problem.template or problem.id
