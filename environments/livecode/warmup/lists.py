@@ -1,0 +1,140 @@
+"""Warm-up templates that read a line of integers."""
+
+from __future__ import annotations
+
+from environments.livecode.warmup import inputs as make
+from environments.livecode.warmup.template import Template, grid, texts
+
+V = "v = list(map(int, input().split()))\n"
+READ = "Read one line of integers separated by spaces and print "
+
+LISTS = (
+    Template(
+        "sum_of_list",
+        1,
+        "$text",
+        V + "print(sum(v))",
+        make.row(),
+        texts(READ + "their sum.", READ + "the sum of all of them."),
+    ),
+    Template(
+        "max_of_list",
+        1,
+        "$text",
+        V + "print(max(v))",
+        make.row(),
+        texts(READ + "the largest one.", READ + "their maximum."),
+    ),
+    Template(
+        "length_of_list",
+        1,
+        "$text",
+        V + "print(len(v))",
+        make.row(shortest=1, longest=9),
+        texts(READ + "how many there are.", READ + "the number of integers."),
+    ),
+    Template(
+        "last_of_list",
+        1,
+        "$text",
+        V + "print(v[-1])",
+        make.row(),
+        texts(READ + "the last one.", READ + "only the last integer."),
+    ),
+    Template(
+        "sort_list",
+        2,
+        "$text",
+        V + "print(*sorted(v))",
+        make.row(),
+        texts(READ + "them in increasing order.", READ + "them sorted from smallest to largest."),
+    ),
+    Template(
+        "item_at_index",
+        1,
+        READ + "the one at index $k, counting from 0.",
+        V + "print(v[$k])",
+        make.row_at_least("k"),
+        grid(k=range(1, 9)),
+    ),
+    Template(
+        "sum_plus_k",
+        1,
+        READ + "their sum plus $k.",
+        V + "print(sum(v) + $k)",
+        make.row(),
+        grid(k=range(2, 41)),
+    ),
+    Template(
+        "sum_of_list_times_k",
+        1,
+        READ + "their sum multiplied by $k.",
+        V + "print(sum(v) * $k)",
+        make.row(),
+        grid(k=range(2, 16)),
+    ),
+    Template(
+        "max_minus_k",
+        2,
+        READ + "the largest one minus $k.",
+        V + "print(max(v) - $k)",
+        make.row(),
+        grid(k=range(2, 31)),
+    ),
+    Template(
+        "min_plus_k",
+        2,
+        READ + "the smallest one plus $k.",
+        V + "print(min(v) + $k)",
+        make.row(0, 40),
+        grid(k=range(2, 31)),
+    ),
+    Template(
+        "count_equal_k",
+        2,
+        READ + "how many of them are equal to $k.",
+        V + "print(v.count($k))",
+        make.row_around("k", 2),
+        grid(k=range(3, 21)),
+    ),
+    Template(
+        "add_k_to_each",
+        3,
+        READ + "each of them plus $k, on one line.",
+        V + "print(*[x + $k for x in v])",
+        make.row(),
+        grid(k=range(2, 21)),
+    ),
+    Template(
+        "multiply_each_by_k",
+        3,
+        READ + "each of them multiplied by $k, on one line.",
+        V + "print(*[x * $k for x in v])",
+        make.row(),
+        grid(k=range(2, 13)),
+    ),
+    Template(
+        "count_greater_than_k",
+        3,
+        READ + "how many of them are greater than $k.",
+        V + "print(sum(x > $k for x in v))",
+        make.row_around("k"),
+        grid(k=range(5, 21)),
+    ),
+    Template(
+        "keep_greater_than_k",
+        3,
+        READ + "those that are greater than $k, in the same order, on one line.",
+        V + "print(*[x for x in v if x > $k])",
+        make.row_around("k"),
+        grid(k=range(5, 21)),
+    ),
+    Template(
+        "second_largest_plus_k",
+        3,
+        READ + "the second largest one plus $k.",
+        V + "print(sorted(v)[-2] + $k)",
+        make.row(0, 40),
+        grid(k=range(2, 21)),
+    ),
+)

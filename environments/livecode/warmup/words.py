@@ -1,0 +1,217 @@
+"""Warm-up templates that read words."""
+
+from __future__ import annotations
+
+from environments.livecode.warmup import inputs as make
+from environments.livecode.warmup.template import Template, grid, texts
+
+S = "s = input()\n"
+ENDINGS = ("ing", "er", "land", "ful", "less", "box", "man", "way", "top", "ship", "ist", "ness")
+STARTS = ("un", "re", "pre", "sub", "over", "mini", "super", "out", "non", "anti", "mega", "up")
+GREETINGS = ("Hello", "Hi", "Welcome", "Goodbye", "Thanks", "Dear", "Greetings", "Sorry", "Congrats", "Howdy")
+LETTERS = "aeiorstnl"
+MARKS = ("-", "+", "/", "_", ":", "=", "&", "~", "|", ";", ".")
+
+WORDS = (
+    Template(
+        "echo",
+        1,
+        "$text",
+        "print(input())",
+        make.word(),
+        texts("Read a word and print it.", "Read a word and print the same word."),
+    ),
+    Template(
+        "reverse_word",
+        1,
+        "$text",
+        S + "print(s[::-1])",
+        make.word(),
+        texts("Read a word and print it reversed.", "Read a word and print its letters in reverse order."),
+    ),
+    Template(
+        "upper_case",
+        1,
+        "$text",
+        S + "print(s.upper())",
+        make.word(),
+        texts("Read a word and print it in upper case.", "Read a word and print it in capital letters."),
+    ),
+    Template(
+        "word_length",
+        1,
+        "$text",
+        S + "print(len(s))",
+        make.made_up_word(),
+        texts("Read a word and print its length.", "Read a word and print how many letters it has."),
+    ),
+    Template(
+        "first_letter",
+        1,
+        "$text",
+        S + "print(s[0])",
+        make.word(),
+        texts("Read a word and print its first letter.", "Read a word and print the letter it begins with."),
+    ),
+    Template(
+        "add_ending",
+        1,
+        "Read a word and print it followed by $end, without a space.",
+        S + 'print(s + "$end")',
+        make.word(),
+        grid(end=ENDINGS),
+    ),
+    Template(
+        "add_start",
+        1,
+        "Read a word and print $start followed by the word, without a space.",
+        S + 'print("$start" + s)',
+        make.word(),
+        grid(start=STARTS),
+    ),
+    Template(
+        "greet",
+        1,
+        "Read a name and print $hello, then a space and the name.",
+        S + 'print("$hello", s)',
+        make.word(),
+        grid(hello=GREETINGS),
+    ),
+    Template(
+        "repeat_word",
+        1,
+        "Read a word and print it $k times in a row, without spaces.",
+        S + "print(s * $k)",
+        make.word(),
+        grid(k=range(3, 14)),
+    ),
+    Template(
+        "wrap_word",
+        1,
+        "Read a word s and print $mark, then s, then $mark, without spaces.",
+        S + 'print("$mark" + s + "$mark")',
+        make.word(),
+        grid(mark=MARKS),
+    ),
+    Template(
+        "first_k_letters",
+        2,
+        "Read a word and print its first $k letters.",
+        S + "print(s[:$k])",
+        make.word(),
+        grid(k=range(2, 5)),
+    ),
+    Template(
+        "letter_at_k",
+        1,
+        "Read a word s and print s[$k].",
+        S + "print(s[$k])",
+        make.word(),
+        grid(k=range(1, 5)),
+    ),
+    Template(
+        "drop_k_letters",
+        2,
+        "Read a word and print it without its first $k letters.",
+        S + "print(s[$k:])",
+        make.word(),
+        grid(k=range(1, 5)),
+    ),
+    Template(
+        "length_times_k",
+        2,
+        "Read a word and print its length multiplied by $k.",
+        S + "print(len(s) * $k)",
+        make.made_up_word(),
+        grid(k=range(2, 21)),
+    ),
+    Template(
+        "count_letter",
+        2,
+        "Read a word and print how many times the letter $c occurs in it.",
+        S + 'print(s.count("$c"))',
+        make.word_with("c"),
+        grid(c=LETTERS),
+    ),
+    Template(
+        "replace_letter",
+        2,
+        "Read a word and print it with every letter $c replaced by $d.",
+        S + 'print(s.replace("$c", "$d"))',
+        make.word_with("c"),
+        grid(c="aeio", d="xyzq"),
+    ),
+    Template(
+        "remove_letter",
+        2,
+        "Read a word and print it without the letter $c.",
+        S + 'print(s.replace("$c", ""))',
+        make.word_with("c"),
+        grid(c=LETTERS),
+    ),
+    Template(
+        "has_letter",
+        2,
+        "Read a word. Print Yes if it contains the letter $c and No otherwise.",
+        S + 'print("Yes" if "$c" in s else "No")',
+        make.word_with("c"),
+        grid(c=LETTERS),
+    ),
+    Template(
+        "join_two_words",
+        2,
+        "Read two words, one on each line. Print the first, then $mark, then the second, without spaces.",
+        's = input()\nt = input()\nprint(s + "$mark" + t)',
+        make.two_words(),
+        grid(mark=MARKS),
+    ),
+    Template(
+        "word_at_index",
+        2,
+        "Read one line of words and print the word at index $k, counting from 0.",
+        "print(input().split()[$k])",
+        make.words_at_least("k"),
+        grid(k=range(1, 6)),
+    ),
+    Template(
+        "join_words",
+        3,
+        "Read one line of words and print them joined by $mark instead of spaces.",
+        'print("$mark".join(input().split()))',
+        make.words(),
+        grid(mark=MARKS),
+    ),
+    Template(
+        "longer_words",
+        3,
+        "Read one line of words and print how many of them have more than $k letters.",
+        "print(sum(len(w) > $k for w in input().split()))",
+        make.words(4, 7),
+        grid(k=range(4, 6)),
+    ),
+    Template(
+        "shift_letters",
+        3,
+        "Read a word and print each of its letters replaced by the letter $k places later in the alphabet, "
+        "going on with a after z.",
+        S + 'print("".join(chr((ord(c) - 97 + $k) % 26 + 97) for c in s))',
+        make.word(),
+        grid(k=range(1, 14)),
+    ),
+    Template(
+        "case_of_word",
+        3,
+        "Read a word. If it has more than $k letters print it in upper case, otherwise print it unchanged.",
+        S + "print(s.upper() if len(s) > $k else s)",
+        make.made_up_word(),
+        grid(k=range(4, 9)),
+    ),
+    Template(
+        "lines_of_word",
+        3,
+        "Read an integer n and print the word $word n times, each time on a line of its own.",
+        'for _ in range(int(input())):\n    print("$word")',
+        make.number(1, 9),
+        grid(word=make.WORDS[:12]),
+    ),
+)
