@@ -26,16 +26,16 @@ $(READY): $(PINS) pyproject.toml
 	@PYTHON="$(PYTHON)" sh requirements/install.sh "$(VENV)" "$(PINS)"
 	@touch $@
 
-$(MODEL)/.complete: | $(READY)
+$(MODEL)/complete.json: | $(READY)
 	@$(BIN)/python -m trainer.pretrained --out $(MODEL)
 
-demo: $(READY) $(MODEL)/.complete  ## the whole loop on this machine: STEPS=n SEED=n ARGS="--flag value"
+demo: $(READY) $(MODEL)/complete.json  ## the whole loop on this machine: STEPS=n SEED=n ARGS="--flag value"
 	@$(BIN)/atropos demo $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-test: lint $(MODEL)/.complete  ## lint, types and tests
+test: lint $(MODEL)/complete.json  ## lint, types and tests
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-slow: $(READY) $(MODEL)/.complete  ## the tests that take longer, each with its reason
+test-slow: $(READY) $(MODEL)/complete.json  ## the tests that take longer, each with its reason
 	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
 lint: $(READY)   ## ruff and mypy

@@ -18,7 +18,8 @@ class DemoConfig(Settings):
     seed: int = Field(0, ge=0, description="Seed of the problems, their order, sampling and evaluation.")
     run_dir: Path | None = Field(None, description="Folder of the run; empty: runs/demo-DATE-TIME.")
     model: Path = Field(
-        Path("models/SmolLM2-135M-Instruct"), description="Model folder (made by `python -m trainer.pretrained`)."
+        Path("models/SmolLM2-135M-Instruct"),
+        description="Model folder (made by `python -m trainer.pretrained`).",
     )
     environment_config: Path = Field(CONFIGS / "environment.yaml", description="The environment's options.")
     trainer_config: Path = Field(CONFIGS / "trainer.yaml", description="The trainer's options.")
@@ -26,9 +27,12 @@ class DemoConfig(Settings):
     eval_samples: int = Field(4, ge=1, description="Samples per held-out problem, before and after.")
     eval_every: int = Field(0, ge=0, description="Steps between held-out evaluations on the way; 0: none.")
     shuffle_rewards: bool = Field(
-        False, description="Control: deal the rewards of a group out at random, so that nothing can be learned."
+        False,
+        description="Control: deal the rewards of a group out at random, so that nothing can be learned.",
     )
-    api_port: int | None = Field(None, ge=1, le=65535, description="The API server's port; empty: a free one.")
+    api_port: int | None = Field(
+        None, ge=1, le=65535, description="The API server's port; empty: a free one."
+    )
     server_port: int | None = Field(None, ge=1, le=65535, description="vLLM's port; empty: a free one.")
     start_deadline_s: float = Field(600.0, gt=0, description="Longest wait for a process to be ready.")
 

@@ -1,0 +1,110 @@
+"""What the user sees of a run: what is started, one row a step, and the result."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.status import Status
+from rich.text import Text
+
+# title, width, meaning: one table for the header, the rows and the legend
+COLUMNS: list[tuple[str, int, str]] = [
+    ("step", 4, "training step; its weights are served under this version"),
+    ("reward", 6, "mean reward of all rollouts generated for the step, flat groups included"),
+    ("pass@1", 6, "share of these rollouts that passed every test"),
+    ("groups", 9, "groups trained / generated; the rest had no signal (all passed or all failed)"),
+    ("verdicts", 24, "ok accepted, wa wrong answer, re error, tl time, ml memory, ce syntax, nc no code"),
+    ("tokens", 11, "tokens trained / generated"),
+    ("tok/s", 5, "generated tokens per second of the whole step"),
+    ("clip%", 5, "share of trained tokens outside the clip range"),
+    ("|dlogp|", 7, "mean difference of log-probability between sampler and trainer"),
+    ("stale", 5, "mean age of the trained groups, in steps"),
+    ("generate+judge/train/sync s", 27, "seconds: waiting for rollouts, training, new weights into vLLM"),
+]
+SHORT = {
+    "accepted": "ok",
+    "wrong_answer": "wa",
+    "runtime_error": "re",
+    "time_limit_exceeded": "tl",
+    "memory_limit_exceeded": "ml",
+    "output_limit_exceeded": "ol",
+    "compile_error": "ce",
+    "no_code": "nc",
+}
+
+
+class Screen:
+    """Prints progress to a terminal, or plain lines to a file."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(highlight=False)
+
+    @contextmanager
+    def stage(self, what: str) -> Iterator[Status]:
+        """A line with a spinner while something starts, then the seconds it took."""
+        start = time.monotonic()
+        with self.console.status(what) as status:
+            yield status
+        self.console.print(f"  {what:<58} {time.monotonic() - start:6.1f} s")
+
+    def say(self, text: str = "") -> None:
+        """One plain line."""
+        self.console.print(Text(text), soft_wrap=True)
+
+    def header(self) -> None:
+        """The titles of the rows to come."""
+        self.console.print(
+            Text(" ".join(title.rjust(width) for title, width, _ in COLUMNS), "bold"), soft_wrap=True
+        )
+
+    def legend(self) -> None:
+        """What each column means."""
+        for title, _, meaning in COLUMNS:
+            self.console.print(Text(f"  {title:<28} {meaning}", "dim"), soft_wrap=True)
+
+    def row(self, cells: Sequence[str]) -> None:
+        """One step."""
+        padded = [cell.rjust(width) for cell, (_, width, _) in zip(cells, COLUMNS, strict=True)]
+        self.console.print(Text(" ".join(padded)), soft_wrap=True)
+
+
+def step_cells(trained: Mapping[str, Any], generated: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The cells of one step's row.
+
+    Args:
+        trained: the step's object of metrics.jsonl.
+        generated: the objects of environment.jsonl that arrived during the step.
+    """
+    scores = [score for group in generated for score in group["scores"]]
+    verdicts = Counter(SHORT.get(v, v) for group in generated for v in group["verdicts"])
+    tokens = sum(sum(group["lengths"]) for group in generated)
+    passed = sum(score > 0 for score in scores)
+    seconds = trained["seconds"]
+    return [
+        str(trained["step"]),
+        f"{sum(scores) / len(scores):+.2f}" if scores else "-",
+        f"{100 * passed / len(scores):.1f}%" if scores else "-",
+        f"{trained['groups_trained']}/{len(generated)}",
+        " ".join(f"{name} {count}" for name, count in verdicts.most_common(4)),
+        f"{trained['tokens_trained']}/{tokens}",
+        f"{tokens / max(seconds['step'], 1e-9):.0f}",
+        f"{100 * trained['clip_fraction']:.2f}",
+        f"{trained['mismatch_mean_abs']:.4f}",
+        f"{trained['staleness_mean']:.1f}",
+        f"{seconds['rollouts']:.1f}/{seconds['train']:.1f}/{seconds['sync']:.1f}",
+    ]
+
+
+def percent(value: float) -> str:
+    """A share as per cent with one digit."""
+    return f"{100 * value:.1f} %"
+
+
+def interval(low: float, high: float) -> str:
+    """A 95 % interval in per cent."""
+    return f"[{100 * low:.1f}, {100 * high:.1f}]"
