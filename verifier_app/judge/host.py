@@ -1,0 +1,157 @@
+"""The judge's handles on what runs beside it: the template process and one rollout's zygote."""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import subprocess
+import sys
+import sysconfig
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from verifier_app.judge.channel import Channel, ChannelClosed
+from verifier_app.judge.protocol import JudgeError
+
+log = logging.getLogger(__name__)
+
+START_TIMEOUT_S = 60.0  # a cold disk and a loaded machine; importing takes 0.1 s
+MODULES = (
+    "threading atexit traceback array decimal fractions queue time cmath types enum dataclasses contextlib".split()
+)
+BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from verifier_app.judge.template import main; main(sys.argv[2])"
+
+
+def receive(channel: Channel, timeout_s: float) -> tuple[Any, list[int]]:
+    """The next message, or TimeoutError."""
+    poll = select.poll()
+    poll.register(channel, select.POLLIN)
+    if not poll.poll(max(0.0, timeout_s) * 1000):
+        raise TimeoutError
+    return channel.recv()
+
+
+class TemplateHandle:
+    """An exec'ed interpreter that forks zygotes. Its requests are serialised, so threads may share it."""
+
+    def __init__(self, modules: list[str], deny: tuple[str, ...] = ()) -> None:
+        ours, theirs = socket.socketpair()
+        self.channel = Channel(ours)
+        self._lock = threading.Lock()
+        packages = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+        config = {"fd": theirs.fileno(), "packages": packages, "modules": modules, "deny": list(deny)}
+        home = str(Path(__file__).resolve().parents[2])
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-I", "-S", "-X", "utf8", "-c", BOOT, home, repr(config)],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env={"PATH": "/usr/bin:/bin", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "LANG": "C.UTF-8"},
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+                cwd="/",
+            )
+        except OSError as error:
+            ours.close()
+            raise JudgeError("sandbox_failed", f"the template does not start: {error}") from None
+        finally:
+            theirs.close()
+        try:
+            self.started, fds = receive(self.channel, START_TIMEOUT_S)
+        except (ChannelClosed, TimeoutError):
+            self.close()
+            raise JudgeError("sandbox_failed", "the template does not start (its stderr says why)") from None
+        for fd in fds:
+            os.close(fd)
+
+    def spawn(self, config: dict[str, Any]) -> ZygoteHandle:
+        """Fork a zygote. JudgeError sandbox_failed when it cannot be confined."""
+        ours, theirs = socket.socketpair()
+        channel = Channel(ours)
+        try:
+            with self._lock:
+                self.channel.send({"spawn": config}, [theirs.fileno()])
+                answer, _ = receive(self.channel, START_TIMEOUT_S)
+        except (ChannelClosed, TimeoutError, ValueError) as error:
+            ours.close()
+            raise JudgeError("sandbox_failed", f"the template is gone ({type(error).__name__})") from None
+        finally:
+            theirs.close()
+        if "error" in answer:
+            ours.close()
+            raise JudgeError("sandbox_failed", answer["error"])
+        zygote = ZygoteHandle(self, answer["pid"], channel)
+        zygote.greet()
+        return zygote
+
+    def end(self, pid: int) -> None:
+        """Kill a zygote with all that it holds; returns when nothing is left."""
+        try:
+            with self._lock:
+                self.channel.send({"end": pid})
+                receive(self.channel, START_TIMEOUT_S)
+        except (ChannelClosed, TimeoutError, ValueError):
+            log.warning("the template did not confirm the end of zygote %d", pid)
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def close(self) -> None:
+        """Hang up; the template ends its zygotes and leaves."""
+        self.channel.close()
+        try:
+            self.process.wait(5.0)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+
+class ZygoteHandle:
+    """One rollout's zygote. Close it in every case."""
+
+    def __init__(self, template: TemplateHandle, pid: int, channel: Channel) -> None:
+        self.template, self.pid, self.channel = template, pid, channel
+        self.report: dict[str, Any] = {}
+        self.proc = -1
+        self.own_namespace = False
+        self.open = True
+
+    def greet(self) -> None:
+        """Wait until it is confined."""
+        try:
+            message, fds = receive(self.channel, START_TIMEOUT_S)
+        except (ChannelClosed, TimeoutError) as error:
+            self.close()
+            raise JudgeError("sandbox_failed", f"the zygote does not start ({type(error).__name__})") from None
+        if "error" in message:
+            self.close()
+            raise JudgeError("sandbox_failed", message["error"])
+        self.report = message["ready"]
+        self.own_namespace = message["own_namespace"]
+        self.proc = fds[0] if fds else os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+
+    def load(self, source: str, fn_name: str | None, timeout_s: float) -> dict[str, Any]:
+        """Have it compile the program. The answer has "compiled" and "message"; a crash or a hang is the program's."""
+        started = time.monotonic()
+        try:
+            self.channel.send({"load": source, "fn_name": fn_name})
+            answer: dict[str, Any] = receive(self.channel, timeout_s - (time.monotonic() - started))[0]
+        except ChannelClosed:
+            return {"compiled": False, "message": "the compiler crashed on this source"}
+        except TimeoutError:
+            return {"compiled": False, "message": f"compiling took more than {timeout_s:g} s"}
+        return answer
+
+    def close(self) -> None:
+        """Kill it with all its processes."""
+        if self.open:
+            self.open = False
+            self.channel.close()
+            if self.proc >= 0:
+                os.close(self.proc)
+            self.template.end(self.pid)

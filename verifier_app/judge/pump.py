@@ -1,0 +1,151 @@
+"""Moving bytes between the judge and one test: feed stdin, gather stdout, stderr and the result at the same time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+from collections.abc import Callable
+
+OUTPUT_CAP = 64 << 20
+STDERR_KEPT = 8192
+CHUNK = 1 << 20
+F_SETPIPE_SZ = 1031
+
+
+def wide_pipe(size: int) -> tuple[int, int]:
+    """A pipe whose buffer is as wide as the kernel lets it be, up to 1 MiB, where that helps."""
+    reader, writer = os.pipe()
+    if size > 65536:
+        try:
+            fcntl.fcntl(writer, F_SETPIPE_SZ, 1 << 20)
+        except OSError:
+            return reader, writer
+    return reader, writer
+
+
+class Pump:
+    """The judge's ends of one test's pipes. Close it in every case."""
+
+    def __init__(self, data: bytes, call: bool, cap: int = OUTPUT_CAP) -> None:
+        stdin, self._stdin = wide_pipe(len(data))
+        self._stderr, stderr = os.pipe()
+        self._out, out = os.pipe()
+        if call:
+            null = os.open(os.devnull, os.O_WRONLY)
+            self.child_fds = [stdin, null, stderr, out]
+        else:
+            self.child_fds = [stdin, out, stderr]
+        self._cap = cap
+        self._left = memoryview(data)
+        self._open = {self._stdin, self._stderr, self._out}
+        for fd in self._open:
+            os.set_blocking(fd, False)
+        self.output: list[bytes] = []
+        self.received = 0
+        self.errors = b""
+        self.error_bytes = 0
+        self._poll = select.poll()
+        self._poll.register(self._out, select.POLLIN)
+        self._poll.register(self._stderr, select.POLLIN)
+        self._feed()
+
+    def release_child(self) -> None:
+        """Close the child's ends once they were handed over."""
+        for fd in self.child_fds:
+            os.close(fd)
+        self.child_fds = []
+
+    def close(self) -> None:
+        """Close what is still open."""
+        self.release_child()
+        for fd in list(self._open):
+            self._shut(fd)
+
+    def _shut(self, fd: int) -> None:
+        self._open.discard(fd)
+        try:
+            self._poll.unregister(fd)
+        except KeyError:
+            pass
+        os.close(fd)
+
+    def _feed(self) -> None:
+        try:
+            while self._left:
+                count = os.write(self._stdin, self._left[:CHUNK])
+                self._left = self._left[count:]
+        except BlockingIOError:
+            self._poll.register(self._stdin, select.POLLOUT)
+            return
+        except BrokenPipeError:
+            self._left = self._left[:0]
+        self._shut(self._stdin)
+
+    def _take(self, fd: int) -> None:
+        try:
+            data = os.read(fd, CHUNK)
+        except BlockingIOError:
+            return
+        if not data:
+            self._shut(fd)
+        elif fd == self._out:
+            self.received += len(data)
+            self.output.append(data)
+        else:
+            self.error_bytes += len(data)
+            self.errors = (self.errors + data)[-STDERR_KEPT:]
+
+    @property
+    def over_cap(self) -> bool:
+        return self.received > self._cap or self.error_bytes > OUTPUT_CAP
+
+    def run(self, control: int, next_look: Callable[[], float], check: Callable[[], str | None]) -> str | None:
+        """Pump until `control` has a message (None) or `check` names a reason to stop.
+
+        `next_look()` is the number of seconds until `check()` is due.
+        """
+        self._poll.register(control, select.POLLIN)
+        while True:
+            timeout = next_look()
+            if timeout <= 0:
+                reason = check()
+                if reason is not None:
+                    return reason
+                continue
+            done = False
+            for fd, _ in self._poll.poll(timeout * 1000):
+                if fd == control:
+                    done = True
+                elif fd == self._stdin:
+                    self._feed()
+                elif fd in self._open:
+                    self._take(fd)
+            if self.over_cap:
+                return "output_limit_exceeded"
+            if done:
+                return None
+
+    def drain(self) -> None:
+        """Read what lies in the pipes; their writers are dead."""
+        for fd in (self._out, self._stderr):
+            while fd in self._open and not self.over_cap:
+                before = self.received + self.error_bytes
+                self._take(fd)
+                if self.received + self.error_bytes == before:
+                    break
+
+    @property
+    def data(self) -> bytes:
+        """All that came on stdout or, for a call, on the result's pipe."""
+        return b"".join(self.output)
+
+    def last_error_line(self) -> str:
+        """The last line of stderr that says something."""
+        lines = self.errors.decode("utf-8", "replace").split("\n")
+        return next((line.strip() for line in reversed(lines) if line.strip()), "")[:300]
+
+    @property
+    def text(self) -> str:
+        """All of stdout as text."""
+        return self.data.decode("utf-8", "surrogateescape")

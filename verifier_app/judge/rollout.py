@@ -1,0 +1,295 @@
+"""verify(request) -> verdict: the judge's side of a rollout. It owns the tests, the clock and the verdict."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from verifier_app.judge import compare, kernel, wire
+from verifier_app.judge.channel import ChannelClosed
+from verifier_app.judge.host import MODULES, TemplateHandle, ZygoteHandle
+from verifier_app.judge.protocol import JudgeError, Request, bad_request, check_code, parse_request
+from verifier_app.judge.pump import OUTPUT_CAP, Pump
+from verifier_app.judge.store import TestStore
+from verifier_app.judge.watch import Watch
+
+COMPILE_LIMIT_S = 15.0
+MESSAGE_CHARS = 300
+
+
+@dataclass
+class TestResult:
+    """What one test came to."""
+
+    __test__ = False
+
+    index: int
+    status: str
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    peak_mb: float = 0.0
+    message: str = ""
+    fair_s: float = 0.0
+
+
+@dataclass
+class Rollout:
+    """The verdict in the making."""
+
+    request: Request
+    results: list[TestResult] = field(default_factory=list)
+    isolation: dict[str, Any] = field(default_factory=dict)
+
+    def verdict(self, status: str | None = None, message: str = "") -> dict[str, Any]:
+        """Plain JSON types. The first failure in running order decides, unless `status` says otherwise."""
+        failed = next((result for result in self.results if result.status != "accepted"), None)
+        if status is None:
+            status = failed.status if failed else "accepted"
+        if not message and failed:
+            message = failed.message
+        return {
+            "status": status,
+            "passed": sum(result.status == "accepted" for result in self.results),
+            "ran": len(self.results),
+            "total": len(self.request.tests),
+            "failed_test": failed.index if failed else None,
+            "tests": [
+                {
+                    "index": result.index,
+                    "status": result.status,
+                    "wall_s": round(result.wall_s, 4),
+                    "cpu_s": round(result.cpu_s, 4),
+                    "peak_mb": round(result.peak_mb, 1),
+                }
+                for result in self.results
+            ],
+            "message": message[:MESSAGE_CHARS],
+            "isolation": self.isolation,
+        }
+
+
+class Judge:
+    """Warm templates and the settings of isolation. Threads may share one; after a fork it starts anew.
+
+    require_isolation: "strong" raises JudgeError weak_isolation on a host that offers less. deny: system calls that are
+    refused to the sandbox's own setup, to see how it degrades.
+    """
+
+    def __init__(self, require_isolation: str | None = None, deny: tuple[str, ...] = ()) -> None:
+        require_isolation = require_isolation or os.environ.get("VERIFIER_REQUIRE_ISOLATION") or "any"
+        if require_isolation not in ("any", "strong"):
+            raise bad_request("require_isolation", f"is {require_isolation!r}", "give any or strong")
+        self.require_isolation = require_isolation
+        self.deny = tuple(deny)
+        self._templates: dict[bool, TemplateHandle] = {}
+        self._lock = threading.Lock()
+        self._owner = os.getpid()
+
+    def verify(self, request: dict[str, Any], store: Any = None) -> dict[str, Any]:
+        """Judge one rollout. Raises JudgeError for faults on our side and nothing else."""
+        if store is None:
+            store = default_store()
+        return self._judge(parse_request(request, store))
+
+    def verify_many(self, tests_ref: dict[str, Any], codes: list[str], store: Any = None, **fields: Any) -> list[Any]:
+        """Judge several programs against one stored set, one after the other; `fields` are the request's others."""
+        if not isinstance(codes, list):
+            raise bad_request("codes", f"is {type(codes).__name__}", "give a list of sources")
+        for index, code in enumerate(codes):
+            check_code(code, f"codes[{index}]")
+        return [self.verify({"tests_ref": tests_ref, "code": code, **fields}, store) for code in codes]
+
+    def close(self) -> None:
+        """End every process of this judge."""
+        with self._lock:
+            templates, self._templates = self._templates, {}
+        if self._owner == os.getpid():
+            for template in templates.values():
+                template.close()
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def template(self, numpy: bool) -> TemplateHandle:
+        """The warm interpreter, with or without numpy; started at first use and again when it died."""
+        with self._lock:
+            if self._owner != os.getpid():
+                self._owner, self._templates = os.getpid(), {}
+            found = self._templates.get(numpy)
+            if found is None or not found.alive:
+                if found is not None:
+                    found.close()
+                kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+                found = TemplateHandle([*MODULES, "numpy"] if numpy else MODULES, self.deny)
+                self._templates[numpy] = found
+            return found
+
+    def _judge(self, request: Request) -> dict[str, Any]:
+        rollout = Rollout(request)
+        started = time.monotonic()
+        starved = 0.0
+        zygote: ZygoteHandle | None = None
+        try:
+            for index in request.order:
+                if request.deadline_s is not None:
+                    spent = time.monotonic() - started
+                    if spent - starved > request.deadline_s:
+                        message = f"the rollout's deadline of {request.deadline_s:g} s passed before test {index}"
+                        return rollout.verdict("time_limit_exceeded", message)
+                    if spent > request.deadline_s * 10:
+                        raise JudgeError("host_overloaded", f"{spent:.0f} s passed, most of them waiting for a core")
+                for attempt in (1, 2):
+                    if zygote is None or not zygote.open:
+                        zygote = self._zygote(request)
+                        rollout.isolation = zygote.report
+                        loaded = zygote.load(request.code, request.fn_name, COMPILE_LIMIT_S)
+                        if not loaded["compiled"]:
+                            return rollout.verdict("compile_error", loaded["message"])
+                    result = run_test(zygote, request, index)
+                    if result is not None:
+                        break
+                    zygote.close()
+                    if attempt == 2:
+                        result = TestResult(index, "runtime_error", message="the program broke its sandbox down")
+                assert result is not None
+                starved += result.wall_s - result.fair_s
+                rollout.results.append(result)
+                if result.status != "accepted" and request.stop_at_first_failure:
+                    break
+        finally:
+            if zygote is not None:
+                zygote.close()
+        return rollout.verdict()
+
+    def _zygote(self, request: Request) -> ZygoteHandle:
+        numpy = "numpy" in request.code
+        try:
+            zygote = self.template(numpy).spawn({"memory_mb": request.memory_limit_mb})
+        except JudgeError:
+            zygote = self.template(numpy).spawn({"memory_mb": request.memory_limit_mb})
+        if self.require_isolation == "strong" and zygote.report["level"] != "strong":
+            why = "; ".join(zygote.report.get("weak", []))
+            zygote.close()
+            raise JudgeError("weak_isolation", f"strong isolation is required and this host is weak: {why}")
+        return zygote
+
+
+def run_test(zygote: ZygoteHandle, request: Request, index: int) -> TestResult | None:
+    """Run one test; None when the zygote died under it. Leaves a dirty or stopped zygote closed."""
+    call = request.fn_name is not None
+    limit = request.time_limit_s
+    cap = OUTPUT_CAP
+    if call:  # the answer's JSON is at most so long: a digit may stand for a number of 309 digits
+        cap = min(cap, 400 * len(request.tests.outputs[index]) + 4096)
+    pump = Pump(request.tests.inputs[index].encode("utf-8", "surrogatepass"), call, cap)
+    try:
+        watch = Watch(zygote.proc, zygote.pid, zygote.own_namespace, limit, request.memory_limit_mb << 20)
+        try:
+            zygote.channel.send({"run": index, "cpu_s": int(limit) + 2}, pump.child_fds)
+            pump.release_child()
+            reason = pump.run(zygote.channel.fileno(), watch.seconds_left, watch.check)
+            ended = {} if reason else zygote.channel.recv()[0]
+        except ChannelClosed:
+            return None
+        wall = watch.wall_s
+        result = TestResult(index, reason or "", wall, fair_s=max(0.0, wall - watch.starved_s))
+        if reason is not None:
+            zygote.close()
+            result.cpu_s, result.peak_mb = watch.cpu_s, watch.peak_bytes / 2**20
+            result.message = stop_message(reason, request, watch)
+            if reason == "host_overloaded":
+                raise JudgeError(reason, f"test {index}: {result.message}")
+            return result
+        if ended["complaint"]:
+            raise JudgeError("sandbox_failed", ended["complaint"])
+        if not ended["clean"]:
+            zygote.close()
+        result.cpu_s = ended["cpu_s"]
+        result.peak_mb = max(ended["peak_kb"] / 1024, watch.peak_bytes / 2**20)
+        pump.drain()
+        result.status, result.message = conclude(request, index, pump, watch, ended)
+        return result
+    finally:
+        pump.close()
+
+
+def stop_message(reason: str, request: Request, watch: Watch) -> str:
+    """What a person should know of a test that the judge stopped."""
+    if reason == "time_limit_exceeded":
+        return f"stopped after {watch.wall_s:.2f} s ({watch.cpu_s:.2f} s CPU); the limit is {request.time_limit_s:g} s"
+    if reason == "memory_limit_exceeded":
+        return f"the processes hold {watch.peak_bytes >> 20} MB; the limit is {request.memory_limit_mb} MB"
+    if reason == "output_limit_exceeded":
+        return f"more than {OUTPUT_CAP >> 20} MB of output"
+    if reason == "host_overloaded":
+        return f"{watch.wall_s:.1f} s passed, {watch.starved_s:.1f} s of them waiting for a core"
+    return "too many processes"
+
+
+def conclude(request: Request, index: int, pump: Pump, watch: Watch, ended: dict[str, Any]) -> tuple[str, str]:
+    """(status, message) of a test that ended by itself."""
+    if pump.over_cap:
+        return "output_limit_exceeded", stop_message("output_limit_exceeded", request, watch)
+    status = ended["status"]
+    if ended["cpu_s"] > request.time_limit_s or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
+        return "time_limit_exceeded", f"{ended['cpu_s']:.2f} s CPU; the limit is {request.time_limit_s:g} s"
+    last = pump.last_error_line()
+    if os.WIFSIGNALED(status):
+        name = signal.Signals(os.WTERMSIG(status)).name
+        return "runtime_error", f"killed by {name}" + (f": {last}" if last else "")
+    if os.WEXITSTATUS(status):
+        if last.startswith("MemoryError"):
+            return "memory_limit_exceeded", f"{last} (limit {request.memory_limit_mb} MB)"
+        return "runtime_error", last or f"exit status {os.WEXITSTATUS(status)}"
+    if request.fn_name is None:
+        difference = compare.output_difference(pump.text, request.tests.outputs[index], request.decimal_tolerance)
+    else:
+        try:
+            difference = compare.value_difference(wire.decode(pump.data), request.tests.values()[index])
+        except wire.Malformed as error:
+            difference = f"the returned value cannot be read: {error}"
+    return ("accepted", "") if difference is None else ("wrong_answer", difference)
+
+
+_default: Judge | None = None
+_default_store: TestStore | None = None
+_default_lock = threading.Lock()
+
+
+def default_store() -> TestStore | None:
+    """The store under VERIFIER_TESTS_DIR, if that is set."""
+    global _default_store
+    folder = os.environ.get("VERIFIER_TESTS_DIR")
+    if not folder:
+        return None
+    if _default_store is None or str(_default_store.folder) != folder:
+        _default_store = TestStore(folder)
+    return _default_store
+
+
+def default_judge() -> Judge:
+    """The judge behind the module's functions, ended with the process."""
+    global _default
+    with _default_lock:
+        if _default is None:
+            _default = Judge()
+            atexit.register(_default.close)
+        return _default
+
+
+def verify(request: dict[str, Any], store: Any = None) -> dict[str, Any]:
+    """Judge one program (see the README for request and verdict). Raises JudgeError for faults on our side only."""
+    return default_judge().verify(request, store)
+
+
+def verify_many(tests_ref: dict[str, Any], codes: list[str], store: Any = None, **fields: Any) -> list[Any]:
+    """Judge several programs against one stored set, nothing shared between them."""
+    return default_judge().verify_many(tests_ref, codes, store, **fields)

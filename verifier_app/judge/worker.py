@@ -1,0 +1,57 @@
+"""A judge process of the pool: `python -m verifier_app.judge.worker`.
+
+Frames on stdin and stdout: 4 bytes of length, then JSON. A request is {"request": ...}; an answer is {"verdict": ...}
+or {"error": {"kind", "message"}}. The process ends when its stdin does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from typing import Any, BinaryIO
+
+from verifier_app.judge.protocol import JudgeError
+from verifier_app.judge.store import TestStore
+from verifier_app.judge.rollout import Judge, default_store
+
+HEADER = 4
+
+
+def read_frame(stream: BinaryIO) -> Any:
+    """The next frame's value, None at the end of the stream."""
+    header = stream.read(HEADER)
+    if len(header) < HEADER:
+        return None
+    body = stream.read(int.from_bytes(header, "big"))
+    return json.loads(body)
+
+
+def frame(value: Any) -> bytes:
+    """A value as a frame."""
+    body = json.dumps(value).encode()
+    return len(body).to_bytes(HEADER, "big") + body
+
+
+def main() -> None:
+    """Judge what comes, one after the other."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+    config = json.loads(os.environ.pop("VERIFIER_JUDGE_WORKER", "{}"))
+    requests, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)
+    store = TestStore(config["tests_dir"]) if config.get("tests_dir") else default_store()
+    with Judge(config.get("require_isolation"), tuple(config.get("deny", ()))) as judge:
+        if config.get("require_isolation") == "strong":
+            judge.template(numpy=False)
+        while (message := read_frame(requests)) is not None:
+            try:
+                answer = {"verdict": judge.verify(message["request"], store)}
+            except JudgeError as error:
+                answer = {"error": {"kind": error.kind, "message": error.message}}
+            answers.write(frame(answer))
+            answers.flush()
+
+
+if __name__ == "__main__":
+    main()
