@@ -1,0 +1,228 @@
+"""Batches of scored groups: pulled from the Atropos API by rank 0, received by the others.
+
+    BatchError              a group that cannot be trained on, or a batch that cannot be had
+    ├── ApiUnreachable      no connection or server errors, until the attempts were used up
+    ├── ApiRefused          a client error or an answer that is none: the address or the request is wrong
+    └── BatchTimeout        no batch within the deadline
+
+Nothing is retried into silence: an invalid group stops the trainer with its id, field, value and fix.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from types import TracebackType
+from typing import Any
+
+import httpx
+import torch.distributed as dist
+
+from trainer.groups import BatchError, Group, Rollout, parse_group, staleness
+
+__all__ = [
+    "ApiRefused",
+    "ApiUnreachable",
+    "AtroposClient",
+    "BatchError",
+    "BatchTimeout",
+    "Group",
+    "Rollout",
+    "broadcast_groups",
+    "parse_group",
+    "staleness",
+]
+
+log = logging.getLogger(__name__)
+
+
+class ApiUnreachable(BatchError):
+    """The API server could not be reached, or kept failing."""
+
+
+class ApiRefused(BatchError):
+    """The API server refused the request, or something else answers at its address."""
+
+
+class BatchTimeout(BatchError):
+    """No batch became ready within the deadline."""
+
+
+class AtroposClient:
+    """The trainer's side of the Atropos API (atroposlib 0.4.0): register, then one batch after the other.
+
+    Connection failures, missed deadlines of one request and 5xx are tried again with growing pauses, at most
+    `attempts` times in a row; anything else is an error at once. The stock server forgets a batch once it is popped:
+    one whose answer gets lost or fails with 500 is gone, and is warned about. A server that was restarted has
+    forgotten the trainer, which is registered again.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        request_timeout_s: float = 60.0,
+        attempts: int = 6,
+        pause_s: float = 0.5,
+        poll_s: float = 0.5,
+    ) -> None:
+        """url: the server's address. request_timeout_s: silence allowed within one request. pause_s: first pause
+        after a failure, doubled each time up to 16 times. poll_s: pause between two questions for a batch.
+        """
+        self._url = url.rstrip("/")
+        self._attempts = attempts
+        self._pause_s = pause_s
+        self._poll_s = poll_s
+        self._registration: dict[str, Any] | None = None
+        # gzip of a large batch holds the server's event loop for many seconds, and the link is local
+        self._http = httpx.Client(timeout=request_timeout_s, headers={"Accept-Encoding": "identity"})
+
+    def __enter__(self) -> AtroposClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connections."""
+        self._http.close()
+
+    def register(
+        self,
+        *,
+        batch_size: int,
+        max_token_len: int,
+        starting_step: int,
+        num_steps: int,
+        checkpoint_dir: str = "",
+        save_checkpoint_interval: int = -1,
+        wandb_group: str = "",
+        wandb_project: str = "",
+    ) -> int:
+        """Announces the trainer (POST /register) and returns the id that the server gave it.
+
+        batch_size: rollouts, not groups. max_token_len: above the context or -1, since Atropos drops a whole group
+        with one sequence that reaches it. The first registration decides until the server restarts.
+        """
+        self._registration = {
+            "wandb_group": wandb_group,
+            "wandb_project": wandb_project,
+            "batch_size": batch_size,
+            "max_token_len": max_token_len,
+            "checkpoint_dir": checkpoint_dir,
+            "save_checkpoint_interval": save_checkpoint_interval,
+            "starting_step": starting_step,
+            "num_steps": num_steps,
+        }
+        answer = self._ask("POST", "/register", self._registration)
+        identity = answer.get("uuid")
+        if not isinstance(identity, int):
+            raise ApiRefused(f"{self._url}/register answered without a uuid: check that it is an Atropos API server")
+        return identity
+
+    def next_batch(self, timeout: float, on_wait: Callable[[float], None] | None = None) -> list[Group]:
+        """Waits for the next batch (GET /batch) and returns its groups, checked.
+
+        timeout: seconds, from now. on_wait: called before each pause with the seconds waited so far, to show
+        progress or to raise. Raises BatchTimeout with the server's state, BatchError for an invalid group.
+        """
+        started = time.monotonic()
+        deadline = started + timeout
+        while True:
+            answer = self._ask("GET", "/batch", deadline=deadline)
+            if answer.get("status") == "error":
+                self._register_again(str(answer.get("message")))
+                continue
+            if "batch" not in answer:
+                raise ApiRefused(f"{self._url}/batch answered without a batch: check that it is an Atropos API server")
+            if answer["batch"]:
+                return [parse_group(group) for group in answer["batch"]]
+            waited = time.monotonic() - started
+            if on_wait is not None:
+                on_wait(waited)
+            if time.monotonic() + self._poll_s >= deadline:
+                raise BatchTimeout(f"no batch from {self._url} within {timeout:g} s: {self._explain()}")
+            time.sleep(self._poll_s)
+
+    def status(self) -> dict[str, Any]:
+        """The server's `current_step` and `queue_size` (groups that wait), GET /status."""
+        return self._ask("GET", "/status")
+
+    def _explain(self) -> str:
+        """What the server says about why there is no batch."""
+        try:
+            queued = self.status().get("queue_size")
+        except BatchError as error:
+            return str(error)
+        wanted = self._registration["batch_size"] if self._registration else "?"
+        return (
+            f"{queued} groups are queued and a batch takes {wanted} rollouts; look into the environment's log, "
+            "and into its counts of dropped groups"
+        )
+
+    def _register_again(self, message: str) -> None:
+        if self._registration is None:
+            raise ApiRefused(f"{self._url} says {message!r}: call register() before next_batch()")
+        log.warning("the Atropos API at %s has forgotten this trainer (restarted?): registering again", self._url)
+        self._ask("POST", "/register", self._registration)
+
+    def _ask(
+        self, method: str, path: str, body: Mapping[str, Any] | None = None, deadline: float | None = None
+    ) -> dict[str, Any]:
+        """One request, tried again after connection failures and 5xx; its JSON object."""
+        for attempt in range(1, self._attempts + 1):
+            try:
+                response = self._http.request(method, self._url + path, json=body)
+                if response.status_code < 500:
+                    return self._read(response)
+                trouble = f"HTTP {response.status_code}"
+            except httpx.TransportError as error:
+                trouble = f"{type(error).__name__}: {error}"
+            pause = self._pause_s * 2 ** min(attempt - 1, 4)
+            late = deadline is not None and time.monotonic() + pause >= deadline
+            if attempt == self._attempts or late:
+                raise ApiUnreachable(
+                    f"{method} {self._url}{path} failed {attempt} times, at last with {trouble}: check "
+                    "that the Atropos "
+                    "API server runs there (its log says why it fails)"
+                )
+            lost = "; a batch that was being answered is lost" if path == "/batch" else ""
+            log.warning("%s %s%s: %s%s; again in %.1f s", method, self._url, path, trouble, lost, pause)
+            time.sleep(pause)
+        raise AssertionError("attempts must be at least 1")
+
+    def _read(self, response: httpx.Response) -> dict[str, Any]:
+        if response.status_code != 200:
+            raise ApiRefused(
+                f"{response.request.method} {response.url} answered HTTP {response.status_code} "
+                f"({response.text[:200]}): check the address, and that atroposlib 0.4.0 runs there"
+            )
+        try:
+            answer = response.json()
+        except ValueError as error:
+            raise ApiRefused(f"{response.url} did not answer with JSON ({error}): check the address") from error
+        if not isinstance(answer, dict):
+            raise ApiRefused(f"{response.url} did not answer with a JSON object: check the address")
+        return answer
+
+
+def broadcast_groups(
+    groups: Sequence[Group] | BatchError | None, group: dist.ProcessGroup | None = None
+) -> list[Group]:
+    """Gives every rank the groups that rank 0 pulled; the other ranks pass None.
+
+    Rank 0 passes the BatchError instead when its pull failed, which is then raised on every rank: else the others
+    would wait for a broadcast that never comes. Without torch.distributed it returns what it is given.
+    """
+    parcel: list[Any] = [groups]
+    if dist.is_available() and dist.is_initialized():
+        dist.broadcast_object_list(parcel, src=0, group=group)
+    received = parcel[0]
+    if isinstance(received, BatchError):
+        raise received
+    if received is None:
+        raise BatchError("rank 0 passed no groups to broadcast_groups: pass the batch, or the error of its pull")
+    return list(received)
