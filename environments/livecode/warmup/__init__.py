@@ -1,4 +1,4 @@
-"""Very easy problems in LiveCodeBench's manner, from a seeded generator: what a small model can begin with."""
+"""Very easy problems in LiveCodeBench's manner, from a seeded generator: what a small model can solve."""
 
 from environments.livecode.warmup.fewshot import FEWSHOT, FewshotTurn, turns_for
 from environments.livecode.warmup.generate import TEMPLATES, UNSEEN, WarmupSets, build, write

@@ -10,7 +10,7 @@ from environments.livecode.warmup.generate import build, write
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Writes train.jsonl, new_instances.jsonl, unseen_templates.jsonl and manifest.json; shows the manifest."""
+    """Writes train.jsonl, new_instances.jsonl, unseen_templates.jsonl and manifest.json."""
     parser = argparse.ArgumentParser(prog="python -m environments.livecode.warmup", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="draws instances and tests (default 0)")
     parser.add_argument("--out", required=True, help="folder for the files, made where missing")
@@ -18,9 +18,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         manifest = write(build(options.seed), options.out, options.seed)
     except OSError as error:
-        parser.error(
-            f"--out {options.out}: cannot be written ({error.strerror}). Give a folder you may write to."
-        )
+        parser.error(f"--out {options.out}: cannot be written ({error.strerror}). Give a folder you may write to.")
     sys.stdout.write(json.dumps(manifest, indent=2) + "\n")
     return 0
 

@@ -46,7 +46,7 @@ CALLS = (
     Template(
         "call_add_ending",
         1,
-        "Given a string s, return s followed by $end.",
+        'Given a string s, return s + "$end".',
         'return s + "$end"',
         make.word(),
         grid(end=ENDINGS),
@@ -58,9 +58,7 @@ CALLS = (
         "$text",
         "return s[::-1]",
         make.word(),
-        texts(
-            "Given a string s, return s reversed.", "Given a string s, return its letters in reverse order."
-        ),
+        texts("Given a string s, return s reversed.", "Given a string s, return it written backwards."),
         Call("reverse", "s: str", "str"),
     ),
     Template(
@@ -75,7 +73,7 @@ CALLS = (
     Template(
         "call_max_plus_k",
         1,
-        "Given a list of integers nums, return the largest one plus $k.",
+        "Given a list of integers nums, return max(nums) + $k.",
         "return max(nums) + $k",
         make.row(),
         grid(k=range(2, 41)),
@@ -84,7 +82,7 @@ CALLS = (
     Template(
         "call_item_at_index",
         1,
-        "Given a list of integers nums, return the item at index $k.",
+        "Given a list of integers nums, return nums[$k].",
         "return nums[$k]",
         make.row_at_least("k"),
         grid(k=range(1, 9)),
@@ -93,7 +91,7 @@ CALLS = (
     Template(
         "call_repeat",
         1,
-        "Given a string s, return s repeated $k times.",
+        "Given a string s, return s * $k.",
         "return s * $k",
         make.word(),
         grid(k=range(3, 14)),
@@ -102,7 +100,7 @@ CALLS = (
     Template(
         "call_is_greater",
         2,
-        "Given an integer n, return True if n is greater than $k and False otherwise.",
+        "Given an integer n, return n > $k.",
         "return n > $k",
         make.number_near("k"),
         grid(k=range(10, 41)),
@@ -111,7 +109,7 @@ CALLS = (
     Template(
         "call_is_multiple",
         2,
-        "Given an integer n, return True if n is divisible by $k and False otherwise.",
+        "Given an integer n, return True if n % $k == 0 and False otherwise.",
         "return n % $k == 0",
         make.maybe_multiple("k"),
         grid(k=range(3, 16)),

@@ -45,16 +45,12 @@ FEWSHOT = (
     ),
     FewshotTurn(
         kind="stdin",
-        question=stdin_statement(
-            "Read a word and print it twice, with a comma between.", "moon", "moon,moon"
-        ),
+        question=stdin_statement("Read a word and print it twice, with a comma between.", "moon", "moon,moon"),
         answer=_fence('s = input()\nprint(s + "," + s)'),
     ),
     FewshotTurn(
         kind="function",
-        question=call_statement(
-            "Given two integers a and b, return 2 * a - b.", _COMBINE.signature, (4, 3), "5"
-        ),
+        question=call_statement("Given two integers a and b, return 2 * a - b.", _COMBINE.signature, (4, 3), "5"),
         starter_code=_COMBINE.starter_code,
         answer=_fence(_COMBINE.starter_code + "return 2 * a - b"),
     ),

@@ -22,26 +22,11 @@ TEMPLATES: tuple[Template, ...] = (*NUMBERS, *WORDS, *LISTS, *CALLS)
 
 # Fixed by name, so that no seed can move a template across the line; every step and both kinds are in it.
 UNSEEN = frozenset(
-    [
-        "sub_from_k",
-        "sum_times_k",
-        "wrap_word",
-        "last_of_list",
-        "sum_of_list_times_k",
-        "call_multiply_k",
-        "call_repeat",
-        "at_least_k",
-        "compare_two",
-        "drop_k_letters",
-        "remove_letter",
-        "min_plus_k",
-        "call_is_multiple",
-        "word_or_number",
-        "multiply_each_by_k",
-        "case_of_word",
-        "second_largest_plus_k",
-        "call_keep_less_than_k",
-    ]
+    """
+    sub_from_k sum_times_k wrap_word last_of_list sum_of_list_times_k call_multiply_k call_repeat
+    at_least_k compare_two drop_k_letters remove_letter min_plus_k call_is_multiple
+    word_or_number multiply_each_by_k case_of_word second_largest_plus_k call_keep_less_than_k
+    """.split()  # noqa: SIM905
 )
 
 TRAIN_INSTANCES = 8
@@ -54,7 +39,7 @@ _CANDIDATES = 60  # inputs drawn for one problem, from which 8 to 10 with differ
 
 @dataclass(frozen=True)
 class WarmupSets:
-    """Problems, and beside them what never reaches a model: reference programs and parameters by problem id."""
+    """Problems, and what never reaches a model: reference programs and parameters by problem id."""
 
     train: list[Problem]
     new_instances: list[Problem]
@@ -88,7 +73,7 @@ def build(seed: int) -> WarmupSets:
 
 
 def write(sets: WarmupSets, folder: str | Path, seed: int) -> dict[str, object]:
-    """Writes the three sets and manifest.json (seed, counts, sha256 of each file) and returns the manifest."""
+    """Writes the three sets and manifest.json (seed, counts, sha256), which it returns."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = {}

@@ -6,48 +6,11 @@ from random import Random
 
 from environments.livecode.warmup.template import Inputs, Params, Value
 
-WORDS = [
-    "apple",
-    "river",
-    "stone",
-    "cloud",
-    "green",
-    "tiger",
-    "lemon",
-    "piano",
-    "bread",
-    "candle",
-    "doctor",
-    "engine",
-    "forest",
-    "garden",
-    "hammer",
-    "island",
-    "jacket",
-    "kitten",
-    "ladder",
-    "marble",
-    "needle",
-    "orange",
-    "pencil",
-    "rabbit",
-    "saddle",
-    "tunnel",
-    "velvet",
-    "window",
-    "yellow",
-    "zipper",
-    "anchor",
-    "basket",
-    "copper",
-    "dragon",
-    "falcon",
-    "guitar",
-    "honey",
-    "igloo",
-    "jungle",
-    "koala",
-]
+WORDS = """
+    apple river stone cloud green tiger lemon piano bread candle doctor engine forest garden hammer
+    island jacket kitten ladder marble needle orange pencil rabbit saddle tunnel velvet window yellow
+    zipper anchor basket copper dragon falcon guitar honey igloo jungle koala
+""".split()  # noqa: SIM905
 
 
 def number(low: int = 0, high: int = 50) -> Inputs:
@@ -78,7 +41,11 @@ def numbers(count: int, low: int = 0, high: int = 30) -> Inputs:
 
 def one_line(inputs: Inputs) -> Inputs:
     """The same values, all on one line of stdin."""
-    return lambda rng, params: ([*inputs(rng, params)],)  # type: ignore[list-item]
+
+    def draw(rng: Random, params: Params) -> tuple[Value, ...]:
+        return ([value for value in inputs(rng, params) if isinstance(value, int)],)
+
+    return draw
 
 
 def row(low: int = 0, high: int = 20, shortest: int = 3, longest: int = 7) -> Inputs:

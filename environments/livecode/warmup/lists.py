@@ -6,6 +6,7 @@ from environments.livecode.warmup import inputs as make
 from environments.livecode.warmup.template import Template, grid, texts
 
 V = "v = list(map(int, input().split()))\n"
+AS_LIST = "Read one line of integers as a list v and print "
 READ = "Read one line of integers separated by spaces and print "
 
 LISTS = (
@@ -15,7 +16,7 @@ LISTS = (
         "$text",
         V + "print(sum(v))",
         make.row(),
-        texts(READ + "their sum.", READ + "the sum of all of them."),
+        texts(AS_LIST + "sum(v).", READ + "the sum of all of them."),
     ),
     Template(
         "max_of_list",
@@ -23,7 +24,7 @@ LISTS = (
         "$text",
         V + "print(max(v))",
         make.row(),
-        texts(READ + "the largest one.", READ + "their maximum."),
+        texts(AS_LIST + "max(v).", READ + "their maximum."),
     ),
     Template(
         "length_of_list",
@@ -31,7 +32,7 @@ LISTS = (
         "$text",
         V + "print(len(v))",
         make.row(shortest=1, longest=9),
-        texts(READ + "how many there are.", READ + "the number of integers."),
+        texts(AS_LIST + "len(v).", READ + "the number of integers."),
     ),
     Template(
         "last_of_list",
@@ -39,7 +40,7 @@ LISTS = (
         "$text",
         V + "print(v[-1])",
         make.row(),
-        texts(READ + "the last one.", READ + "only the last integer."),
+        texts(AS_LIST + "v[-1].", READ + "only the last integer."),
     ),
     Template(
         "sort_list",
@@ -47,12 +48,12 @@ LISTS = (
         "$text",
         V + "print(*sorted(v))",
         make.row(),
-        texts(READ + "them in increasing order.", READ + "them sorted from smallest to largest."),
+        texts(READ + "them sorted.", READ + "them sorted from smallest to largest."),
     ),
     Template(
         "item_at_index",
         1,
-        READ + "the one at index $k, counting from 0.",
+        AS_LIST + "v[$k].",
         V + "print(v[$k])",
         make.row_at_least("k"),
         grid(k=range(1, 9)),
@@ -60,7 +61,7 @@ LISTS = (
     Template(
         "sum_plus_k",
         1,
-        READ + "their sum plus $k.",
+        AS_LIST + "sum(v) + $k.",
         V + "print(sum(v) + $k)",
         make.row(),
         grid(k=range(2, 41)),
@@ -76,7 +77,7 @@ LISTS = (
     Template(
         "max_minus_k",
         2,
-        READ + "the largest one minus $k.",
+        AS_LIST + "max(v) - $k.",
         V + "print(max(v) - $k)",
         make.row(),
         grid(k=range(2, 31)),
@@ -84,7 +85,7 @@ LISTS = (
     Template(
         "min_plus_k",
         2,
-        READ + "the smallest one plus $k.",
+        AS_LIST + "min(v) + $k.",
         V + "print(min(v) + $k)",
         make.row(0, 40),
         grid(k=range(2, 31)),

@@ -46,7 +46,7 @@ NUMBERS = (
     Template(
         "mul_k",
         1,
-        "Read an integer n and print n multiplied by $k.",
+        "Read an integer n and print n * $k.",
         N + "print(n * $k)",
         make.number(),
         grid(k=range(2, 31)),
@@ -78,7 +78,7 @@ NUMBERS = (
     Template(
         "floor_div_k",
         1,
-        "Read an integer n and print n divided by $k, rounded down.",
+        "Read an integer n and print n // $k.",
         N + "print(n // $k)",
         make.number(0, 200),
         grid(k=range(2, 16)),
@@ -86,7 +86,7 @@ NUMBERS = (
     Template(
         "mod_k",
         1,
-        "Read an integer n and print the remainder of n divided by $k.",
+        "Read an integer n and print n % $k.",
         N + "print(n % $k)",
         make.number(0, 200),
         grid(k=range(3, 20)),
@@ -183,7 +183,7 @@ NUMBERS = (
     Template(
         "two_lines_sum",
         1,
-        "Read an integer a from the first line and an integer b from the second line. Print a + b + $k.",
+        "Read an integer a, then an integer b from the next line, and print a + b + $k.",
         "a = int(input())\nb = int(input())\nprint(a + b + $k)",
         make.numbers(2),
         grid(k=range(1, 31)),
@@ -191,7 +191,7 @@ NUMBERS = (
     Template(
         "at_most_k",
         2,
-        "Read an integer n and print the smaller of n and $k.",
+        "Read an integer n and print min(n, $k), the smaller of the two.",
         N + "print(min(n, $k))",
         make.number_near("k", 8),
         grid(k=range(10, 61)),
@@ -199,7 +199,7 @@ NUMBERS = (
     Template(
         "at_least_k",
         2,
-        "Read an integer n and print the larger of n and $k.",
+        "Read an integer n and print max(n, $k), the larger of the two.",
         N + "print(max(n, $k))",
         make.number_near("k", 8),
         grid(k=range(10, 61)),
@@ -207,7 +207,7 @@ NUMBERS = (
     Template(
         "distance_to_k",
         2,
-        "Read an integer n and print the absolute difference of n and $k.",
+        "Read an integer n and print abs(n - $k).",
         N + "print(abs(n - $k))",
         make.number(),
         grid(k=range(10, 41)),
@@ -239,7 +239,7 @@ NUMBERS = (
     Template(
         "divisible_by_k",
         2,
-        "Read an integer n. Print Yes if n is divisible by $k and No otherwise.",
+        "Read an integer n. Print Yes if n % $k == 0 and No otherwise.",
         N + 'print("Yes" if n % $k == 0 else "No")',
         make.maybe_multiple("k"),
         grid(k=range(3, 16)),
@@ -247,7 +247,7 @@ NUMBERS = (
     Template(
         "greater_than_k",
         2,
-        "Read an integer n. Print $yes if n is greater than $k and $no otherwise.",
+        "Read an integer n. Print $yes if n > $k and $no otherwise.",
         N + 'print("$yes" if n > $k else "$no")',
         make.number_near("k"),
         tuple(answer | limit for answer in ANSWERS for limit in grid(k=range(10, 40, 3))),
@@ -255,7 +255,7 @@ NUMBERS = (
     Template(
         "compare_two",
         2,
-        "Read two integers a and b from one line. Print $yes if a is less than b and $no otherwise.",
+        "Read two integers a and b from one line. Print $yes if a < b and $no otherwise.",
         AB + 'print("$yes" if a < b else "$no")',
         make.one_line(make.numbers(2, 0, 5)),
         ANSWERS,
@@ -290,22 +290,6 @@ NUMBERS = (
         "Read an integer n and print the sum of its digits plus $k.",
         "print(sum(map(int, input())) + $k)",
         make.number(10, 9999),
-        grid(k=range(1, 21)),
-    ),
-    Template(
-        "count_down_by_k",
-        3,
-        "Read an integer n and print n, n - $k, n - 2 * $k and so on while the number is greater than 0, on one line.",
-        N + "print(*range(n, 0, -$k))",
-        make.number(5, 30),
-        grid(k=range(2, 8)),
-    ),
-    Template(
-        "lines_sum_plus_k",
-        3,
-        "The first line holds an integer n. Each of the next n lines holds an integer. Print their sum plus $k.",
-        N + "print(sum(int(input()) for _ in range(n)) + $k)",
-        make.counted_rows(),
         grid(k=range(1, 21)),
     ),
 )

@@ -1,4 +1,4 @@
-"""Runs the templates' own programs to make expected outputs. Only code of this package runs here, never a model's."""
+"""Runs the templates' own programs to make expected outputs. Never a model's code."""
 
 from __future__ import annotations
 
@@ -53,7 +53,8 @@ def statement(template: Template, sentence: str, values: tuple[Value, ...], samp
 
 def stdin_statement(sentence: str, sample_input: str, sample_output: str) -> str:
     """A sentence with its sample under AtCoder's headings."""
-    return f"{sentence}\n\nSample Input 1\n\n{sample_input.strip()}\n\nSample Output 1\n\n{sample_output.strip()}"
+    given, wanted = sample_input.strip(), sample_output.strip()
+    return f"{sentence}\n\nSample Input 1\n\n{given}\n\nSample Output 1\n\n{wanted}"
 
 
 def call_statement(sentence: str, signature: str, values: tuple[Value, ...], result: str) -> str:

@@ -27,7 +27,7 @@ WORDS = (
         "$text",
         S + "print(s[::-1])",
         make.word(),
-        texts("Read a word and print it reversed.", "Read a word and print its letters in reverse order."),
+        texts("Read a word s and print s[::-1].", "Read a word and print its letters in reverse order."),
     ),
     Template(
         "upper_case",
@@ -35,7 +35,7 @@ WORDS = (
         "$text",
         S + "print(s.upper())",
         make.word(),
-        texts("Read a word and print it in upper case.", "Read a word and print it in capital letters."),
+        texts("Read a word s and print s.upper().", "Read a word and print it in capital letters."),
     ),
     Template(
         "word_length",
@@ -43,7 +43,7 @@ WORDS = (
         "$text",
         S + "print(len(s))",
         make.made_up_word(),
-        texts("Read a word and print its length.", "Read a word and print how many letters it has."),
+        texts("Read a word s and print len(s).", "Read a word and print how many letters it has."),
     ),
     Template(
         "first_letter",
@@ -51,12 +51,12 @@ WORDS = (
         "$text",
         S + "print(s[0])",
         make.word(),
-        texts("Read a word and print its first letter.", "Read a word and print the letter it begins with."),
+        texts("Read a word s and print s[0].", "Read a word and print the letter it begins with."),
     ),
     Template(
         "add_ending",
         1,
-        "Read a word and print it followed by $end, without a space.",
+        'Read a word s and print s + "$end".',
         S + 'print(s + "$end")',
         make.word(),
         grid(end=ENDINGS),
@@ -64,7 +64,7 @@ WORDS = (
     Template(
         "add_start",
         1,
-        "Read a word and print $start followed by the word, without a space.",
+        'Read a word s and print "$start" + s.',
         S + 'print("$start" + s)',
         make.word(),
         grid(start=STARTS),
@@ -80,7 +80,7 @@ WORDS = (
     Template(
         "repeat_word",
         1,
-        "Read a word and print it $k times in a row, without spaces.",
+        "Read a word s and print s * $k.",
         S + "print(s * $k)",
         make.word(),
         grid(k=range(3, 14)),
@@ -88,15 +88,15 @@ WORDS = (
     Template(
         "wrap_word",
         1,
-        "Read a word s and print $mark, then s, then $mark, without spaces.",
+        'Read a word s and print "$mark" + s + "$mark".',
         S + 'print("$mark" + s + "$mark")',
         make.word(),
         grid(mark=MARKS),
     ),
     Template(
         "first_k_letters",
-        2,
-        "Read a word and print its first $k letters.",
+        1,
+        "Read a word s and print s[:$k].",
         S + "print(s[:$k])",
         make.word(),
         grid(k=range(2, 5)),
@@ -111,8 +111,8 @@ WORDS = (
     ),
     Template(
         "drop_k_letters",
-        2,
-        "Read a word and print it without its first $k letters.",
+        1,
+        "Read a word s and print s[$k:].",
         S + "print(s[$k:])",
         make.word(),
         grid(k=range(1, 5)),
@@ -120,7 +120,7 @@ WORDS = (
     Template(
         "length_times_k",
         2,
-        "Read a word and print its length multiplied by $k.",
+        "Read a word s and print len(s) * $k.",
         S + "print(len(s) * $k)",
         make.made_up_word(),
         grid(k=range(2, 21)),
@@ -152,7 +152,7 @@ WORDS = (
     Template(
         "has_letter",
         2,
-        "Read a word. Print Yes if it contains the letter $c and No otherwise.",
+        'Read a word s. Print Yes if "$c" is in s and No otherwise.',
         S + 'print("Yes" if "$c" in s else "No")',
         make.word_with("c"),
         grid(c=LETTERS),
@@ -160,7 +160,7 @@ WORDS = (
     Template(
         "join_two_words",
         2,
-        "Read two words, one on each line. Print the first, then $mark, then the second, without spaces.",
+        'Read a word s, then a word t from the next line, and print s + "$mark" + t.',
         's = input()\nt = input()\nprint(s + "$mark" + t)',
         make.two_words(),
         grid(mark=MARKS),
@@ -168,7 +168,7 @@ WORDS = (
     Template(
         "word_at_index",
         2,
-        "Read one line of words and print the word at index $k, counting from 0.",
+        "Read one line of words as a list w and print w[$k].",
         "print(input().split()[$k])",
         make.words_at_least("k"),
         grid(k=range(1, 6)),
@@ -182,36 +182,11 @@ WORDS = (
         grid(mark=MARKS),
     ),
     Template(
-        "longer_words",
-        3,
-        "Read one line of words and print how many of them have more than $k letters.",
-        "print(sum(len(w) > $k for w in input().split()))",
-        make.words(4, 7),
-        grid(k=range(4, 6)),
-    ),
-    Template(
-        "shift_letters",
-        3,
-        "Read a word and print each of its letters replaced by the letter $k places later in the alphabet, "
-        "going on with a after z.",
-        S + 'print("".join(chr((ord(c) - 97 + $k) % 26 + 97) for c in s))',
-        make.word(),
-        grid(k=range(1, 14)),
-    ),
-    Template(
         "case_of_word",
         3,
-        "Read a word. If it has more than $k letters print it in upper case, otherwise print it unchanged.",
+        "Read a word s. If len(s) > $k print s in upper case, otherwise print s.",
         S + "print(s.upper() if len(s) > $k else s)",
         make.made_up_word(),
         grid(k=range(4, 9)),
-    ),
-    Template(
-        "lines_of_word",
-        3,
-        "Read an integer n and print the word $word n times, each time on a line of its own.",
-        'for _ in range(int(input())):\n    print("$word")',
-        make.number(1, 9),
-        grid(word=make.WORDS[:12]),
     ),
 )
