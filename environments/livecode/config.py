@@ -51,22 +51,16 @@ class LivecodeEnvConfig(BaseEnvConfig):
         1000, ge=-1, description="Training steps to feed; -1 takes the number that the trainer registered."
     )
     rollout_server_url: str = Field("http://127.0.0.1:8000", description="Address of the Atropos API server.")
-    use_wandb: bool = Field(
-        False, description="Log to Weights & Biases as Atropos does, beside the run folder."
-    )
+    use_wandb: bool = Field(False, description="Log to Weights & Biases as Atropos does, beside the run folder.")
     wandb_name: str | None = Field("livecode", description="The environment's name at the API and in wandb.")
     steps_per_eval: int = Field(-1, description="Atropos' option; evaluations are a mode of their own here.")
-    worker_timeout: float = Field(
-        -1, description="Atropos' option; no rollout is cut off by a clock of its own."
-    )
+    worker_timeout: float = Field(-1, description="Atropos' option; no rollout is cut off by a clock of its own.")
 
     problems: str = Field(
         "warmup:train",
         description="A JSONL file of problems, or warmup:train, warmup:new_instances, warmup:unseen_templates.",
     )
-    seed: int = Field(
-        0, ge=0, description="Seed of the warm-up problems, their order and evaluation sampling."
-    )
+    seed: int = Field(0, ge=0, description="Seed of the warm-up problems, their order and evaluation sampling.")
     problem_sampling: Rule = Field(
         "uniform",
         description="uniform: shuffled epochs; learnable: weight p(1-p)+0.05 of a running pass rate p per "
@@ -89,9 +83,7 @@ class LivecodeEnvConfig(BaseEnvConfig):
 
     context: int = Field(4096, ge=16, description="Longest prompt + completion in tokens.")
     max_new_tokens: int = Field(2048, ge=1, description="Longest completion in tokens; longer is overlong.")
-    temperature: float = Field(
-        1.0, gt=0, le=2, description="Sampling temperature, divided out by the trainer too."
-    )
+    temperature: float = Field(1.0, gt=0, le=2, description="Sampling temperature, divided out by the trainer too.")
     top_p: float = Field(1.0, description="Always 1: a truncated distribution biases every importance ratio.")
 
     overlong_baseline: Literal["include", "exclude"] = Field(
@@ -110,13 +102,9 @@ class LivecodeEnvConfig(BaseEnvConfig):
         description="Training steps that a group may lag behind; a group that could exceed it is not begun.",
     )
     max_concurrent_rollouts: int = Field(256, ge=1, description="Rollouts at the servers at the same time.")
-    rollout_deadline_s: float = Field(
-        3600.0, gt=0, description="Longest time of one rollout, resubmissions included."
-    )
+    rollout_deadline_s: float = Field(3600.0, gt=0, description="Longest time of one rollout, resubmissions included.")
 
-    verifier: Literal["local"] = Field(
-        "local", description="Where programs are judged: local, judges on this machine."
-    )
+    verifier: Literal["local"] = Field("local", description="Where programs are judged: local, judges on this machine.")
     verifier_workers: int = Field(2, ge=1, description="Judges at the same time.")
     verifier_deadline_s: float = Field(
         600.0, gt=0, description="Longest wait for one verdict, queue and retries included."
@@ -182,13 +170,9 @@ class EvaluationConfig(Section):
     )
     n: int = Field(4, ge=1, description="Samples per problem.")
     temperature: float | None = Field(None, gt=0, description="Sampling temperature; empty: env.temperature.")
-    top_p: float = Field(
-        1.0, gt=0, le=1, description="Nucleus of evaluation sampling; training always uses 1."
-    )
+    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of evaluation sampling; training always uses 1.")
     greedy: bool = Field(True, description="One greedy answer per problem as well.")
-    seed: int = Field(
-        0, ge=0, description="Seed of every request, so that evaluations before and after pair up."
-    )
+    seed: int = Field(0, ge=0, description="Seed of every request, so that evaluations before and after pair up.")
     limit: int | None = Field(None, ge=1, description="Only so many problems of each set; empty: all.")
 
 
@@ -217,9 +201,7 @@ class RunConfig(Settings):
         described = Path(self.model) / "config.json"
         if not described.is_file():
             if self.model.startswith((".", "/", "models/")):
-                raise ValueError(
-                    f"model {self.model}: no model there (no config.json); give a model's folder"
-                )
+                raise ValueError(f"model {self.model}: no model there (no config.json); give a model's folder")
             return self  # a name on the hub: the servers are asked at start
         limit = json.loads(described.read_text(encoding="utf-8")).get("max_position_embeddings")
         if isinstance(limit, int) and self.env.context > limit:
@@ -252,8 +234,6 @@ def _describe(model: type[Any], prefix: str) -> list[tuple[str, str, str]]:
         if isinstance(inner, type) and hasattr(inner, "model_fields"):
             rows += _describe(inner, f"{prefix}{name}.")
         elif name not in REPLACED:
-            default = (
-                "required" if info.is_required() else json.dumps(info.get_default(call_default_factory=True))
-            )
+            default = "required" if info.is_required() else json.dumps(info.get_default(call_default_factory=True))
             rows.append((prefix + name, default, info.description or ""))
     return rows

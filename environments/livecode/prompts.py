@@ -7,7 +7,7 @@ The strings are the benchmark's interface and stay byte for byte as they are
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -82,9 +82,7 @@ def plain_message(question: str, starter_code: str = "") -> str:
     return f"{question}\n\n```python\n{starter_code}\n```" if starter_code else question
 
 
-def messages(
-    problem: Problem, turns: Sequence[Turn] = (), scaffold: Scaffold = "livecodebench"
-) -> list[Message]:
+def messages(problem: Problem, turns: Sequence[Turn] = (), scaffold: Scaffold = "livecodebench") -> list[Message]:
     """The chat: system, then each worked turn, then the problem; all questions in the same scaffold."""
     ask = user_message if scaffold == "livecodebench" else plain_message
     chat = [{"role": "system", "content": SYSTEM}]
@@ -104,9 +102,7 @@ def read_turns(path: str | Path) -> list[FileTurn]:
     try:
         rows = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
-        raise PromptError(
-            f"env.fewshot_path = {path}: cannot be read ({error.strerror}). Give a JSON file."
-        ) from None
+        raise PromptError(f"env.fewshot_path = {path}: cannot be read ({error.strerror}). Give a JSON file.") from None
     except ValueError as error:
         raise PromptError(f"env.fewshot_path = {path}: not JSON ({error}).") from None
     turns = []
@@ -127,7 +123,7 @@ class PromptBuilder:
 
     Args:
         tokenizer: a transformers tokenizer with a chat template.
-        turns: worked examples before the question; none for LiveCodeBench's own prompt.
+        turns: gives the worked examples before a problem's question; none for LiveCodeBench's own prompt.
         thinking: value of the template's `enable_thinking`; None leaves the template's default.
         limit: longest prompt in tokens (context less the tokens to be generated).
 
@@ -139,7 +135,7 @@ class PromptBuilder:
         self,
         tokenizer: Any,
         *,
-        turns: Sequence[Turn] = (),
+        turns: Callable[[Problem], Sequence[Turn]] = lambda problem: (),
         scaffold: Scaffold = "livecodebench",
         thinking: bool | None = None,
         limit: int,
@@ -149,10 +145,10 @@ class PromptBuilder:
             raise PromptError("tokenizer: has no chat template. Use an instruction-tuned model's tokenizer.")
         if thinking is not None and "enable_thinking" not in str(template):
             raise PromptError(
-                f"env.thinking = {thinking}: this model's chat template has no enable_thinking switch. Leave it empty."
+                f"env.thinking = {thinking}: the model's chat template has no enable_thinking. Leave it empty."
             )
         self.tokenizer = tokenizer
-        self.turns = list(turns)
+        self.turns = turns
         self.scaffold: Scaffold = scaffold
         self.limit = limit
         self._kwargs = {} if thinking is None else {"enable_thinking": thinking}
@@ -178,14 +174,12 @@ class PromptBuilder:
             raise PromptError("\n  ".join(shown))
 
     def _make(self, problem: Problem) -> Prompt:
-        chat = messages(problem, self.turns, self.scaffold)
+        chat = messages(problem, self.turns(problem), self.scaffold)
         # transformers 5 returns a BatchEncoding by default; its iteration gives keys where ids belong.
         ids = self.tokenizer.apply_chat_template(
             chat, add_generation_prompt=True, tokenize=True, return_dict=False, **self._kwargs
         )
-        text = self.tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, tokenize=False, **self._kwargs
-        )
+        text = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False, **self._kwargs)
         if len(ids) > self.limit:
             raise PromptError(
                 f"problem {problem.id}: its prompt has {len(ids)} tokens, room is {self.limit} "

@@ -195,14 +195,10 @@ class RolloutClient:
         if len(content) != len(ids) or any(
             entry["token_id"] != token for entry, token in zip(content, ids, strict=True)
         ):
-            raise ServerRefused(
-                f"{GENERATE}: {len(ids)} token ids with log-probabilities of {len(content)} others"
-            )
+            raise ServerRefused(f"{GENERATE}: {len(ids)} token ids with log-probabilities of {len(content)} others")
         logprobs = [float(entry["logprob"]) for entry in content]
         if not all(math.isfinite(value) for value in logprobs):
-            raise ServerRefused(
-                f"{GENERATE}: a log-probability is not finite; the served weights are damaged"
-            )
+            raise ServerRefused(f"{GENERATE}: a log-probability is not finite; the served weights are damaged")
         spans = choice.get("weight_versions")
         if not spans:
             raise ServerRefused(f"{GENERATE}: no weight_versions in the answer. Use vLLM 0.32 or newer.")

@@ -111,7 +111,7 @@ class LearnableSampler:
 
 def build_sampler(rule: Rule, problems: Sequence[Problem], seed: int) -> Sampler:
     """The sampler that `env.problem_sampling` names."""
-    return {"uniform": UniformSampler, "learnable": LearnableSampler}[rule](problems, seed)
+    return UniformSampler(problems, seed) if rule == "uniform" else LearnableSampler(problems, seed)
 
 
 def _class(problem: Problem) -> str:

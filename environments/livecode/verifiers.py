@@ -1,4 +1,4 @@
-"""Where programs are judged. A verdict is about the program; whatever goes wrong on our side is an error, never a verdict.
+"""Where programs are judged. A fault on our side is an error here, never a verdict.
 
 VerifierError            no verdict: a request that no judge can take, or retries that did not help
 ├── Unreachable          the judge cannot be reached or cannot start
@@ -21,7 +21,7 @@ from verifier_app.judge.pool import JudgePool
 logger = logging.getLogger(__name__)
 
 Verdict = dict[str, Any]
-PERMANENT = frozenset({"bad_request", "test_set_missing"})
+PERMANENT = frozenset({"bad_request", "test_set_missing", "test_set_corrupt", "weak_isolation", "closed"})
 _ATTEMPTS = 5
 _FIRST_PAUSE_S = 0.25
 
@@ -77,7 +77,7 @@ class LocalVerifier:
     async def verify(self, request: dict[str, Any]) -> Verdict:
         def count(error: JudgeError) -> None:
             self.retries += 1
-            logger.warning("verification is tried again: %s: %s", error.kind, error)
+            logger.warning("verification is tried again: %s", error)
 
         return await with_retries(lambda: self._pool.verify(request), self.deadline_s, count)
 
@@ -98,9 +98,9 @@ async def with_retries(
                     return await call()
                 except JudgeError as error:
                     if error.kind in PERMANENT:
-                        raise VerifierError(f"{error.kind}: {error}") from error
+                        raise VerifierError(str(error)) from error
                     if attempt == _ATTEMPTS - 1:
-                        raise Unreachable(f"{_ATTEMPTS} tries, the last: {error.kind}: {error}") from error
+                        raise Unreachable(f"{_ATTEMPTS} tries, the last: {error}") from error
                     on_retry(error)
                 await asyncio.sleep(_FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.5))
     except TimeoutError:
@@ -108,9 +108,7 @@ async def with_retries(
     raise AssertionError("unreachable: the last try returns or raises")
 
 
-def judge_request(
-    problem: Problem, code: str, *, time_limit_s: float, memory_limit_mb: int
-) -> dict[str, Any]:
+def judge_request(problem: Problem, code: str, *, time_limit_s: float, memory_limit_mb: int) -> dict[str, Any]:
     """The judge's request for one program: all tests inline, stop at the first that fails."""
     return {
         "code": code,
@@ -127,9 +125,7 @@ def judge_request(
 
 def build_verifier(kind: str, *, workers: int, deadline_s: float) -> Verifier:
     """The verifier that `env.verifier` names."""
-    makers: dict[str, Callable[[], Verifier]] = {
-        "local": lambda: LocalVerifier(workers=workers, deadline_s=deadline_s)
-    }
+    makers: dict[str, Callable[[], Verifier]] = {"local": lambda: LocalVerifier(workers=workers, deadline_s=deadline_s)}
     if kind not in makers:
         raise ValueError(f"env.verifier = {kind!r}: unknown. Known: {', '.join(makers)}.")
     return makers[kind]()

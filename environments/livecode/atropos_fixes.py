@@ -1,0 +1,197 @@
+"""Every work-around for atroposlib 0.4.0 (its repository is archived), each with a test that shows the fault.
+
+AtroposError             the API server cannot be used
+├── ApiUnreachable       it does not answer
+└── GroupRefused         it, or our own check before sending, refuses a group
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import json
+import logging
+import math
+import random
+from typing import Any
+
+import httpx
+from atroposlib.envs.base import BaseEnv
+from atroposlib.envs.server_handling.server_baseline import APIServerConfig
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 8
+_LONGEST_PAUSE_S = 10.0
+_DIGITS = 5  # of a log-probability on the wire: 1e-5 is far below the sampler's own noise
+
+
+class AtroposError(RuntimeError):
+    """The Atropos API server cannot be used; the message says what to do."""
+
+
+class ApiUnreachable(AtroposError):
+    """The API server does not answer."""
+
+
+class GroupRefused(AtroposError):
+    """A group that the API would lose or choke on."""
+
+
+def server_configs(urls: list[str], model: str) -> list[APIServerConfig]:
+    """Servers in Atropos' form, as a list: a bare config is replaced by localhost:9004-9007 without a word.
+
+    Atropos' own clients are not used for rollouts (they want /generate, which plain vLLM lacks, or text).
+    """
+    return [APIServerConfig(model_name=model, base_url=f"{url.rstrip('/')}/v1", api_key="x") for url in urls]
+
+
+def encode_group(group: dict[str, Any]) -> bytes:
+    """The group as gzipped JSON, ready to send.
+
+    Atropos' own sender runs json.dumps with spaces and 17 digits, then gzip level 9, on the event loop: 7.2 s for
+    16 x 32k tokens. Compact JSON, 5 digits and level 1 take 0.22 s and half the bytes.
+
+    Raises:
+        GroupRefused: lists of unequal length, a number that is not finite (the API accepts NaN, then fails with
+            the whole batch), or `group_overrides` None (which crashes Atropos' own check).
+    """
+    rows = [group[name] for name in ("tokens", "masks", "inference_logprobs")]
+    for tokens, masks, logprobs in zip(*rows, strict=True):
+        if not len(tokens) == len(masks) == len(logprobs):
+            raise GroupRefused("tokens, masks and inference_logprobs of a rollout differ in length")
+    if not len(group["tokens"]) == len(group["scores"]) == len(group["overrides"]):
+        raise GroupRefused("scores or overrides do not match the number of rollouts")
+    if not isinstance(group.get("group_overrides"), dict):
+        raise GroupRefused("group_overrides must be a mapping")
+    numbers = [*group["scores"], *(value for row in group["inference_logprobs"] for value in row)]
+    if not all(math.isfinite(value) for value in numbers):
+        raise GroupRefused("a score or log-probability is not finite")
+    wire = group | {
+        "inference_logprobs": [[round(value, _DIGITS) for value in row] for row in group["inference_logprobs"]]
+    }
+    text = json.dumps(wire, separators=(",", ":"), allow_nan=False)
+    return gzip.compress(text.encode("utf-8"), compresslevel=1)
+
+
+class FixedBaseEnv(BaseEnv):
+    """BaseEnv with the parts that talk to the API replaced.
+
+    What stays Atropos': the tokenizer, wandb, the names of state and the protocol of the API.
+    Its worker loop is not used at all: `add_train_workers` cancels the oldest workers when the queue is long, the
+    STOP_TRAIN evaluation and `worker_timeout` cancel all of them, nearly finished rollouts with them; see
+    `LivecodeEnv.env_manager` for the loop that replaces it.
+    """
+
+    config: Any
+    api: httpx.AsyncClient
+
+    def open_api(self) -> httpx.AsyncClient:
+        """One client for all calls; Atropos opens a new session for each."""
+        self.api = httpx.AsyncClient(base_url=self.config.rollout_server_url.rstrip("/"), timeout=120.0)
+        return self.api
+
+    async def call_api(self, method: str, path: str, **request: Any) -> Any:
+        """One answer of the API as JSON.
+
+        Atropos retries three times and then raises tenacity's RetryError, which names nothing; and any 4xx makes
+        it drop a group silently. Here connection faults and 5xx are retried, and the rest stops with the reason.
+
+        Raises:
+            ApiUnreachable: eight tries failed.
+            AtroposError: a 4xx.
+        """
+        pause = 0.25
+        for attempt in range(1, _TRIES + 1):
+            try:
+                response = await self.api.request(method, path, **request)
+            except httpx.TransportError as error:
+                reason = f"{type(error).__name__} {error}".strip()
+            else:
+                if response.status_code < 400:
+                    return response.json()
+                reason = f"status {response.status_code}: {response.text[:500]}"
+                if response.status_code < 500:
+                    raise AtroposError(f"{self.config.rollout_server_url}{path} refuses: {reason}")
+            if attempt < _TRIES:
+                logger.warning("%s%s: %s; trying again", self.config.rollout_server_url, path, reason)
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, _LONGEST_PAUSE_S)
+        raise ApiUnreachable(
+            f"env.rollout_server_url = {self.config.rollout_server_url}: {path} failed {_TRIES} times, the last: "
+            f"{reason}. Is `atropos run-api` running there?"
+        )
+
+    async def register_env(self) -> None:
+        """Registers once the trainer is there.
+
+        The API takes environments only after the trainer's /register *and* its first /batch. Atropos' own version
+        also sends desired_name None by default, which the API refuses (422), logs once a second while it waits,
+        and asks load_checkpoint to join a path that may hold None.
+        """
+        body = {
+            "max_token_length": self.config.max_token_length,
+            "desired_name": self.config.wandb_name or self.name,
+            "weight": self.config.inference_weight,
+            "min_batch_allocation": None,
+            "group_size": self.config.group_size,
+        }
+        waited = 0
+        while (answer := await self.call_api("POST", "/register-env", json=body))["status"] != "success":
+            if waited % 120 == 0:
+                logger.info("waiting for the trainer to register and to ask for its first batch")
+            waited += 1
+            await asyncio.sleep(0.5)
+        self.env_id = answer["env_id"]
+        self.wandb_prepend = answer["wandb_name"]
+        self.curr_step = answer["starting_step"]
+        self.checkpoint_dir = answer["checkpoint_dir"]
+        self.checkpoint_interval = answer["checkpoint_interval"]
+        if self.config.total_steps == -1:
+            self.config.total_steps = answer["num_steps"]
+
+    async def get_server_info(self) -> None:
+        """The trainer's batch size (in sequences) and token limit, checked against this environment.
+
+        Atropos drops a whole group when one sequence reaches the trainer's limit, and lets a batch that no whole
+        number of groups fills wait for ever.
+
+        Raises:
+            AtroposError: the two sides do not fit; the message names the field on each side.
+        """
+        info = await self.call_api("GET", "/info")
+        batch, limit, size = info["batch_size"], info["max_token_len"], self.config.group_size
+        if batch < size or batch % size:
+            raise AtroposError(
+                f"the trainer's batch of {batch} rollouts is not a multiple of env.group_size {size}: "
+                "set the trainer's batch.rollouts and batch.group_size, or env.group_size"
+            )
+        if 0 < limit < self.config.context:
+            raise AtroposError(
+                f"env.context {self.config.context} > the trainer's context {limit}: lower env.context or raise "
+                "the trainer's batch.context"
+            )
+        self.config.batch_size, self.max_token_len = batch, limit
+
+    async def send_group(self, group: dict[str, Any]) -> None:
+        """Sends one group; returns when the API has it.
+
+        Atropos' sender logs a 4xx and goes on (the group is gone), gives up after three tries with a log line,
+        and skips groups by rules that ignore `overrides` (equal scores, too long a sequence).
+
+        Raises:
+            GroupRefused: the API refuses it, or would keep it back because of its size.
+            ApiUnreachable: it could not be delivered.
+        """
+        body = await asyncio.to_thread(encode_group, group | {"env_id": self.env_id})
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        try:
+            answer = await self.call_api("POST", "/scored_data", content=body, headers=headers)
+        except ApiUnreachable:
+            raise
+        except AtroposError as error:
+            raise GroupRefused(str(error)) from error
+        if answer.get("status") == "buffered":
+            raise GroupRefused(
+                f"the API buffered a group of {len(group['tokens'])} rollouts: another size was registered"
+            )

@@ -1,0 +1,402 @@
+"""The livecode environment: problems to prompts, rollouts, verdicts and scored groups for an Atropos trainer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from environments.livecode.atropos_fixes import AtroposError, FixedBaseEnv, server_configs
+from environments.livecode.config import LivecodeEnvConfig, RunConfig, load_run_config
+from environments.livecode.evaluation import EvaluationError, evaluate
+from environments.livecode.groups import Group, GroupRules, Pipeline, all_of, as_scored_data, make_group
+from environments.livecode.problems import Problem, ProblemError, load_problems
+from environments.livecode.prompts import PromptBuilder, PromptError, Turn, read_turns
+from environments.livecode.records import Records, append_jsonl, start_file
+from environments.livecode.rollouts import RolloutClient, RolloutError, Sampling
+from environments.livecode.sampling import build_sampler
+from environments.livecode.verifiers import VerifierError, build_verifier
+from environments.livecode.warmup import build, turns_for
+from environments.settings import ConfigError
+
+logger = logging.getLogger(__name__)
+
+MODES = ("serve", "process", "evaluate")
+_POLL_S = 0.5
+_PATIENCE_S = 60.0  # how long admission stays closed before a line says why
+_LOST_GROUPS_IN_A_ROW = 20  # then the fault is not a rollout's
+
+
+class InfrastructureError(RuntimeError):
+    """Group after group is lost on our side: going on would only burn tokens."""
+
+
+class LivecodeEnv(FixedBaseEnv):
+    """Competitive programming problems with the judge's verdict as the reward."""
+
+    name = "livecode"
+    env_config_cls = LivecodeEnvConfig
+    run_config_cls = RunConfig
+
+    def __init__(self, run: RunConfig) -> None:
+        self.run_config = run
+        config = run.env.model_copy(update={"tokenizer_name": run.tokenizer_path})
+        try:
+            super().__init__(config, server_configs(run.servers, run.model))
+        except OSError as error:
+            raise ConfigError(f"tokenizer {run.tokenizer_path}: cannot be loaded ({error})") from None
+        self.served = 0  # the weight version (optimizer step) that the servers have now
+        self.sent = 0  # groups that the API has, those of an earlier process of this run included
+        self.api_groups = 0  # groups that the API ever got, whoever sent them
+        self.in_flight: dict[asyncio.Task[None], tuple[Problem, int]] = {}  # with the version it began at
+        self.dropped: Counter[str] = Counter()
+        self.rules = GroupRules(
+            group_size=config.group_size,
+            sampling=Sampling(config.max_new_tokens, config.temperature),
+            overlong_baseline=config.overlong_baseline,
+            dynamic_sampling=config.dynamic_sampling,
+        )
+        self._shuffle = random.Random(config.seed) if config.shuffle_rewards else None
+        self._lost_in_a_row = 0
+        self._closed_since: float | None = None
+
+    # -- Set-up ---------------------------------------------------------------------------------------------
+
+    async def open(self, stack: AsyncExitStack, *, versions: bool) -> None:
+        """Everything that needs closing again; whatever is wrong with files or servers is said here."""
+        config = self.config
+        self.prompts = PromptBuilder(
+            self.tokenizer,
+            turns=self._turns(),
+            scaffold=config.fewshot_scaffold if config.prompt_style == "fewshot" else "livecodebench",
+            thinking=config.thinking,
+            limit=config.context - config.max_new_tokens,
+        )
+        self.records = Records(
+            config.run_dir, rollouts_per_group=config.record_rollouts_per_group, every=config.record_every_groups
+        )
+        stack.callback(self.records.close)
+        self.client = await stack.enter_async_context(
+            RolloutClient(self.run_config.servers, deadline_s=config.rollout_deadline_s)
+        )
+        await self.client.check(context=config.context, need_versions=versions)
+        verifier = build_verifier(
+            config.verifier, workers=config.verifier_workers, deadline_s=config.verifier_deadline_s
+        )
+        self._changed = asyncio.Event()
+        self.pipeline = Pipeline(
+            client=self.client,
+            verifier=await stack.enter_async_context(verifier),
+            prompts=self.prompts,
+            max_concurrent=config.max_concurrent_rollouts,
+            time_limit_s=config.time_limit_s,
+            memory_limit_mb=config.memory_limit_mb,
+            on_free=self._changed.set,
+        )
+        await stack.enter_async_context(self.open_api())
+
+    async def setup(self) -> None:
+        """The problems, every one with a prompt that fits, and the order they come in."""
+        problems = load_set(self.config.problems, self.config.seed)
+        self.prompts.check(problems)
+        self.sampler = build_sampler(self.config.problem_sampling, problems, self.config.seed)
+        logger.info("%d problems from %s", len(problems), self.config.problems)
+
+    def _turns(self) -> Callable[[Problem], Sequence[Turn]]:
+        count = self.config.fewshot_turns
+        if self.config.prompt_style == "livecodebench":
+            return lambda problem: ()
+        if self.config.fewshot_path is None:
+            return lambda problem: turns_for(problem, count)
+        turns = read_turns(self.config.fewshot_path)
+        if len(turns) < count:
+            raise PromptError(
+                f"env.fewshot_turns = {count}: {self.config.fewshot_path} holds {len(turns)}. Lower it or add turns."
+            )
+        return lambda problem: turns[:count]
+
+    # -- One group ------------------------------------------------------------------------------------------
+
+    async def get_next_item(self) -> Problem:
+        """The next problem of the sampling rule."""
+        return self.sampler.next()
+
+    async def make_group(self, problem: Problem) -> Group:
+        """A finished group of the problem, scored or dropped; the sampler learns its pass rate."""
+        group = await make_group(self.pipeline, problem, self.rules, version=self.served, shuffle=self._shuffle)
+        if group.dropped == "infrastructure":
+            logger.error("group of problem %s is lost on our side: %s", problem.id, group.reason)
+            self._lost_in_a_row += 1
+            if self._lost_in_a_row >= _LOST_GROUPS_IN_A_ROW:
+                raise InfrastructureError(
+                    f"{self._lost_in_a_row} groups in a row were lost, none of them scored; the last: {group.reason}"
+                )
+        else:
+            self._lost_in_a_row = 0
+            self.sampler.update(problem, group.pass_rate)
+        if group.dropped is not None:
+            self.dropped[group.dropped] += 1
+        return group
+
+    def scored_data(self, group: Group) -> dict[str, Any]:
+        """The group as the API takes it."""
+        return as_scored_data(group, temperature=self.config.temperature, context=self.config.context)
+
+    async def collect_trajectories(self, item: Problem) -> tuple[dict[str, Any] | None, list[Problem]]:
+        """Atropos' entry for one problem: its scored group, or None when the group is dropped; no backlog."""
+        group = await self.make_group(item)
+        return (None if group.dropped else self.scored_data(group)), []
+
+    async def _feed(self, problem: Problem) -> None:
+        """One group from problem to API and record; it is in flight until the API has it or it is dropped."""
+        group = await self.make_group(problem)
+        if group.dropped is None:
+            await self.send_group(self.scored_data(group))
+            self.sent += 1
+        self.records.group(group, sent=group.dropped is None)
+        if self.config.use_wandb and group.dropped is None:
+            self.completion_lengths += [len(rollout.sample.ids) for rollout in group.rollouts]
+            await self.add_rollouts_for_wandb(self.scored_data(group), problem)
+
+    # -- Serving a trainer ----------------------------------------------------------------------------------
+
+    async def env_manager(self) -> None:
+        """Feeds the trainer until it has taken its steps."""
+        await self.setup()
+        await self.setup_wandb()
+        await self.register_env()
+        await self.get_server_info()
+        await self._refresh()
+        self.sent = self.api_groups
+        logger.info("feeding %d steps of %d groups", self.config.total_steps, self.groups_per_batch)
+        try:
+            while self.served < self.config.total_steps:
+                while self.may_begin():
+                    self._begin(await self.get_next_item())
+                await self._wait()
+                await self._refresh()
+        finally:
+            await self._abandon()
+        logger.info("done: %d groups sent, dropped: %s", self.sent, dict(self.dropped) or "none")
+
+    @property
+    def groups_per_batch(self) -> int:
+        return int(self.config.batch_size // self.config.group_size)
+
+    def may_begin(self) -> bool:
+        """Whether one more group can begin without any group exceeding the staleness bound.
+
+        A group that begins at version v must be among the first (v + max_staleness + 1) batches' groups. So
+        nothing may pass the oldest unfinished group by more than that: its version counts, not only the served
+        one. A group that is dropped frees its place. Generation slots must be free for the whole group; groups
+        that wait for verdicts hold none.
+        """
+        config = self.config
+        if self.pipeline.generating + config.group_size > config.max_concurrent_rollouts:
+            return False
+        oldest = min((version for _, version in self.in_flight.values()), default=self.served)
+        last = min(oldest + config.max_staleness + 1, config.total_steps)
+        ahead = max(self.sent, self.api_groups) + len(self.in_flight)
+        return ahead < last * self.groups_per_batch
+
+    def _begin(self, problem: Problem) -> None:
+        task = asyncio.create_task(self._feed(problem))
+        self.in_flight[task] = (problem, self.served)
+        task.add_done_callback(lambda _: self._changed.set())
+
+    async def _wait(self) -> None:
+        """Until a slot is free, a group is done, or it is time to ask for the version again."""
+        try:
+            async with asyncio.timeout(_POLL_S):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
+        self._changed.clear()
+        for task in [task for task in self.in_flight if task.done()]:
+            del self.in_flight[task]
+            task.result()  # a failure of one group that is not its own ends the run, with its reason
+
+    async def _refresh(self) -> None:
+        """The served weight version and the API's count of groups, asked at most every half second."""
+        now = time.monotonic()
+        if now - self.__dict__.get("_asked", 0.0) < _POLL_S:
+            return
+        self._asked = now
+        version, status = await asyncio.gather(self.client.weight_version(), self.call_api("GET", "/status"))
+        # The step counter of the API counts formed batches; the rest of what it got still queues.
+        self.api_groups = status["current_step"] * self.groups_per_batch + status["queue_size"]
+        if version is not None and version != self.served:
+            self.served = self.curr_step = version
+            self._closed_since = None
+            if self.config.use_wandb:
+                await self.wandb_log({f"train/dropped_{name}": n for name, n in self.dropped.items()})
+        self._say_when_closed(now)
+
+    def _say_when_closed(self, now: float) -> None:
+        if self.in_flight or self.may_begin():
+            self._closed_since = None
+        elif self._closed_since is None:
+            self._closed_since = now
+        elif now - self._closed_since > _PATIENCE_S:
+            self._closed_since = now
+            logger.info(
+                "no group may begin: %d sent, version %d is served, max_staleness %d: waiting for the trainer",
+                max(self.sent, self.api_groups), self.served, self.config.max_staleness,
+            )  # fmt: skip
+
+    async def _abandon(self) -> None:
+        """Groups that nobody will train on any more: counted, never silent."""
+        for task, (problem, version) in self.in_flight.items():
+            task.cancel()
+            group = Group(problem, self.prompts(problem), begun_at_version=version, dropped="stopped")
+            self.dropped["stopped"] += 1
+            self.records.group(group, sent=False)
+        await asyncio.gather(*self.in_flight, return_exceptions=True)
+        self.in_flight.clear()
+
+    # -- Without a trainer ----------------------------------------------------------------------------------
+
+    async def process_manager(self) -> None:
+        """Makes process.groups groups and writes every one of them, flat ones too, to a JSONL file."""
+        await self.setup()
+        target = Path(self.run_config.process.output or Path(self.config.run_dir) / "groups.jsonl")
+        wanted = asyncio.Semaphore(max(1, self.config.max_concurrent_rollouts // self.config.group_size))
+        start_file(target)
+
+        async def one(problem: Problem) -> None:
+            async with wanted:
+                group = await self.make_group(problem)
+            self.records.group(group, sent=False)
+            if group.scores:
+                append_jsonl(target, self.scored_data(group) | {"dropped": group.dropped})
+
+        await all_of([one(await self.get_next_item()) for _ in range(self.run_config.process.groups)])
+        logger.info("%d groups in %s, without signal: %s", self.run_config.process.groups, target, self.dropped)
+
+    async def evaluate(self, *_: Any, **__: Any) -> list[dict[str, Any]]:
+        """Every set of evaluation.problems, sampled and greedy, appended to evaluations.jsonl in the run's folder."""
+        options, config = self.run_config.evaluation, self.config
+        sets = {name: load_set(name, config.seed)[: options.limit] for name in options.problems}
+        for problems in sets.values():
+            self.prompts.check(problems)
+        records = []
+        for name, problems in sets.items():
+            for greedy in (False, True) if options.greedy else (False,):
+                record = await evaluate(
+                    problems,
+                    options.n,
+                    options.temperature or config.temperature,
+                    greedy,
+                    pipeline=self.pipeline,
+                    name=name,
+                    max_new_tokens=config.max_new_tokens,
+                    top_p=options.top_p,
+                    seed=options.seed,
+                    weight_version=await self.client.weight_version(),
+                )
+                append_jsonl(Path(config.run_dir) / "evaluations.jsonl", record)
+                logger.info(
+                    "%s%s: pass@1 %.3f [%.3f, %.3f]", name, " greedy" if greedy else "", record["pass_at_1"],
+                    *record["ci95"],
+                )  # fmt: skip
+                records.append(record)
+        return records
+
+    # -- The command ----------------------------------------------------------------------------------------
+
+    @classmethod
+    def run(cls, mode: str, config: RunConfig) -> int:
+        """Runs a mode to its end; the exit code: 0 done or asked to stop (SIGTERM), 130 Ctrl-C, 1 an error.
+
+        Raises:
+            ConfigError: something about the configuration, the problems or the servers that the user can mend.
+        """
+        works = {"serve": run_serve, "process": run_process, "evaluate": run_evaluate}
+        if mode not in works:
+            raise ConfigError(f"{mode}: no such mode. Choose one of {', '.join(MODES)}.")
+        return asyncio.run(_until_signal(works[mode](config)))
+
+    @classmethod
+    def run_command(cls, mode: str, argv: Sequence[str]) -> int:
+        """`atropos run-env livecode MODE [--config FILE] [--env.option value ...]`."""
+        config = load_run_config(None, argv)
+        logging.basicConfig(
+            level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
+        )
+        logging.getLogger("httpx").setLevel(logging.WARNING)
+        return cls.run(mode, config)
+
+
+def load_set(name: str, seed: int) -> list[Problem]:
+    """The problems of a JSONL file, or of a warm-up set (warmup:train, :new_instances, :unseen_templates).
+
+    Raises:
+        ProblemError: an unknown set, or a file with a problem that cannot be used.
+    """
+    kind, _, part = name.partition(":")
+    if kind != "warmup":
+        return load_problems(name)
+    known = ("train", "new_instances", "unseen_templates")
+    if part not in known:
+        raise ProblemError(
+            f"problems = {name!r}: no such warm-up set. Known: {', '.join(f'warmup:{n}' for n in known)}."
+        )
+    return list(getattr(build(seed), part))
+
+
+async def run_serve(config: RunConfig) -> None:
+    """Feeds a trainer through the Atropos API."""
+    async with AsyncExitStack() as stack:
+        env = LivecodeEnv(config)
+        await env.open(stack, versions=True)
+        await env.env_manager()
+
+
+async def run_process(config: RunConfig) -> None:
+    """Writes groups to a file."""
+    async with AsyncExitStack() as stack:
+        env = LivecodeEnv(config)
+        await env.open(stack, versions=False)
+        await env.process_manager()
+
+
+async def run_evaluate(config: RunConfig) -> list[dict[str, Any]]:
+    """Scores the served model; the records that were appended to evaluations.jsonl."""
+    async with AsyncExitStack() as stack:
+        env = LivecodeEnv(config)
+        await env.open(stack, versions=False)
+        return await env.evaluate()
+
+
+async def _until_signal(work: Coroutine[Any, Any, Any]) -> int:
+    """Runs `work`; a signal cancels it, so that everything it opened is closed before the process ends."""
+    task = asyncio.ensure_future(work)
+    asked: list[int] = []
+    loop = asyncio.get_running_loop()
+
+    def stop(number: int) -> None:
+        asked.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not asked:
+            raise
+        return 130 if asked[0] == signal.SIGINT else 0
+    except (AtroposError, EvaluationError, InfrastructureError, RolloutError, VerifierError) as error:
+        logger.error("%s", error)
+        return 1
+    except (ProblemError, PromptError) as error:
+        raise ConfigError(str(error)) from None
+    return 0

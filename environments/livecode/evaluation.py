@@ -1,0 +1,194 @@
+"""pass@1 of the served model on a set of problems, with intervals that resample problems, not samples."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from environments.livecode.groups import Judged, Pipeline, all_of
+from environments.livecode.problems import Problem
+from environments.livecode.rollouts import Sampling
+from environments.livecode.verifiers import VerifierError
+
+logger = logging.getLogger(__name__)
+
+RESAMPLES = 4000
+_BOOTSTRAP_SEED = 20240801
+
+
+class EvaluationError(RuntimeError):
+    """An evaluation that gives no number, or two that cannot be compared."""
+
+
+async def evaluate(
+    problems: Sequence[Problem],
+    n: int,
+    temperature: float,
+    greedy: bool,
+    *,
+    pipeline: Pipeline,
+    name: str,
+    max_new_tokens: int,
+    top_p: float = 1.0,
+    seed: int = 0,
+    weight_version: int | None = None,
+) -> dict[str, Any]:
+    """n samples of every problem from the running server, judged.
+
+    Every request carries a seed of its own, made of `seed`, the problem and the sample's number, so that two
+    evaluations with equal seeds draw with equal random numbers and differ by the weights alone.
+
+    Args:
+        greedy: one answer per problem without sampling; n and temperature are not used then.
+        name: what the set is called in the record.
+
+    Returns:
+        {set, temperature, n, greedy, problems, correct, total, pass_at_1, ci95, per_template, per_problem, verdicts,
+        overlong, no_verdict, mean_length, weight_version, seconds}. `no_verdict` rollouts are in neither correct
+        nor total: a fault of ours is never a wrong answer.
+
+    Raises:
+        EvaluationError: not one verdict.
+        RolloutError: the servers refuse or do not answer in time.
+    """
+    started = time.monotonic()
+    count, heat = (1, 0.0) if greedy else (n, temperature)
+
+    async def one(problem: Problem, index: int) -> Judged | None:
+        sampling = Sampling(max_new_tokens, heat, 1.0 if greedy else top_p, request_seed(seed, problem.id, index))
+        try:
+            return await pipeline.run(problem, sampling)
+        except VerifierError as error:
+            logger.error("problem %s, sample %d: no verdict: %s", problem.id, index, error)
+            return None
+
+    wanted = [(problem, index) for problem in problems for index in range(count)]
+    answers = await all_of([one(problem, index) for problem, index in wanted])
+    results = [(problem, judged) for (problem, _), judged in zip(wanted, answers, strict=True)]
+
+    cells: dict[str, tuple[str, list[int]]] = {}
+    for problem, judged in results:
+        cell = cells.setdefault(problem.id, (template_of(problem), [0, 0]))[1]
+        if judged is not None:
+            cell[0] += judged.status == "accepted"
+            cell[1] += 1
+    judged_ones = [judged for _, judged in results if judged is not None]
+    if not judged_ones:
+        raise EvaluationError(f"{name}: not one verdict out of {len(results)} rollouts")
+    per_template: dict[str, list[int]] = {}
+    for template, (correct, total) in cells.values():
+        row = per_template.setdefault(template, [0, 0])
+        row[0], row[1] = row[0] + correct, row[1] + total
+    correct, total = (sum(row[part] for row in per_template.values()) for part in (0, 1))
+    per_problem = {name: [template, *cell] for name, (template, cell) in cells.items()}
+    return {
+        "set": name,
+        "temperature": heat,
+        "n": count,
+        "greedy": greedy,
+        "problems": len(problems),
+        "correct": correct,
+        "total": total,
+        "pass_at_1": correct / total,
+        "ci95": list(pass_interval(per_problem)),
+        "per_template": per_template,
+        "per_problem": per_problem,
+        "verdicts": dict(Counter(judged.status for judged in judged_ones)),
+        "overlong": sum(judged.overlong for judged in judged_ones),
+        "no_verdict": len(results) - len(judged_ones),
+        "mean_length": sum(len(judged.sample.ids) for judged in judged_ones) / len(judged_ones),
+        "seed": seed,
+        "weight_version": weight_version,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def pass_interval(per_problem: Mapping[str, Sequence[Any]]) -> tuple[float, float]:
+    """The 95 % interval of pass@1 by a bootstrap over templates, then over the problems within each.
+
+    Args:
+        per_problem: {problem id: [template, correct, total]}.
+    """
+    table = _table(per_problem)
+    return _percentiles([_rates(draw)[0] for draw in _draws(table)])
+
+
+def paired_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """The gain in pass@1 between two records of `evaluate` on the same problems, with its 95 % interval.
+
+    Both records are resampled together (templates, then problems within), so that what makes a problem hard for
+    both does not widen the interval.
+
+    Returns:
+        {set, before, after, gain, ci95}, shares of 1.
+
+    Raises:
+        EvaluationError: other problems, another number of samples, another temperature.
+    """
+    for field in ("set", "n", "temperature"):
+        if before[field] != after[field]:
+            raise EvaluationError(f"{field}: {before[field]!r} before and {after[field]!r} after: not comparable")
+    if before["per_problem"].keys() != after["per_problem"].keys():
+        raise EvaluationError(f"set {before['set']}: other problems before than after: not comparable")
+    pairs = {name: [*row, *after["per_problem"][name][1:]] for name, row in before["per_problem"].items()}
+    table = _table(pairs)
+    gains = []
+    for draw in _draws(table):
+        first, second = _rates(draw)
+        gains.append(second - first)
+    return {
+        "set": before["set"],
+        "before": before["pass_at_1"],
+        "after": after["pass_at_1"],
+        "gain": after["pass_at_1"] - before["pass_at_1"],
+        "ci95": list(_percentiles(gains)),
+    }
+
+
+def request_seed(seed: int, problem_id: str, index: int) -> int:
+    """A request's sampling seed (31 bits), the same in every process."""
+    digest = hashlib.sha256(f"{seed}/{problem_id}/{index}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def template_of(problem: Problem) -> str:
+    """What is resampled together: the template a problem was made from, or the problem itself."""
+    return problem.template or problem.id
+
+
+Table = list[NDArray[np.float64]]  # one array per template, [problems, (correct, total) once or twice]
+
+
+def _table(per_problem: Mapping[str, Sequence[Any]]) -> Table:
+    by_template: dict[str, list[Sequence[Any]]] = {}
+    for template, *counts in per_problem.values():
+        by_template.setdefault(template, []).append(counts)
+    return [np.asarray(rows, dtype=np.float64) for rows in by_template.values()]
+
+
+def _draws(table: Table) -> NDArray[np.float64]:
+    """Sums of resampled counts, one row (correct, total, ...) per resample."""
+    random = np.random.default_rng(_BOOTSTRAP_SEED)
+    chosen = random.integers(len(table), size=(RESAMPLES, len(table)))
+    sums = np.zeros((RESAMPLES, table[0].shape[1]))
+    for number, rows in enumerate(table):
+        resample = np.nonzero(chosen == number)[0]  # once for each time this template was drawn
+        times = random.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=len(resample))
+        np.add.at(sums, resample, times @ rows)
+    return sums
+
+
+def _rates(draw: NDArray[np.float64]) -> list[float]:
+    return [float(draw[part] / max(draw[part + 1], 1.0)) for part in range(0, len(draw), 2)]
+
+
+def _percentiles(values: Sequence[float]) -> tuple[float, float]:
+    low, high = np.percentile(np.asarray(values), [2.5, 97.5])
+    return float(low), float(high)

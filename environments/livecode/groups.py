@@ -1,0 +1,243 @@
+"""One problem's rollouts from prompt to reward, and their form on the wire.
+
+A rollout's generation slot is free the moment its tokens are there: verification waits in a pool of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+import uuid
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from environments.livecode.extraction import extract_code
+from environments.livecode.problems import Problem
+from environments.livecode.prompts import Prompt, PromptBuilder
+from environments.livecode.rewards import FAIL, PASS, drop_reason, reward
+from environments.livecode.rollouts import RolloutClient, RolloutDeadlineExceeded, Sample, Sampling
+from environments.livecode.verifiers import Verdict, Verifier, VerifierError, judge_request
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+NO_CODE: Verdict = {"status": "no_code", "passed": 0, "total": 0, "message": "no fenced block in the answer"}
+_REGENERATIONS = 2  # new rollouts in place of one that got no verdict, before its group is given up
+_MASKED = -100
+_PROMPT_LOGPROB = 1.0  # Atropos' filler where nothing was sampled
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A rollout with what became of it. `verdict` is None where it was not judged (overlong, left out)."""
+
+    sample: Sample
+    text: str
+    code: str | None
+    verdict: Verdict | None
+    verify_seconds: float
+
+    @property
+    def overlong(self) -> bool:
+        return self.sample.finish_reason == "length"
+
+    @property
+    def status(self) -> str:
+        return "overlong" if self.verdict is None else str(self.verdict["status"])
+
+
+@dataclass
+class Group:
+    """All rollouts of one problem. `dropped` says why it is not trained on."""
+
+    problem: Problem
+    prompt: Prompt
+    begun_at_version: int
+    group_id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    rollouts: list[Judged] = field(default_factory=list)
+    scores: list[float] = field(default_factory=list)
+    dropped: str | None = None
+    reason: str = ""
+    seconds: float = 0.0
+
+    @property
+    def pass_rate(self) -> float:
+        """Share of rollouts whose program passed every test; 0 for a group without rollouts."""
+        passed = sum(rollout.status == "accepted" for rollout in self.rollouts)
+        return passed / len(self.rollouts) if self.rollouts else 0.0
+
+    @property
+    def weight_version(self) -> int:
+        """The oldest weight version that any token was sampled with."""
+        return min(
+            (span[0] for rollout in self.rollouts for span in rollout.sample.versions),
+            default=self.begun_at_version,
+        )
+
+
+class Pipeline:
+    """Generation, extraction and verification of single rollouts, each stage with its own bound.
+
+    Args:
+        max_concurrent: rollouts at the servers at the same time.
+        on_free: called each time a generation slot becomes free.
+    """
+
+    def __init__(
+        self,
+        *,
+        client: RolloutClient,
+        verifier: Verifier,
+        prompts: PromptBuilder,
+        max_concurrent: int,
+        time_limit_s: float,
+        memory_limit_mb: int,
+        on_free: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.prompts = prompts
+        self.generating = 0  # at a server or waiting for a slot
+        self._client = client
+        self._verifier = verifier
+        self._slots = asyncio.Semaphore(max_concurrent)
+        self._limits: dict[str, Any] = {"time_limit_s": time_limit_s, "memory_limit_mb": memory_limit_mb}
+        self._on_free = on_free
+
+    async def run(self, problem: Problem, sampling: Sampling, *, judge_overlong: bool = True) -> Judged:
+        """One rollout, judged.
+
+        Raises:
+            RolloutError: no rollout could be had.
+            VerifierError: no verdict could be had; the rollout must not be scored.
+        """
+        prompt = self.prompts(problem)
+        self.generating += 1
+        try:
+            async with self._slots:
+                sample = await self._client.generate(prompt.ids, sampling)
+        finally:
+            self.generating -= 1
+            self._on_free()
+        text = self.prompts.tokenizer.decode(sample.ids, skip_special_tokens=True)
+        code = extract_code(text, prompt.reasoning_open)
+        if sample.finish_reason == "length" and not judge_overlong:
+            return Judged(sample, text, code, None, 0.0)
+        if code is None:
+            return Judged(sample, text, None, NO_CODE, 0.0)
+        started = time.monotonic()
+        verdict = await self._verifier.verify(judge_request(problem, code, **self._limits))
+        return Judged(sample, text, code, verdict, time.monotonic() - started)
+
+
+@dataclass(frozen=True)
+class GroupRules:
+    """How rollouts become a scored group."""
+
+    group_size: int
+    sampling: Sampling
+    overlong_baseline: str
+    dynamic_sampling: bool
+
+
+async def make_group(
+    pipeline: Pipeline,
+    problem: Problem,
+    rules: GroupRules,
+    *,
+    version: int,
+    shuffle: random.Random | None = None,
+) -> Group:
+    """All rollouts of a problem in parallel, scored.
+
+    A group that cannot be completed (no verdict, no rollout in time) comes back with dropped = "infrastructure";
+    a server that refuses raises, since no further group could be made either.
+
+    Args:
+        version: the weight version that is served now (an optimizer step).
+        shuffle: the control experiment: deals the scores out at random.
+    """
+    started = time.monotonic()
+    group = Group(problem, pipeline.prompts(problem), begun_at_version=version)
+    tasks = [asyncio.create_task(_rollout(pipeline, problem, rules)) for _ in range(rules.group_size)]
+    try:
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+    finally:
+        for task in tasks:
+            task.cancel()
+    group.seconds = time.monotonic() - started
+    for result in results:
+        if isinstance(result, Judged):
+            group.rollouts.append(result)
+        elif isinstance(result, VerifierError | RolloutDeadlineExceeded):
+            group.dropped, group.reason = "infrastructure", str(result)
+        else:
+            raise result
+    if group.dropped is None:
+        _score(group, rules, shuffle)
+    return group
+
+
+async def all_of(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
+    """The results of all coroutines; the first that fails ends the others and raises as itself."""
+    tasks = [asyncio.create_task(one) for one in work]
+    try:
+        return await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _rollout(pipeline: Pipeline, problem: Problem, rules: GroupRules) -> Judged:
+    for left in reversed(range(_REGENERATIONS + 1)):
+        try:
+            return await pipeline.run(problem, rules.sampling, judge_overlong=rules.overlong_baseline == "include")
+        except VerifierError as error:
+            if not left:
+                raise
+            logger.warning("problem %s: no verdict (%s): a new rollout takes its place", problem.id, error)
+    raise AssertionError("unreachable: the last try returns or raises")
+
+
+def _score(group: Group, rules: GroupRules, shuffle: random.Random | None) -> None:
+    # A rollout that was left out carries a score only because the wire wants one; its advantage is zero.
+    scores = [FAIL if rollout.verdict is None else reward(rollout.verdict) for rollout in group.rollouts]
+    group.scores = [score for score in scores if score in (PASS, FAIL)]
+    if len(group.scores) != len(group.rollouts):
+        raise AssertionError("a judged rollout has no score")
+    if shuffle is not None:
+        shuffle.shuffle(group.scores)
+    if rules.dynamic_sampling:
+        overlong = [rollout.overlong for rollout in group.rollouts]
+        group.dropped = drop_reason(group.scores, overlong, rules.overlong_baseline)
+
+
+def as_scored_data(group: Group, *, temperature: float, context: int) -> dict[str, Any]:
+    """The group in Atropos' form: prompt + sampled ids, -100 masks and filler log-probabilities on the prompt.
+
+    Facts that the trainer needs ride in `overrides` and `group_overrides`, since the API drops unknown keys.
+    """
+    prompt, samples = group.prompt.ids, [rollout.sample for rollout in group.rollouts]
+    return {
+        "tokens": [prompt + sample.ids for sample in samples],
+        "masks": [[_MASKED] * len(prompt) + sample.ids for sample in samples],
+        "scores": group.scores,
+        "inference_logprobs": [[_PROMPT_LOGPROB] * len(prompt) + sample.logprobs for sample in samples],
+        "overrides": [
+            {
+                "set_advantage_to_zero": rollout.overlong,
+                "finish_reason": rollout.sample.finish_reason,
+                "versions": [list(span) for span in rollout.sample.versions],
+            }
+            for rollout in group.rollouts
+        ],
+        "group_overrides": {
+            "group_id": group.group_id,
+            "problem_id": group.problem.id,
+            "temperature": temperature,
+            "context": context,
+        },
+    }

@@ -1,0 +1,123 @@
+"""What a run leaves behind of its groups: one line per finished group, and sampled rollouts with text and code."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+from environments.livecode.groups import Group, Judged
+from environments.settings import ConfigError
+
+
+class Records:
+    """Writes environment.jsonl and rollouts/step-NNNNN.jsonl into the run's folder.
+
+    Args:
+        run_dir: made where it is missing.
+        rollouts_per_group: rollouts kept of a recorded group.
+        every: every how many finished groups one is recorded with its texts.
+
+    Raises:
+        ConfigError: the folder cannot be made or written.
+    """
+
+    def __init__(self, run_dir: str | Path, *, rollouts_per_group: int = 1, every: int = 1) -> None:
+        self.run_dir = Path(run_dir)
+        self._per_group, self._every = rollouts_per_group, every
+        self._finished = 0
+        try:
+            (self.run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
+            self._groups = (self.run_dir / "environment.jsonl").open("a", encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(
+                f"env.run_dir = {self.run_dir}: cannot be written ({error.strerror}). Give another folder."
+            ) from None
+
+    def close(self) -> None:
+        """Closes the file; nothing can be recorded after."""
+        self._groups.close()
+
+    def group(self, group: Group, *, sent: bool) -> None:
+        """One finished group, whether it was sent or dropped."""
+        self._groups.write(_line(group_record(group, sent=sent)))
+        self._groups.flush()
+        if self._per_group and group.rollouts and self._finished % self._every == 0:
+            path = self.run_dir / "rollouts" / f"step-{group.weight_version:05d}.jsonl"
+            with path.open("a", encoding="utf-8") as stream:
+                for index in range(min(self._per_group, len(group.rollouts))):
+                    stream.write(_line(rollout_record(group, index)))
+        self._finished += 1
+
+
+def group_record(group: Group, *, sent: bool) -> dict[str, Any]:
+    """A group without its texts. Seconds: `generate` until the last token, `verify` summed over the rollouts."""
+    rollouts = group.rollouts
+    return {
+        "time": round(time.time(), 3),
+        "group_id": group.group_id,
+        "problem_id": group.problem.id,
+        "template": group.problem.template,
+        "difficulty": group.problem.difficulty,
+        "source": group.problem.source,
+        "weight_version": group.weight_version,
+        "begun_at_version": group.begun_at_version,
+        "scores": group.scores,
+        "verdicts": [rollout.status for rollout in rollouts],
+        "overlong": [rollout.overlong for rollout in rollouts],
+        "lengths": [len(rollout.sample.ids) for rollout in rollouts],
+        "prompt_tokens": len(group.prompt.ids),
+        "dropped": group.dropped,
+        "reason": group.reason or None,
+        "sent": sent,
+        "seconds_generate": round(max((rollout.sample.seconds for rollout in rollouts), default=0.0), 3),
+        "seconds_verify": round(sum(rollout.verify_seconds for rollout in rollouts), 3),
+        "seconds": round(group.seconds, 3),
+    }
+
+
+def rollout_record(group: Group, index: int) -> dict[str, Any]:
+    """One rollout as a user debugs it: prompt, answer, program, verdict."""
+    rollout = group.rollouts[index]
+    return {
+        "group_id": group.group_id,
+        "problem_id": group.problem.id,
+        "template": group.problem.template,
+        "index": index,
+        "score": group.scores[index] if group.scores else None,
+        "status": rollout.status,
+        "verdict": _short(rollout),
+        "finish_reason": rollout.sample.finish_reason,
+        "prompt_tokens": len(group.prompt.ids),
+        "length": len(rollout.sample.ids),
+        "versions": [list(span) for span in rollout.sample.versions],
+        "dropped": group.dropped,
+        "prompt": group.prompt.text,
+        "completion": rollout.text,
+        "code": rollout.code,
+    }
+
+
+def start_file(path: str | Path) -> None:
+    """An empty file, made with its folder."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text("", encoding="utf-8")
+
+
+def append_jsonl(path: str | Path, record: dict[str, Any]) -> None:
+    """One more line of a JSONL file, made with its folder where missing."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(path).open("a", encoding="utf-8") as stream:
+        stream.write(_line(record))
+
+
+def _short(rollout: Judged) -> dict[str, Any] | None:
+    if rollout.verdict is None:
+        return None
+    kept = ("status", "passed", "ran", "total", "failed_test", "message")
+    return {name: rollout.verdict[name] for name in kept if name in rollout.verdict}
+
+
+def _line(record: dict[str, Any]) -> str:
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
