@@ -1,6 +1,6 @@
 """`torchrun trainer/main.py`: takes scored groups from the Atropos API, trains, sends new weights to vLLM.
 
-The loop is `train`; what a step does stands in trainer/step.py.
+The loop is `train`; its phases stand in trainer/run.py, the mathematics of a step in trainer/step.py.
 """
 
 from __future__ import annotations
@@ -28,10 +28,8 @@ def train(config: TrainerConfig) -> None:
     with Run(config) as run:
         run.publish(run.step)
         while run.step < config.steps:
-            groups = run.next_groups()
-            batch = run.prepare(groups)
-            for _ in range(config.objective.optimizer_steps_per_batch):
-                run.optimizer_step(batch)
+            batch = run.prepare(run.next_groups())
+            run.optimize(batch)
             run.step += 1
             run.publish(run.step)
             run.record(batch)

@@ -30,9 +30,7 @@ class DemoConfig(Settings):
         False,
         description="Control: deal the rewards of a group out at random, so that nothing can be learned.",
     )
-    api_port: int | None = Field(
-        None, ge=1, le=65535, description="The API server's port; empty: a free one."
-    )
+    api_port: int | None = Field(None, ge=1, le=65535, description="The API server's port; empty: a free one.")
     server_port: int | None = Field(None, ge=1, le=65535, description="vLLM's port; empty: a free one.")
     start_deadline_s: float = Field(600.0, gt=0, description="Longest wait for a process to be ready.")
 

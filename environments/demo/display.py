@@ -58,9 +58,7 @@ class Screen:
 
     def header(self) -> None:
         """The titles of the rows to come."""
-        self.console.print(
-            Text(" ".join(title.rjust(width) for title, width, _ in COLUMNS), "bold"), soft_wrap=True
-        )
+        self.console.print(Text(" ".join(title.rjust(width) for title, width, _ in COLUMNS), "bold"), soft_wrap=True)
 
     def legend(self) -> None:
         """What each column means."""
@@ -80,23 +78,23 @@ def step_cells(trained: Mapping[str, Any], generated: Sequence[Mapping[str, Any]
         trained: the step's object of metrics.jsonl.
         generated: the objects of environment.jsonl that arrived during the step.
     """
-    scores = [score for group in generated for score in group["scores"]]
+    scores = [score for group in generated for score in group["scores"] if score is not None]
     verdicts = Counter(SHORT.get(v, v) for group in generated for v in group["verdicts"])
     tokens = sum(sum(group["lengths"]) for group in generated)
     passed = sum(score > 0 for score in scores)
-    seconds = trained["seconds"]
+    clipped = (trained["clip_low_tokens"] or 0.0) + (trained["clip_high_tokens"] or 0.0)
     return [
         str(trained["step"]),
         f"{sum(scores) / len(scores):+.2f}" if scores else "-",
         f"{100 * passed / len(scores):.1f}%" if scores else "-",
-        f"{trained['groups_trained']}/{len(generated)}",
+        f"{trained['groups']}/{len(generated)}",
         " ".join(f"{name} {count}" for name, count in verdicts.most_common(4)),
         f"{trained['tokens_trained']}/{tokens}",
-        f"{tokens / max(seconds['step'], 1e-9):.0f}",
-        f"{100 * trained['clip_fraction']:.2f}",
-        f"{trained['mismatch_mean_abs']:.4f}",
-        f"{trained['staleness_mean']:.1f}",
-        f"{seconds['rollouts']:.1f}/{seconds['train']:.1f}/{seconds['sync']:.1f}",
+        f"{tokens / trained['seconds_step']:.0f}",
+        f"{100 * clipped:.2f}",
+        "-" if trained["mismatch_abs"] is None else f"{trained['mismatch_abs']:.4f}",
+        "-" if trained["staleness"] is None else f"{trained['staleness']:.1f}",
+        f"{trained['seconds_wait']:.1f}/{trained['seconds_train'] or 0.0:.1f}/{trained['seconds_sync']:.1f}",
     ]
 
 

@@ -30,9 +30,7 @@ class ProcessError(RuntimeError):
 class Child:
     """One started process, its log and its name."""
 
-    def __init__(
-        self, name: str, argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, name: str, argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
         self.name = name
         self.log = log
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -71,9 +69,7 @@ class Child:
         with httpx.Client(timeout=5.0, trust_env=False) as client:
             while time.monotonic() - self.started < deadline_s:
                 if self.returncode is not None:
-                    raise ProcessError(
-                        self.report(f"{self.name} ended at start with exit code {self.returncode}")
-                    )
+                    raise ProcessError(self.report(f"{self.name} ended at start with exit code {self.returncode}"))
                 try:
                     if client.get(url).status_code == httpx.codes.OK:
                         return time.monotonic() - self.started

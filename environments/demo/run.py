@@ -84,9 +84,7 @@ class Demo:
 
     def _prepare_folder(self) -> None:
         if self.run_dir.exists() and any(self.run_dir.iterdir()):
-            raise ConfigError(
-                f"run_dir {self.run_dir}: not empty; give a new folder, so that no run is overwritten"
-            )
+            raise ConfigError(f"run_dir {self.run_dir}: not empty; give a new folder, so that no run is overwritten")
         self.run_dir.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.run_dir).free / 2**30
         if free < NEEDED_GIB:
@@ -184,9 +182,7 @@ class Demo:
         pending: list[dict[str, Any]] = []
         with self._progress() as progress:
             task = progress.add_task("", total=self.config.steps)
-            for trained in self._steps(
-                trainer, lambda: pending.extend(groups.new()), progress, task, pending
-            ):
+            for trained in self._steps(trainer, lambda: pending.extend(groups.new()), progress, task, pending):
                 self.screen.row(step_cells(trained, pending))
                 pending.clear()
                 progress.update(task, completed=trained["step"])
@@ -200,9 +196,7 @@ class Demo:
             self.family.check()
             poll()
             usable = sum(group["dropped"] is None for group in pending)
-            progress.update(
-                task, description=f"{len(pending)} groups generated, {usable} with a signal", refresh=True
-            )
+            progress.update(task, description=f"{len(pending)} groups generated, {usable} with a signal", refresh=True)
             yield from metrics.new()
             if ended:
                 return
@@ -228,8 +222,9 @@ class Demo:
         self.screen.say("Held-out pass@1, before -> after (95 % interval of the gain, resampling templates)")
         gains = []
         for first, last in zip(before, after, strict=True):
-            gain, (low, high) = paired_difference(first, last)
-            gains.append({"set": first["set"], "greedy": first["greedy"], "gain": gain, "ci95": [low, high]})
+            difference = paired_difference(first, last)
+            gains.append({**difference, "greedy": first["greedy"]})
+            gain, (low, high) = difference["gain"], difference["ci95"]
             self.screen.say(
                 f"  {_title(first):<44} {percent(first['pass_at_1']):>7} -> {percent(last['pass_at_1']):>7}   "
                 f"{100 * gain:+.1f} points {interval(low, high)}"

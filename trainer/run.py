@@ -1,0 +1,211 @@
+"""What a training run holds: policy, optimizer, the API's batches, the weights' way to vLLM, records, checkpoints."""
+
+from __future__ import annotations
+
+import json
+import logging
+import random
+import resource
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+import torch
+
+from environments.settings import write_yaml
+from trainer.batches import AtroposClient, BatchError, broadcast_groups
+from trainer.checkpoints import Checkpoints
+from trainer.config import TrainerConfig
+from trainer.export import save_hf
+from trainer.groups import Group
+from trainer.metrics import Metrics
+from trainer.optimizer import PolicyOptimizer
+from trainer.parallel import distributed
+from trainer.policy import Policy
+from trainer.step import Batch, accumulate_gradient, describe, prepare, set_old_logprobs
+from trainer.weights import DiskPublisher
+
+log = logging.getLogger(__name__)
+
+
+class Run:
+    """The state between steps. `step` is the number of batches trained, which is the version of the weights.
+
+    A context manager: leaving it saves nothing by itself, closes every connection and leaves the process group.
+    """
+
+    def __init__(self, config: TrainerConfig) -> None:
+        self.config = config
+        self.step = 0
+        self._resources = ExitStack()
+
+    def __enter__(self) -> Run:
+        with ExitStack() as opened:
+            self._open(opened)
+            self._resources = opened.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._resources.close()
+
+    def _open(self, opened: ExitStack) -> None:
+        config = self.config
+        random.seed(config.seed)
+        np.random.seed(config.seed)
+        torch.manual_seed(config.seed)
+        self.parallel = opened.enter_context(distributed(config.api.batch_deadline_s + 600))
+        self.metrics = Metrics()
+        self.policy = Policy(
+            config.model,
+            self.parallel,
+            activation_checkpointing=config.activation_checkpointing,
+            logprob_chunk=config.logprob_chunk,
+        )
+        self.optimizer = PolicyOptimizer(self.policy, config.optimizer)
+        self.checkpoints = Checkpoints(config.run_dir / "checkpoints", keep_last=config.checkpoint.keep_last)
+        if config.checkpoint.resume is not None:
+            self.step = self.checkpoints.load(config.checkpoint.resume, self.policy, self.optimizer)
+            log.info("resumed after step %d", self.step)
+        self._saved = self.step
+        self.publisher: DiskPublisher | None = None
+        self.client: AtroposClient | None = None
+        if self.parallel.is_main:
+            config.run_dir.mkdir(parents=True, exist_ok=True)
+            write_yaml(config, config.run_dir / "config" / "trainer.yaml")
+            self._tracker = _wandb(config) if config.use_wandb else None
+            if config.weights.servers:
+                self.publisher = opened.enter_context(
+                    DiskPublisher(
+                        config.weights.servers,
+                        config.run_dir / "weights",
+                        dtype=getattr(torch, config.weights.dtype),
+                        pause_mode=config.weights.pause_mode,
+                        deadline_s=config.weights.deadline_s,
+                    )
+                )
+            self.client = opened.enter_context(AtroposClient(config.api.url))
+            self.client.register(
+                batch_size=config.batch.rollouts,
+                # Atropos drops a whole group when one sequence reaches this length: -1 switches that off.
+                max_token_len=-1,
+                starting_step=self.step,
+                num_steps=config.steps,
+                checkpoint_dir=str(config.run_dir / "checkpoints"),
+                save_checkpoint_interval=config.checkpoint.every or -1,
+                wandb_group=config.run_dir.name,
+                wandb_project="atropos-livecode",
+            )
+        self._step_started = time.monotonic()
+
+    # -- the phases of a step, in order --------------------------------------------------------------------
+
+    def next_groups(self) -> list[Group]:
+        """The next batch of the API, on every rank.
+
+        Raises:
+            BatchError: no batch within the deadline, or a group that cannot be trained on.
+        """
+        with self._timed("seconds_wait"):
+            pulled: list[Group] | BatchError | None = None
+            if self.client is not None:
+                try:
+                    pulled = self.client.next_batch(self.config.api.batch_deadline_s)
+                except BatchError as error:
+                    pulled = error
+            groups = broadcast_groups(pulled, self.parallel.control)
+        if self.publisher is not None and self.config.weights.pause_while_training:
+            self.publisher.pause()
+        return groups
+
+    def prepare(self, groups: list[Group]) -> Batch:
+        """Advantages, drops, packing and old log-probabilities."""
+        batch = prepare(groups, self.config, self.parallel)
+        with self._timed("seconds_old_logprobs"):
+            set_old_logprobs(batch, self.policy, self.config)
+        return batch
+
+    def optimize(self, batch: Batch) -> None:
+        """One optimizer step for each part of the batch; a batch without a trained token is skipped and counted."""
+        if not batch.tokens:
+            log.warning("step %d: no trained token in the batch, skipped", self.step)
+            self.metrics.add("skipped_batches", int(self.parallel.is_main))
+            return
+        with self._timed("seconds_train"):
+            for part in batch.parts:
+                accumulate_gradient(part, self.policy, self.config, self.parallel, self.metrics)
+                update = self.optimizer.step()
+                self.metrics.add("grad_norm", update.grad_norm)
+                self.metrics.add("learning_rate", update.lr)
+        self.metrics.add("optimizer_steps", len(batch.parts))
+        self.metrics.add("sequences", batch.parts[-1].counts.sequences)
+        self.metrics.add("tokens", batch.parts[-1].counts.tokens)
+        self.metrics.add("micro_batches", sum(len(part.micro_batches) for part in batch.parts))
+
+    def publish(self, version: int) -> None:
+        """Puts the policy's weights into every vLLM server under `version`; WeightSyncError when one fails."""
+        with self._timed("seconds_sync"):
+            weights = self.policy.state_dict_full()
+            if self.publisher is not None:
+                stats = self.publisher.publish(weights, version)
+                if stats.changed_share is not None:
+                    self.metrics.add("served_weights_changed", stats.changed_share)
+                self.metrics.add("seconds_pause", stats.paused_s)
+
+    def record(self, batch: Batch) -> None:
+        """Writes the step's row to metrics.jsonl; `step` in it is the version of the new weights."""
+        if self.parallel.is_main:
+            describe(batch, self.step - 1, self.metrics)
+        self.metrics.add("seconds_step", time.monotonic() - self._step_started)
+        self.metrics.add("peak_memory_gib", _peak_memory_gib())
+        self._step_started = time.monotonic()
+        row: dict[str, Any] = {"step": self.step, "time": time.time(), "tokens_trained": batch.tokens}
+        row |= self.metrics.reduce(self.parallel.control)
+        if self.parallel.is_main:
+            with (self.config.run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
+                file.write(json.dumps(row) + "\n")
+            if self._tracker is not None:
+                self._tracker.log({f"train/{name}": value for name, value in row.items()}, step=self.step)
+            log.info(
+                "step %d: loss %.4g, grad norm %.4g, %d groups",
+                self.step,
+                row["loss"] or 0.0,
+                row["grad_norm"] or 0.0,
+                row["groups"],
+            )
+
+    def save_if_due(self) -> None:
+        """A checkpoint every so many steps and after the last one, which is also written in Hugging Face's form."""
+        last = self.step >= self.config.steps
+        every = self.config.checkpoint.every
+        if last or (every and self.step % every == 0):
+            self.checkpoints.save(self.step, self.policy, self.optimizer)
+        if last and self.config.checkpoint.export:
+            save_hf(self.policy, self.config.run_dir / "export", self.config.model)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.monotonic()
+        yield
+        self.metrics.add(name, time.monotonic() - start)
+
+
+def _peak_memory_gib() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def _wandb(config: TrainerConfig) -> Any:
+    import wandb
+
+    return wandb.init(
+        project="atropos-livecode",
+        group=config.run_dir.name,
+        config=config.model_dump(mode="json"),
+        dir=str(config.run_dir),
+    )

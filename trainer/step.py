@@ -1,0 +1,144 @@
+"""One training step on one batch of groups: advantages, micro-batches, old log-probabilities, gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from environments.livecode.rewards import DropReason
+from trainer.advantages import cross_check, group_advantages
+from trainer.config import TrainerConfig
+from trainer.groups import Group
+from trainer.metrics import Metrics, group_stats
+from trainer.mismatch import Mismatch
+from trainer.objectives import Denominators, Objective, denominators, objective, policy_loss
+from trainer.packing import MicroBatch, pack
+from trainer.parallel import Parallel
+from trainer.policy import Policy
+
+
+@dataclass
+class Part:
+    """What one optimizer step is taken on: this rank's micro-batches and the whole part's N and S."""
+
+    micro_batches: list[MicroBatch]
+    counts: Denominators
+    old_logprobs: list[Tensor] = field(default_factory=list)
+    """fp32 [K] for each micro-batch."""
+
+
+@dataclass
+class Batch:
+    """The groups of a step that carry a signal, cut into one part for each optimizer step."""
+
+    groups: list[Group]
+    parts: list[Part]
+    dropped: dict[DropReason, int]
+    tokens: int
+    """Trained tokens of all ranks."""
+
+
+def chosen_objective(config: TrainerConfig) -> Objective:
+    """The objective's row of the table with the configured bounds."""
+    options = config.objective
+    return objective(options.name, clip_low=options.clip_low, clip_high=options.clip_high, dual_clip=options.dual_clip)
+
+
+def prepare(groups: Sequence[Group], config: TrainerConfig, parallel: Parallel) -> Batch:
+    """Advantages, drops and packing. Every rank gets the same groups and takes its share.
+
+    Raises:
+        DropDisagreement: the environment and the trainer disagree on which groups carry a signal.
+        DoesNotFit: a sequence is longer than batch.max_tokens.
+    """
+    baseline = config.objective.overlong_baseline
+    reasons = cross_check(groups, baseline, dynamic_sampling=False)
+    kept = [group for group, reason in zip(groups, reasons, strict=True) if reason is None]
+    dropped: dict[DropReason, int] = {}
+    for reason in reasons:
+        if reason is not None:
+            dropped[reason] = dropped.get(reason, 0) + 1
+    wanted = min(config.objective.optimizer_steps_per_batch, len(kept))
+    parts = [_part(kept[index::wanted], config, parallel) for index in range(wanted)]
+    return Batch(kept, parts, dropped, sum(part.counts.tokens for part in parts))
+
+
+def _part(groups: list[Group], config: TrainerConfig, parallel: Parallel) -> Part:
+    baseline = config.objective.overlong_baseline
+    scale = chosen_objective(config).scale_by_std
+    advantages = [
+        group_advantages(
+            [rollout.score for rollout in group.rollouts],
+            [rollout.overlong for rollout in group.rollouts],
+            baseline,
+            scale,
+        )
+        for group in groups
+    ]
+    rollouts = [rollout for group in groups for rollout in group.rollouts]
+    # The whole part is known on every rank, so N and S need no collective.
+    counts = denominators(
+        [len(rollout.completion) for rollout in rollouts], [rollout.overlong for rollout in rollouts], baseline
+    )
+    micro_batches = pack(
+        groups,
+        advantages,
+        config.batch.max_tokens,
+        rank=parallel.rank,
+        world_size=parallel.world_size,
+        device=parallel.device,
+        skip_silent=baseline == "exclude",
+    )
+    return Part(micro_batches, counts)
+
+
+def set_old_logprobs(batch: Batch, policy: Policy, config: TrainerConfig) -> None:
+    """Fills in the old log-probabilities: the sampler's own, or a forward of the policy before any update."""
+    for part in batch.parts:
+        if config.objective.old_logprobs == "sampler":
+            part.old_logprobs = [micro.sampler_logprob for micro in part.micro_batches]
+        else:
+            with torch.no_grad():
+                part.old_logprobs = [policy.logprobs(micro)[0] for micro in part.micro_batches]
+
+
+def accumulate_gradient(
+    part: Part, policy: Policy, config: TrainerConfig, parallel: Parallel, metrics: Metrics
+) -> None:
+    """Forward and backward over the part's micro-batches; the gradient is that of the whole part.
+
+    The loss is multiplied by the world size because FSDP averages gradients over ranks; it is never divided
+    by the number of micro-batches, since each holds its own share of the sum over the fixed divisor.
+    """
+    chosen = chosen_objective(config)
+    options = config.objective
+    mismatch = Mismatch(weight=options.importance_weight, cap=options.tis_cap)
+    for micro, old in zip(part.micro_batches, part.old_logprobs, strict=True):
+        logprob, entropy = policy.logprobs(micro)
+        loss, stats = policy_loss(
+            chosen,
+            logprob,
+            old,
+            micro.sequence,
+            micro.advantage,
+            micro.length,
+            part.counts,
+            max_length=config.batch.context,
+            sampler_logprob=micro.sampler_logprob,
+            mismatch=mismatch,
+            kl_coefficient=options.kl_coefficient,
+        )
+        (loss * parallel.world_size).backward()
+        metrics.update(stats)
+        metrics.add("entropy", entropy.double().sum(), entropy.numel())
+        metrics.add("packed_tokens", micro.input_ids.numel())
+
+
+def describe(batch: Batch, step: int, metrics: Metrics) -> None:
+    """Adds what the groups themselves say; to be called on one rank."""
+    metrics.update(group_stats(batch.groups, step))
+    for reason, count in batch.dropped.items():
+        metrics.add(f"dropped_{reason}", count)
