@@ -78,7 +78,7 @@ def step_cells(trained: Mapping[str, Any], generated: Sequence[Mapping[str, Any]
         trained: the step's object of metrics.jsonl.
         generated: the objects of environment.jsonl that arrived during the step.
     """
-    scores = [score for group in generated for score in group["scores"] if score is not None]
+    scores = [score for group in generated for score in group["scores"] or [] if score is not None]
     verdicts = Counter(SHORT.get(v, v) for group in generated for v in group["verdicts"])
     tokens = sum(sum(group["lengths"]) for group in generated)
     passed = sum(score > 0 for score in scores)
