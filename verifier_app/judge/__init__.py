@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from verifier_app.judge.protocol import JudgeError
-    from verifier_app.judge.store import TestStore
     from verifier_app.judge.rollout import Judge, verify, verify_many
+    from verifier_app.judge.store import TestStore
 
 __all__ = ["Judge", "JudgeError", "TestStore", "verify", "verify_many"]
 

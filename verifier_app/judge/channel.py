@@ -1,4 +1,4 @@
-"""Messages between judge, template and zygote: JSON with a length before it, over a Unix stream socket, with descriptors."""
+"""Messages between judge, template and zygote: JSON after its length, over a Unix stream socket, with descriptors."""
 
 from __future__ import annotations
 

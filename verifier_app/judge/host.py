@@ -20,9 +20,21 @@ from verifier_app.judge.protocol import JudgeError
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 60.0  # a cold disk and a loaded machine; importing takes 0.1 s
-MODULES = (
-    "threading atexit traceback array decimal fractions queue time cmath types enum dataclasses contextlib".split()
-)
+MODULES = [
+    "threading",
+    "atexit",
+    "traceback",
+    "array",
+    "decimal",
+    "fractions",
+    "queue",
+    "time",
+    "cmath",
+    "types",
+    "enum",
+    "dataclasses",
+    "contextlib",
+]
 BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from verifier_app.judge.template import main; main(sys.argv[2])"
 
 
@@ -118,6 +130,7 @@ class ZygoteHandle:
         self.template, self.pid, self.channel = template, pid, channel
         self.report: dict[str, Any] = {}
         self.proc = -1
+        self.scratch: list[int] = []  # descriptors of the zygote's tmpfs folders
         self.own_namespace = False
         self.open = True
 
@@ -133,6 +146,7 @@ class ZygoteHandle:
             raise JudgeError("sandbox_failed", message["error"])
         self.report = message["ready"]
         self.own_namespace = message["own_namespace"]
+        self.scratch = fds[1:]
         self.proc = fds[0] if fds else os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
 
     def load(self, source: str, fn_name: str | None, timeout_s: float) -> dict[str, Any]:
@@ -152,6 +166,7 @@ class ZygoteHandle:
         if self.open:
             self.open = False
             self.channel.close()
-            if self.proc >= 0:
-                os.close(self.proc)
+            for fd in [self.proc, *self.scratch]:
+                if fd >= 0:
+                    os.close(fd)
             self.template.end(self.pid)

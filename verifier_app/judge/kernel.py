@@ -9,14 +9,33 @@ _libc = ctypes.CDLL(None, use_errno=True)
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
+PR_SET_SECCOMP = 22
 PR_SET_CHILD_SUBREAPER = 36
 PR_SET_NO_NEW_PRIVS = 38
 
 CLONE_NEWNS = 0x00020000
+CLONE_NEWUTS = 0x04000000
 CLONE_NEWIPC = 0x08000000
 CLONE_NEWUSER = 0x10000000
 CLONE_NEWPID = 0x20000000
 CLONE_NEWNET = 0x40000000
+
+MS_RDONLY = 1
+MS_NOSUID = 2
+MS_NODEV = 4
+MS_NOEXEC = 8
+MS_REMOUNT = 32
+MS_BIND = 4096
+MS_REC = 16384
+MS_PRIVATE = 1 << 18
+MNT_DETACH = 2
+
+AT_FDCWD = -100
+AT_RECURSIVE = 0x8000
+_SYS_MOUNT_SETATTR = 442  # one number on all architectures since Linux 5.12
+_MOUNT_ATTR_RDONLY = 1
+_MOUNT_ATTR_NOSUID = 2
+_CAPABILITY_VERSION_3 = 0x20080522
 
 
 def _check(name: str, result: int) -> int:
@@ -26,9 +45,19 @@ def _check(name: str, result: int) -> int:
     return result
 
 
-def prctl(option: int, value: int) -> None:
-    """prctl(2) with one argument."""
-    _check("prctl", _libc.prctl(option, ctypes.c_ulong(value), 0, 0, 0))
+def _bytes(text: str | None) -> bytes | None:
+    return None if text is None else os.fsencode(text)
+
+
+def prctl(option: int, value: int, pointer: ctypes.c_void_p | None = None) -> None:
+    """prctl(2) with one argument, or with a second one that is a pointer."""
+    _check("prctl", _libc.prctl(option, ctypes.c_ulong(value), pointer or 0, 0, 0))
+
+
+def syscall(name: str, number: int, *arguments: object) -> int:
+    """syscall(2): integers go as longs."""
+    longs = [ctypes.c_long(value) if isinstance(value, int) else value for value in arguments]
+    return _check(name, _libc.syscall(ctypes.c_long(number), *longs))
 
 
 def unshare(flags: int) -> None:
@@ -39,3 +68,38 @@ def unshare(flags: int) -> None:
 def setns(fd: int, kind: int) -> None:
     """setns(2)."""
     _check("setns", _libc.setns(fd, kind))
+
+
+def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
+    """mount(2)."""
+    result = _libc.mount(_bytes(source), _bytes(target), _bytes(kind), ctypes.c_ulong(flags), _bytes(options))
+    _check(f"mount {target}", result)
+
+
+def umount(target: str, flags: int) -> None:
+    """umount2(2)."""
+    _check(f"umount {target}", _libc.umount2(_bytes(target), flags))
+
+
+def pivot_root_here() -> None:
+    """Make the current directory, a mount point, the root of this mount namespace, and let go of the old root."""
+    _check("pivot_root", _libc.syscall(ctypes.c_long(_PIVOT_ROOT[os.uname().machine]), b".", b"."))
+    umount(".", MNT_DETACH)
+    os.chdir("/")
+
+
+_PIVOT_ROOT = {"x86_64": 155, "aarch64": 41}
+
+
+def make_read_only(path: str) -> None:
+    """Set a mount and all below it read-only and nosuid (mount_setattr(2))."""
+    attributes = (ctypes.c_uint64 * 4)(_MOUNT_ATTR_RDONLY | _MOUNT_ATTR_NOSUID, 0, 0, 0)
+    size = ctypes.sizeof(attributes)
+    syscall("mount_setattr", _SYS_MOUNT_SETATTR, AT_FDCWD, _bytes(path), AT_RECURSIVE, ctypes.byref(attributes), size)
+
+
+def drop_capabilities() -> None:
+    """capset(2) to nothing; with no_new_privs they never come back."""
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
+    data = (ctypes.c_uint32 * 6)()
+    _check("capset", _libc.capset(ctypes.byref(header), ctypes.byref(data)))

@@ -15,12 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from verifier_app.judge.protocol import JudgeError
-from verifier_app.judge.worker import HEADER, frame
 from verifier_app.judge.watch import PATIENCE
+from verifier_app.judge.worker import HEADER, frame
 
 STOP_TIMEOUT_S = 10.0
 GRACE_S = 120.0  # beyond what a rollout may take by its own limits: starting, compiling, comparing
 QUEUE_PER_WORKER = 16
+HOME = str(Path(__file__).resolve().parents[2])
 
 
 class _Died(Exception):
@@ -132,12 +133,14 @@ class JudgePool:
                 worker = slot or await self._start()
                 answer = await asyncio.wait_for(worker.ask(payload), longest(request))
             except (_Died, TimeoutError):
-                worker = self._discard(worker)
+                self._discard(worker)
+                worker = None
                 if not self._open:
                     raise JudgeError("closed", "the pool was closed under this request") from None
                 continue
             except asyncio.CancelledError:
-                worker = self._discard(worker)
+                self._discard(worker)
+                worker = None
                 raise
             finally:
                 self._idle.put_nowait(worker)
@@ -148,6 +151,7 @@ class JudgePool:
         raise JudgeError("judge_died", "two judge processes ended under this request")
 
     def _discard(self, worker: _Worker | None) -> None:
+        """Kill a worker in the background; its slot is empty from now on."""
         if worker is not None and worker in self._all:
             self._all.discard(worker)
             task = asyncio.create_task(worker.stop(kill=True))
@@ -155,8 +159,7 @@ class JudgePool:
             task.add_done_callback(self._cleanup.discard)
 
     async def _start(self) -> _Worker:
-        home = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(part for part in (home, os.environ.get("PYTHONPATH")) if part)
+        path = os.pathsep.join(part for part in (HOME, os.environ.get("PYTHONPATH")) if part)
         try:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-m", "verifier_app.judge.worker"),

@@ -4,13 +4,30 @@ from __future__ import annotations
 
 import types
 
-STAR_IMPORTS = (
-    "string re datetime collections heapq bisect copy math random statistics "
-    "itertools functools operator io sys json builtins typing"
-).split()
+STAR_IMPORTS = [
+    "string",
+    "re",
+    "datetime",
+    "collections",
+    "heapq",
+    "bisect",
+    "copy",
+    "math",
+    "random",
+    "statistics",
+    "itertools",
+    "functools",
+    "operator",
+    "io",
+    "sys",
+    "json",
+    "builtins",
+    "typing",
+]
 PLAIN_IMPORTS = STAR_IMPORTS[:-2]
 RECURSION_LIMIT = 50_000
-THREAD_STACK_BYTES = 256 << 20  # lru_cache recursion 1e5 deep overflows 32 MiB
+STACK_BYTES = 256 << 20  # lru_cache recursion 1e5 deep overflows 32 MiB
+THREAD_STACK_BYTES = 64 << 20  # the same depth fits; more would fill a small address space with few threads
 
 
 def make_module(name: str) -> types.ModuleType:

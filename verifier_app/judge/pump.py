@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import select
@@ -64,10 +65,8 @@ class Pump:
 
     def _shut(self, fd: int) -> None:
         self._open.discard(fd)
-        try:
+        with contextlib.suppress(KeyError):
             self._poll.unregister(fd)
-        except KeyError:
-            pass
         os.close(fd)
 
     def _feed(self) -> None:

@@ -191,7 +191,8 @@ def run_test(zygote: ZygoteHandle, request: Request, index: int) -> TestResult |
         cap = min(cap, 400 * len(request.tests.outputs[index]) + 4096)
     pump = Pump(request.tests.inputs[index].encode("utf-8", "surrogatepass"), call, cap)
     try:
-        watch = Watch(zygote.proc, zygote.pid, zygote.own_namespace, limit, request.memory_limit_mb << 20)
+        memory = request.memory_limit_mb << 20
+        watch = Watch(zygote.proc, zygote.pid, zygote.own_namespace, limit, memory, zygote.scratch)
         try:
             zygote.channel.send({"run": index, "cpu_s": int(limit) + 2}, pump.child_fds)
             pump.release_child()
@@ -205,6 +206,8 @@ def run_test(zygote: ZygoteHandle, request: Request, index: int) -> TestResult |
             zygote.close()
             result.cpu_s, result.peak_mb = watch.cpu_s, watch.peak_bytes / 2**20
             result.message = stop_message(reason, request, watch)
+            if reason == "too_many_processes":
+                result.status = "runtime_error"
             if reason == "host_overloaded":
                 raise JudgeError(reason, f"test {index}: {result.message}")
             return result

@@ -94,6 +94,6 @@ def _leave(status: int, module: types.ModuleType) -> None:
         try:
             if stream is not None and not stream.closed:
                 stream.flush()
-        except BaseException:  # noqa: S112
+        except BaseException:
             continue
     os._exit(status)

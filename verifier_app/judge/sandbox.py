@@ -1,50 +1,241 @@
-"""The layers around a program: set up once in the zygote, entered by every test's process."""
+"""One rollout's layers: set up in the zygote before the program is known, entered by every test's process."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
+import shutil
 import signal
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from typing import Any
 
-from verifier_app.judge import kernel
+from verifier_app.judge import kernel, landlock, rootfs, seccomp
+from verifier_app.judge.ground import Ground, become
+from verifier_app.judge.watch import tree
 
 MAX_FILE_BYTES = 256 << 20
 MAX_OPEN_FILES = 256
-STACK_BYTES = 256 << 20
-MAX_PROCESSES = 128
+MAX_TASKS = 256
+PATH_FD = 240  # from here on, descriptors of the interpreter's folders, where the program's uid cannot walk to them
+SYSTEM_READABLE = [
+    "/usr",
+    "/bin",
+    "/sbin",
+    "/lib",
+    "/lib64",
+    "/etc/ld.so.cache",
+    "/etc/localtime",
+    "/proc",
+    "/sys/devices",
+]
+SHARED = ("/tmp", "/var/tmp", "/dev/shm")
+DEVICES = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"]
 
 
-def address_space_kb() -> int:
-    """VmSize of this process in KiB: what the interpreter itself needs of RLIMIT_AS."""
+def address_space_bytes() -> int:
+    """VmSize of this process: what the interpreter itself needs of RLIMIT_AS."""
     with open("/proc/self/statm") as file:
-        return int(file.read().split()[0]) * (resource.getpagesize() // 1024)
+        return int(file.read().split()[0]) * resource.getpagesize()
 
 
 class Box:
-    """One rollout's sandbox."""
+    """One rollout's sandbox. `uid` is its own, `pid` the zygote's number outside its namespace."""
 
-    def __init__(self, memory_mb: int) -> None:
-        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-        kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+    def __init__(self, ground: Ground, memory_mb: int, uid: int, scratch: str | None) -> None:
+        self.ground, self.uid = ground, uid
+        self.layers = ["rlimits"]
+        self.own_proc = False
+        self.address_space = address_space_bytes() + (memory_mb << 20)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (MAX_FILE_BYTES, MAX_FILE_BYTES))
-        resource.setrlimit(resource.RLIMIT_NOFILE, (MAX_OPEN_FILES, MAX_OPEN_FILES))
-        self.address_space = (address_space_kb() << 10) + (memory_mb << 20)
-        self.report = {"level": "weak", "layers": ["rlimits"]}
+        self._namespaces(memory_mb, scratch)
+        self.proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+        self.folders = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY) for folder in self.scratch]
+        self._limits()
+        self._confine()
+        if not ground.root:
+            self._paths_by_descriptor()
+        self.files_at_start = self._files()
 
-    def enter(self) -> None:
-        """In the test's process, before the program."""
-        resource.setrlimit(resource.RLIMIT_AS, (self.address_space, self.address_space))
-        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)
+    @property
+    def report(self) -> dict[str, Any]:
+        """The layers in force, "strong" or "weak", and why it is weak."""
+        ground, weak = self.ground, []
+        if not ground.pid and not ground.uid:
+            weak.append(self._because("a program can signal the judge's own user's processes", "pid namespace", "uid"))
+        if not (ground.root or ground.landlock or ground.uid):
+            weak.append(self._because("a program reads what this user can", "mount namespace", "landlock", "uid"))
+        if not (ground.net or ground.seccomp):
+            weak.append(self._because("a program reaches the network", "net namespace", "seccomp"))
+        if not ground.seccomp:
+            weak.append(self._because("no system call is refused", "seccomp"))
+        level = "weak" if weak else "strong"
+        return {"level": level, "layers": self.layers, **({"weak": weak} if weak else {})}
 
-    def sweep(self, child: int) -> None:
-        """Kill what the program left behind."""
-        try:
-            os.killpg(child, signal.SIGKILL)
-        except (ProcessLookupError, PermissionError):
+    def _because(self, what: str, *names: str) -> str:
+        reasons = [f"{name}: {self.ground.reasons[name]}" for name in names if name in self.ground.reasons]
+        return f"{what} ({', '.join(reasons) or 'no ' + ' and no '.join(names)})"
+
+    def _namespaces(self, memory_mb: int, scratch: str | None) -> None:
+        ground = self.ground
+        if ground.user_namespace:
+            self.layers.append("user_namespace")
+        if ground.pid:
+            self.layers.append("pid_namespace")
+        flags = 0
+        for name, there, flag in (
+            ("net_namespace", ground.net, kernel.CLONE_NEWNET),
+            ("ipc_namespace", ground.ipc, kernel.CLONE_NEWIPC),
+            ("private_root", ground.root, kernel.CLONE_NEWNS),
+        ):
+            if there:
+                flags |= flag
+                self.layers.append(name)
+        if flags:
+            kernel.unshare(flags)
+        if ground.root:
+            self.scratch = rootfs.mount_scratch(memory_mb)
+            self.own_proc = ground.pid and rootfs.mount_proc()
+        else:
+            assert scratch is not None
+            self.scratch = [scratch]
+            if ground.uid:
+                os.chown(scratch, self.uid, self.uid)
+            os.environ["TMPDIR"] = tempfile.tempdir = scratch
+        os.environ["HOME"] = self.scratch[0]
+        os.chdir(self.scratch[0])
+
+    def _limits(self) -> None:
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+        if not self.ground.pid:
+            kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+        for which, value in (
+            (resource.RLIMIT_CORE, 0),
+            (resource.RLIMIT_MEMLOCK, 0),
+            (resource.RLIMIT_MSGQUEUE, 0),
+            (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
+            (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
+        ):
+            _, hard = resource.getrlimit(which)
+            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+            resource.setrlimit(which, (value, value))
+
+    def _confine(self) -> None:
+        """What the tests' processes inherit: no new privileges, Landlock, the filter."""
+        ground = self.ground
+        kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+        if ground.uid:
+            self.layers.append("uid")
+        self.layers.append("no_new_privs")
+        if ground.landlock:
+            readable = ["/"] if ground.root else SYSTEM_READABLE + ground.interpreter
+            landlock.restrict(readable, [*self.scratch, *DEVICES, "/dev/shm"])
+            self.layers.append(f"landlock{ground.landlock}")
+        if ground.seccomp:
+            seccomp.install(seccomp.program_rules(protect_judge=not ground.pid and not ground.uid))
+            self.layers.append("seccomp")
+
+    def _paths_by_descriptor(self) -> None:
+        """Let imports work although the program's uid cannot walk to the interpreter (a Python below a 0700 home)."""
+        if not self.ground.uid:
             return
+        for number, path in enumerate(sys.path):
+            if os.path.isdir(path) and not _walkable(path):
+                fd = os.open(path, os.O_PATH)
+                os.dup2(fd, PATH_FD + number)
+                os.close(fd)
+                sys.path[number] = f"/proc/self/fd/{PATH_FD + number}"
+        sys.path_importer_cache.clear()
+
+    def enter(self, pipes: Sequence[int]) -> None:
+        """In the test's process, before the program: the last limits, then the program's identity and its pipes."""
+        if self.ground.uid or self.ground.user_namespace:
+            resource.setrlimit(resource.RLIMIT_NPROC, (MAX_TASKS, MAX_TASKS))
+        resource.setrlimit(resource.RLIMIT_AS, (self.address_space, self.address_space))
+        if self.ground.uid:
+            for fd in pipes:  # or the program could not open /dev/stdin, which asks the pipe's owner
+                os.fchown(fd, self.uid, self.uid)
+            become(self.uid)
+        kernel.drop_capabilities()
+        if not self.ground.pid:  # after the change of user, which clears it
+            kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # or /dev/stdin and /proc/self are closed to the program
+
+    def sweep(self) -> None:
+        """Kill everything that the program left behind."""
+        if self.ground.pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(-1, signal.SIGKILL)
+        elif self.ground.uid:
+            sweep_uid(self.uid)
+        else:
+            sweep_tree(self.proc, os.getpid())
+
+    def _files(self) -> int:
+        """Files in the scratch folders."""
+        if not self.ground.root:
+            shared = sum(1 for _ in left_behind(self.uid)) if self.ground.uid else 0
+            return shared + sum(len(os.listdir(folder)) for folder in self.folders)
+        usage = [os.fstatvfs(folder) for folder in self.folders]
+        return sum(one.f_files - one.f_ffree for one in usage)
 
     def clean(self) -> bool:
-        """Whether another test may run in this zygote."""
-        return True
+        """Whether the scratch folders are as at the start; a zygote with dirty ones ends."""
+        return self._files() == self.files_at_start
+
+
+def _walkable(path: str) -> bool:
+    """Whether every user may walk to this folder."""
+    while True:
+        if not os.stat(path).st_mode & 0o001:
+            return False
+        if path == "/":
+            return True
+        path = os.path.dirname(path)
+
+
+def sweep_uid(uid: int) -> None:
+    """Kill all processes of this uid: a process of that uid signals everything it may."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            become(uid)
+            os.kill(-1, signal.SIGKILL)
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+
+
+def sweep_tree(proc: int, root: int, spare: frozenset[int] = frozenset()) -> None:
+    """Kill all descendants of `root` but the subtrees of `spare`, stopping them first so that none forks away."""
+    for _ in range(100):
+        found = tree(proc, root, False, spare)
+        if all(fields[0] == b"Z" for fields in found.values()):
+            return
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for pid in found:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.kill(pid, number)
+
+
+def left_behind(uid: int) -> Iterator[os.DirEntry[str]]:
+    """What a uid owns in the host's shared folders."""
+    for shared in SHARED:
+        with contextlib.suppress(OSError):
+            for entry in list(os.scandir(shared)):
+                with contextlib.suppress(OSError):
+                    if entry.stat(follow_symlinks=False).st_uid == uid:
+                        yield entry
+
+
+def remove_scratch(folder: str, uid: int | None) -> None:
+    """Remove a scratch folder, and what this uid left in the host's shared folders."""
+    shutil.rmtree(folder, ignore_errors=True)
+    for entry in left_behind(uid) if uid is not None else ():
+        if entry.is_dir(follow_symlinks=False):
+            shutil.rmtree(entry.path, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                os.unlink(entry.path)

@@ -10,31 +10,39 @@ from __future__ import annotations
 import ast
 import contextlib
 import importlib
+import io
 import os
 import resource
 import signal
 import site
 import sys
+import tempfile
 import threading
 from typing import Any
 
 from verifier_app.judge import kernel
 from verifier_app.judge.channel import Channel, ChannelClosed, channel_from_fd
-from verifier_app.judge.prelude import RECURSION_LIMIT, THREAD_STACK_BYTES, make_module
-from verifier_app.judge.sandbox import Box
+from verifier_app.judge.ground import Ground
+from verifier_app.judge.prelude import RECURSION_LIMIT, STACK_BYTES, THREAD_STACK_BYTES, make_module
+from verifier_app.judge.sandbox import Box, remove_scratch, sweep_tree, sweep_uid
 from verifier_app.judge.zygote import Zygote
 
 
 def _standard_streams() -> None:
-    """Point 0, 1 and 2 at pipes and reopen Python's streams on them, so that they behave as a program's under a judge."""
+    """Point 0, 1 and 2 at pipes and reopen Python's streams on them: they behave as a program's under a judge."""
     reader, writer = os.pipe()
     for fd, end in ((0, reader), (1, writer), (2, writer)):
         os.dup2(end, fd)
     os.close(reader)
     os.close(writer)
-    sys.stdin = sys.__stdin__ = open(0, encoding="utf-8", errors="surrogateescape", closefd=False)  # type: ignore[misc]
-    sys.stdout = sys.__stdout__ = open(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)  # type: ignore[misc]
-    sys.stderr = sys.__stderr__ = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)  # type: ignore[misc]
+    for name, fd, mode, errors in (
+        ("stdin", 0, "r", "surrogateescape"),
+        ("stdout", 1, "w", "surrogateescape"),
+        ("stderr", 2, "w", "backslashreplace"),
+    ):
+        stream = io.open(fd, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115, UP020
+        setattr(sys, name, stream)
+        setattr(sys, f"__{name}__", stream)
 
 
 def _load(home: str, packages: list[str], modules: list[str]) -> None:
@@ -54,9 +62,11 @@ def _load(home: str, packages: list[str], modules: list[str]) -> None:
 class Template:
     """The template's loop."""
 
-    def __init__(self, channel: Channel) -> None:
-        self.channel = channel
-        self.zygotes: set[int] = set()
+    def __init__(self, channel: Channel, ground: Ground) -> None:
+        self.channel, self.ground = channel, ground
+        self.zygotes: dict[int, tuple[int, str | None]] = {}  # pid -> uid, scratch folder
+        self.count = 0
+        self.proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
 
     def serve(self) -> None:
         """Answer until the judge hangs up, then leave with every zygote."""
@@ -73,43 +83,85 @@ class Template:
                 self._end(pid)
 
     def _spawn(self, config: dict[str, Any], fd: int) -> dict[str, Any]:
-        pid = os.fork()
+        ground = self.ground
+        self.count += 1
+        uid = ground.uid_for(self.count)
+        try:
+            scratch = None if ground.root else tempfile.mkdtemp(prefix="judge-")
+            pid = ground.fork_in_namespace() if ground.pid else os.fork()
+        except OSError as error:
+            os.close(fd)
+            return {"error": f"no zygote: {error}"}
         if pid == 0:
-            status = 1
             try:
                 self.channel.close()
-                become_zygote(fd, config)
-                status = 0
+                become_zygote(channel_from_fd(fd), ground, config, uid, scratch)
             finally:
-                os._exit(status)
+                os._exit(1)
         os.close(fd)
-        self.zygotes.add(pid)
+        self.zygotes[pid] = uid, scratch
         return {"pid": pid}
 
     def _end(self, pid: int) -> None:
-        if pid in self.zygotes:
+        """Kill a zygote and everything it holds; return when it is gone."""
+        if pid not in self.zygotes:
+            return
+        uid, scratch = self.zygotes.pop(pid)
+        with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
-            self.zygotes.discard(pid)
+        if not self.ground.pid:  # its children were handed to this process, the next subreaper
+            if self.ground.uid:
+                sweep_uid(uid)
+            else:
+                sweep_tree(self.proc, os.getpid(), frozenset(self.zygotes))
+            self._reap()
+        if scratch is not None:
+            remove_scratch(scratch, uid if self.ground.uid else None)
+
+    def _reap(self) -> None:
+        """Collect dead orphans; a zygote that died is collected when the judge ends it."""
+        while True:
+            try:
+                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+            except ChildProcessError:
+                return
+            if found is None or found.si_pid in self.zygotes:
+                return
+            os.waitpid(found.si_pid, 0)
 
 
-def become_zygote(fd: int, config: dict[str, Any]) -> None:
+def become_zygote(channel: Channel, ground: Ground, config: dict[str, Any], uid: int, scratch: str | None) -> None:
     """The forked half of spawn: confine, tell the judge, serve."""
-    channel = channel_from_fd(fd)
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     main = make_module("__main__")
     sys.modules["__main__"] = main
-    box = Box(config["memory_mb"])
-    channel.send({"ready": box.report, "own_namespace": False})
+    try:
+        box = Box(ground, config["memory_mb"], uid, scratch)
+    except OSError as error:
+        channel.send({"error": f"the sandbox does not close: {error}"})
+        return
+    fds = [box.proc, *box.folders] if box.own_proc else []
+    channel.send({"ready": box.report, "own_namespace": box.own_proc}, fds)
     Zygote(channel, main, box).serve()
 
 
 def main(argument: str) -> None:
     """Entry point of the exec'ed interpreter; the argument is a literal dict of fd, packages, modules, deny."""
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
+    if resource.getrlimit(resource.RLIMIT_STACK)[0] != stack:  # counts from the next exec on
+        resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
+        os.execv(sys.executable, sys.orig_argv)
     config = ast.literal_eval(argument)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     channel = channel_from_fd(config["fd"])
     _standard_streams()
     _load(sys.argv[1], config["packages"], config["modules"])
+    ground = Ground(config["packages"], config["deny"])
+    ground.prepare()
     channel.send({"started": os.getpid()})
-    Template(channel).serve()
+    Template(channel, ground).serve()

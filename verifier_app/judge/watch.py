@@ -1,15 +1,21 @@
-"""The watchdog: CPU time, memory, processes and fair time of a running test, from /proc."""
+"""The watchdog: CPU time, memory, processes and fair time of a running test, from /proc.
+
+Fair time is wall time less the time in which the test waited for a core. /proc/PID/task/TID/schedstat says how long
+each task waited; of one interval between two looks at most its length counts, whatever the number of tasks.
+"""
 
 from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 FIRST_LOOK_S = 0.02
 LOOK_EVERY_S = 0.05
 PATIENCE = 10.0  # a starved test may take this many times its limit before the host counts as overloaded
 MAX_PROCESSES = 128
+SPIN_ROUNDS = 30_000  # about a millisecond
 _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGESIZE")
 
@@ -18,22 +24,34 @@ _PAGE = os.sysconf("SC_PAGESIZE")
 class Look:
     """One look at the tree."""
 
+    pids: list[int] = field(default_factory=list)
     cpu_s: float = 0.0
     rss_bytes: int = 0
-    processes: int = 0
-    waited: dict[str, int] = field(default_factory=dict)  # task -> ns waited for a core
+    runnable: bool = False
+    waited_ns: dict[str, int] = field(default_factory=dict)  # by task
 
 
-def _read(path: str, dir_fd: int) -> bytes:
+def _read(path: str, dir_fd: int, size: int = 4096) -> bytes:
     fd = os.open(path, os.O_RDONLY, dir_fd=dir_fd)
     try:
-        return os.read(fd, 4096)
+        return os.read(fd, size)
     finally:
         os.close(fd)
 
 
-def tree(proc: int, root: int, own_namespace: bool) -> dict[int, list[bytes]]:
-    """pid -> fields of stat after the name, of all processes below `root` (which is left out)."""
+def _list(path: str, dir_fd: int) -> list[str]:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=dir_fd)
+    try:
+        return os.listdir(fd)
+    finally:
+        os.close(fd)
+
+
+def tree(proc: int, root: int, own_namespace: bool, spare: frozenset[int] = frozenset()) -> dict[int, list[bytes]]:
+    """pid -> fields of stat after the name, of all processes below `root` (left out, as are `spare`'s).
+
+    proc: descriptor of /proc; in a pid namespace of its own that is everything but pid 1.
+    """
     found: dict[int, list[bytes]] = {}
     for name in os.listdir(proc):
         if name.isdigit():
@@ -50,39 +68,98 @@ def tree(proc: int, root: int, own_namespace: bool) -> dict[int, list[bytes]]:
     below, queue = {}, children.get(root, [])[:]
     while queue:
         pid = queue.pop()
+        if pid in spare:
+            continue
         below[pid] = found[pid]
         queue += children.get(pid, [])
     return below
 
 
-def look(proc: int, root: int, own_namespace: bool) -> Look:
+def look(proc: int, root: int, own_namespace: bool, schedstat: bool = True) -> Look:
     """Sum up the tree; processes that end meanwhile count as far as they were seen."""
     result = Look()
     for pid, fields in tree(proc, root, own_namespace).items():
+        result.cpu_s += sum(map(int, fields[11:15])) / _TICK  # its own and that of the children it waited for
         if fields[0] == b"Z":
             continue
-        result.processes += 1
-        result.cpu_s += sum(map(int, fields[11:15])) / _TICK
+        result.pids.append(pid)
+        result.runnable |= fields[0] == b"R"
         result.rss_bytes += int(fields[21]) * _PAGE
-        try:
-            for task in os.listdir(f"/proc/self/fd/{proc}/{pid}/task"):
-                name = f"{pid}/task/{task}"
-                result.waited[name] = int(_read(f"{name}/schedstat", proc).split()[1])
-        except (OSError, IndexError, ValueError):
-            continue
+        if schedstat:
+            try:
+                for task in _list(f"{pid}/task", proc):
+                    result.waited_ns[task] = int(_read(f"{pid}/task/{task}/schedstat", proc).split()[1])
+            except (OSError, IndexError, ValueError):
+                continue
     return result
 
 
-class Watch:
-    """The clock of one test."""
+def proportional_bytes(proc: int, pids: list[int]) -> int | None:
+    """The processes' memory, shared pages divided among their sharers (PSS); None where that cannot be read."""
+    total = 0
+    for pid in pids:
+        try:
+            for line in _read(f"{pid}/smaps_rollup", proc).splitlines():
+                if line.startswith(b"Pss:"):
+                    total += int(line.split()[1]) << 10
+        except ProcessLookupError:
+            continue
+        except OSError:
+            return None
+    return total
 
-    def __init__(self, proc: int, root: int, own_namespace: bool, time_limit_s: float, memory_bytes: int) -> None:
+
+class Heartbeat:
+    """How much slower a fixed piece of work runs than at its best: starvation, where schedstat is missing."""
+
+    def __init__(self) -> None:
+        self.best_s = min(self._spin() for _ in range(20))
+
+    @staticmethod
+    def _spin() -> float:
+        start = time.perf_counter()
+        for _ in range(SPIN_ROUNDS):
+            pass
+        return time.perf_counter() - start
+
+    def starved_share(self) -> float:
+        """0 for a free core to 1 for none; small delays are noise."""
+        now = self._spin()
+        self.best_s = min(self.best_s, now)
+        share = 1 - self.best_s / now
+        return share if share > 0.2 else 0.0
+
+
+_heartbeat: Heartbeat | None = None
+
+
+def heartbeat() -> Heartbeat:
+    """The process's heartbeat, calibrated at first use."""
+    global _heartbeat
+    if _heartbeat is None:
+        _heartbeat = Heartbeat()
+    return _heartbeat
+
+
+class Watch:
+    """The clock of one test. `scratch`: descriptors of its tmpfs folders, whose contents count as memory."""
+
+    def __init__(
+        self,
+        proc: int,
+        root: int,
+        own_namespace: bool,
+        time_limit_s: float,
+        memory_bytes: int,
+        scratch: Sequence[int] = (),
+        schedstat: bool = True,
+    ) -> None:
         self.proc, self.root, self.own_namespace = proc, root, own_namespace
-        self.time_limit_s = time_limit_s
-        self.memory_bytes = memory_bytes
+        self.time_limit_s, self.memory_bytes, self.scratch = time_limit_s, memory_bytes, scratch
+        self.schedstat = schedstat
         self.start = self.last = time.monotonic()
         self.next_look = self.start + FIRST_LOOK_S
-        self.waited: dict[str, int] = {}
+        self.waited_ns: dict[str, int] = {}
         self.starved_s = 0.0
         self.cpu_s = 0.0
         self.peak_bytes = 0
@@ -97,22 +174,33 @@ class Watch:
 
     def check(self) -> str | None:
         """Look once; the status to stop the test with, "host_overloaded", or None to let it run."""
-        seen = look(self.proc, self.root, self.own_namespace)
+        seen = look(self.proc, self.root, self.own_namespace, self.schedstat)
         now = time.monotonic()
         interval, self.last = now - self.last, now
-        waited = sum(ns - self.waited.get(task, 0) for task, ns in seen.waited.items()) / 1e9
-        self.starved_s += min(interval, max(0.0, waited))
-        self.waited = seen.waited
+        self.starved_s += min(interval, self._starved(seen, interval))
+        self.waited_ns = seen.waited_ns
         self.cpu_s = max(self.cpu_s, seen.cpu_s)
-        self.peak_bytes = max(self.peak_bytes, seen.rss_bytes)
-        self.next_look = now + LOOK_EVERY_S
-        wall = now - self.start
-        if seen.rss_bytes > self.memory_bytes:
+        files = sum(usage.f_frsize * (usage.f_blocks - usage.f_bfree) for usage in map(os.fstatvfs, self.scratch))
+        held = seen.rss_bytes + files
+        if held > self.memory_bytes:  # resident sizes count a shared page once for every sharer
+            shares = proportional_bytes(self.proc, seen.pids)
+            held = held if shares is None else shares + files
+        self.peak_bytes = max(self.peak_bytes, held)
+        self.next_look = time.monotonic() + LOOK_EVERY_S
+        if held > self.memory_bytes:
             return "memory_limit_exceeded"
-        if seen.processes > MAX_PROCESSES:
-            return "runtime_error"
+        if len(seen.pids) > MAX_PROCESSES:
+            return "too_many_processes"
+        wall = now - self.start
         if self.cpu_s > self.time_limit_s or wall - self.starved_s > self.time_limit_s:
             return "time_limit_exceeded"
         if wall > self.time_limit_s * PATIENCE:
             return "host_overloaded"
         return None
+
+    def _starved(self, seen: Look, interval: float) -> float:
+        """Seconds of this interval in which the test wanted a core and had none."""
+        if seen.waited_ns or not seen.pids:
+            return sum(ns - self.waited_ns.get(task, 0) for task, ns in seen.waited_ns.items()) / 1e9
+        idle = interval - max(0.0, seen.cpu_s - self.cpu_s) if seen.runnable else 0.0  # runnable, and yet no CPU time
+        return max(idle, interval * heartbeat().starved_share())

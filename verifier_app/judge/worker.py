@@ -13,8 +13,8 @@ import sys
 from typing import Any, BinaryIO
 
 from verifier_app.judge.protocol import JudgeError
-from verifier_app.judge.store import TestStore
 from verifier_app.judge.rollout import Judge, default_store
+from verifier_app.judge.store import TestStore
 
 HEADER = 4
 

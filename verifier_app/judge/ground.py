@@ -1,0 +1,142 @@
+"""What this host offers, probed once by the template, which also prepares what all its zygotes share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from verifier_app.judge import kernel, landlock, rootfs, seccomp
+
+UID_BASE = 1_000_000_000  # far above accounts; below 2**31
+UID_SPAN = 1 << 30
+
+
+@dataclass
+class Ground:
+    """The layers that work here."""
+
+    packages: list[str]
+    deny: list[str] = field(default_factory=list)
+    user_namespace: bool = False
+    pid: bool = False
+    net: bool = False
+    ipc: bool = False
+    root: bool = False  # a private root in a mount namespace
+    uid: bool = False
+    seccomp: bool = False
+    landlock: int = 0
+    reasons: dict[str, str] = field(default_factory=dict)
+    interpreter: list[str] = field(default_factory=list)
+    uid_base: int = UID_BASE
+    uid_span: int = UID_SPAN
+    own_pid_namespace: int = -1
+
+    def prepare(self) -> None:
+        """Probe, and enter what is entered once: a user namespace without root, the private root."""
+        if self.deny:
+            seccomp.install(seccomp.refusal_rules(self.deny))
+        self.interpreter = rootfs.interpreter_paths(self.packages)
+        if os.geteuid() != 0:
+            self.user_namespace = self._try("user namespace", _enter_user_namespace)
+        elif self._try("uid", self._find_uids):
+            self.uid = self._works("uid", lambda: _become(self.uid_base + 1))
+        self.seccomp = self._works("seccomp", lambda: seccomp.install(seccomp.program_rules(False)))
+        self.landlock = landlock.version()
+        if self.landlock and not self._works("landlock", lambda: landlock.restrict(["/"], [])):
+            self.landlock = 0
+        self.ipc = self._works("ipc namespace", lambda: kernel.unshare(kernel.CLONE_NEWIPC))
+        self.net = self._works("net namespace", lambda: kernel.unshare(kernel.CLONE_NEWNET))
+        if self._works("mount namespace", lambda: self._try_root()):
+            rootfs.build(self.interpreter)
+            self.root = True
+        self.pid = self._try("pid namespace", self._try_pid)
+
+    def _try(self, name: str, action: Callable[[], None]) -> bool:
+        """Whether the action works in this process."""
+        try:
+            action()
+        except OSError as error:
+            self.reasons[name] = str(error.strerror or error)
+            return False
+        return True
+
+    def _works(self, name: str, action: Callable[[], None]) -> bool:
+        """Whether the action works, tried in a child."""
+        reader, writer = os.pipe()
+        pid = os.fork()
+        if pid == 0:
+            try:
+                action()
+            except OSError as error:
+                os.write(writer, str(error.strerror or error).encode())
+            finally:
+                os._exit(0)
+        os.close(writer)
+        with os.fdopen(reader, "rb") as file:
+            reason = file.read().decode()
+        _, status = os.waitpid(pid, 0)
+        if status and not reason:
+            reason = "the probe died"
+        if reason:
+            self.reasons[name] = reason
+        return not reason
+
+    def _find_uids(self) -> None:
+        """A range of uids that nobody uses and that this user namespace maps."""
+        with open("/proc/self/uid_map") as file:
+            ranges = [tuple(map(int, line.split())) for line in file]
+        start, _, count = max(ranges, key=lambda entry: entry[2])
+        if count > UID_BASE + UID_SPAN:
+            return
+        if count < 4:
+            raise OSError(f"this user namespace maps {count} uids")
+        self.uid_base, self.uid_span = start + count // 2, count - count // 2 - 1
+
+    def _try_root(self) -> None:
+        rootfs.build(self.interpreter)
+        kernel.unshare(kernel.CLONE_NEWNS)
+        rootfs.mount_scratch(1)
+
+    def _try_pid(self) -> None:
+        self.own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
+        pid = self.fork_in_namespace()
+        if pid == 0:
+            os._exit(0)
+        os.waitpid(pid, 0)
+
+    def fork_in_namespace(self) -> int:
+        """fork(2) whose child is pid 1 of a new pid namespace; later forks stay in this one."""
+        kernel.unshare(kernel.CLONE_NEWPID)
+        try:
+            pid = os.fork()
+        except OSError:
+            kernel.setns(self.own_pid_namespace, kernel.CLONE_NEWPID)
+            raise
+        if pid:
+            kernel.setns(self.own_pid_namespace, kernel.CLONE_NEWPID)
+        return pid
+
+    def uid_for(self, number: int) -> int:
+        """A uid of its own for the number-th zygote of this template."""
+        return self.uid_base + ((os.getpid() << 10) + number % 1024) % self.uid_span
+
+
+def _enter_user_namespace() -> None:
+    """A user namespace in which this uid has all capabilities and stays itself."""
+    uid, gid = os.geteuid(), os.getegid()
+    kernel.unshare(kernel.CLONE_NEWUSER)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
+        with contextlib.suppress(FileNotFoundError), open(f"/proc/self/{name}", "w") as file:
+            file.write(text)
+
+
+def _become(uid: int) -> None:
+    """Another user and group, no supplementary groups: from root this gives up every capability."""
+    os.setgroups([])
+    os.setresgid(uid, uid, uid)
+    os.setresuid(uid, uid, uid)
+
+
+become = _become

@@ -1,0 +1,107 @@
+"""The private root: what a program sees of the files: system folders and the interpreter, read-only, and no more."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import sys
+
+from verifier_app.judge import kernel
+
+_TOP = ("usr", "bin", "sbin", "lib", "lib64", "lib32", "libx32")
+_ETC = ("ld.so.cache", "localtime")
+_DEVICES = ("null", "zero", "full", "random", "urandom")
+_ACCOUNTS = "root:x:0:0:root:/:/bin/sh\njudge:x:65534:65534:judge:/tmp:/bin/sh\n"
+_MOUNT_POINTS = ("/mnt", "/media", "/srv", "/opt", "/run")
+
+
+def interpreter_paths(packages: list[str]) -> list[str]:
+    """The folders that the interpreter and its packages live in, resolved and as named, without nested ones."""
+    named = [sys.base_prefix, sys.prefix, sys.exec_prefix, os.path.dirname(os.__file__), *packages]
+    executable = os.path.dirname(sys.executable)
+    named += [executable, os.path.dirname(executable)] if os.path.basename(executable) == "bin" else [executable]
+    paths = sorted({path for name in named for path in (os.path.abspath(name), os.path.realpath(name))})
+    return [
+        path
+        for path in paths
+        if path not in ("/", "/usr/local", "/usr")
+        and not path.startswith("/usr/")
+        and os.path.isdir(path)
+        and not any(path != other and path.startswith(other + "/") for other in paths if other != "/")
+    ]
+
+
+def build(interpreter: list[str]) -> None:
+    """Move this process into a private mount namespace and root. OSError leaves the old root in place."""
+    point = next(
+        (
+            p
+            for p in _MOUNT_POINTS
+            if os.path.isdir(p) and not any(i == p or i.startswith(p + "/") for i in interpreter)
+        ),
+        None,
+    )
+    if point is None:
+        raise OSError("no folder to mount a private root on")
+    kernel.unshare(kernel.CLONE_NEWNS)
+    kernel.mount(None, "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
+    kernel.mount("judge", point, "tmpfs", kernel.MS_NOSUID, "size=4m,mode=0755")
+    os.umask(0o022)
+    for name in _TOP:
+        source, target = f"/{name}", f"{point}/{name}"
+        if os.path.islink(source):
+            os.symlink(os.readlink(source), target)
+        elif os.path.isdir(source):
+            _bind(source, target)
+    for path in interpreter:
+        _bind(path, point + path)
+    os.makedirs(f"{point}/etc", exist_ok=True)
+    for name in _ETC:
+        with contextlib.suppress(OSError):
+            shutil.copyfile(f"/etc/{name}", f"{point}/etc/{name}")
+    with open(f"{point}/etc/passwd", "w") as file:
+        file.write(_ACCOUNTS)
+    for folder in ("tmp", "dev/shm", "proc"):
+        os.makedirs(f"{point}/{folder}")
+    for name in _DEVICES:
+        with open(f"{point}/dev/{name}", "w"):
+            pass
+        kernel.mount(f"/dev/{name}", f"{point}/dev/{name}", None, kernel.MS_BIND)
+    for name, target in (("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")):
+        os.symlink(target, f"{point}/dev/{name}")
+    # a fully visible proc must be there for an unprivileged namespace to mount its own over it
+    _bind("/proc", f"{point}/proc")
+    os.chdir(point)
+    kernel.pivot_root_here()
+    kernel.mount(None, "/", None, kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID)
+
+
+def _bind(source: str, target: str) -> None:
+    """A read-only bind mount, with what is mounted below."""
+    os.makedirs(target, exist_ok=True)
+    kernel.mount(source, target, None, kernel.MS_BIND | kernel.MS_REC)
+    try:
+        kernel.make_read_only(target)
+    except OSError:  # before Linux 5.12; the program's uid may not write there anyway
+        with contextlib.suppress(OSError):
+            kernel.mount(None, target, None, kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID)
+
+
+def mount_scratch(size_mb: int) -> list[str]:
+    """Fresh /tmp and /dev/shm in this mount namespace, at most `size_mb` each, and this pid namespace's /proc."""
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV
+    folders = ["/tmp", "/dev/shm"]
+    for folder in folders:
+        kernel.mount("scratch", folder, "tmpfs", flags, f"size={size_mb}m,mode=1777,nr_inodes=65536")
+    return folders
+
+
+def mount_proc() -> bool:
+    """Mount this pid namespace's own /proc, other users' processes hidden. False where that is refused."""
+    flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC | kernel.MS_RDONLY  # uid 0 writes sysctls uncapped
+    for options in ("hidepid=2", None):
+        with contextlib.suppress(OSError):
+            kernel.mount("proc", "/proc", "proc", flags, options)
+            return True
+    return False
