@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 
 from environments.livecode.rewards import DropReason, check_baseline, drop_reason
-
-if TYPE_CHECKING:
-    from trainer.groups import Group
+from trainer.groups import Group
 
 
 class DropDisagreement(RuntimeError):

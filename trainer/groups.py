@@ -48,14 +48,15 @@ class Group:
     rollouts: list[Rollout]
 
     @property
-    def oldest_version(self) -> int:
-        """Weight version of the oldest trained token."""
-        return min(version for rollout in self.rollouts for version, _, _ in rollout.versions)
+    def oldest_version(self) -> int | None:
+        """Weight version of the oldest trained token; None for a group without a trained token."""
+        return min((version for rollout in self.rollouts for version, _, _ in rollout.versions), default=None)
 
 
 def staleness(group: Group, step: int) -> int:
-    """Optimizer steps between the oldest trained token of `group` and `step`."""
-    return step - group.oldest_version
+    """Optimizer steps between the oldest trained token of `group` and `step`; 0 without a trained token."""
+    oldest = group.oldest_version
+    return 0 if oldest is None else step - oldest
 
 
 def parse_group(wire: Mapping[str, Any]) -> Group:
@@ -102,8 +103,6 @@ def parse_group(wire: Mapping[str, Any]) -> Group:
                 f"the prompt must equal rollout 0's ({len(prompt)} tokens): all rollouts of a group share it",
             )
         rollouts.append(rollout)
-    if not any(rollout.completion for rollout in rollouts):
-        raise _error(group_id, "masks", "all -100", "a group needs a sampled token: the mask holds its id there")
     return Group(group_id, problem_id, float(temperature), context, prompt or [], rollouts)
 
 

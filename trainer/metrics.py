@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from trainer.groups import Group
+from trainer.groups import Group, staleness
 
 Number: TypeAlias = float | int | Tensor
 Stats: TypeAlias = dict[str, tuple[Number, ...]]
@@ -197,7 +196,7 @@ def group_stats(groups: Sequence[Group], step: int) -> Stats:
     passed = [len(rollout.completion) for rollout in finished if rollout.score > 0]
     failed = [len(rollout.completion) for rollout in finished if rollout.score <= 0]
     truncated = [len(rollout.completion) for rollout in rollouts if rollout.overlong]
-    ages = [step - group.oldest_version for group in groups]
+    ages = [staleness(group, step) for group in groups]
     solved = [any(rollout.score > 0 for rollout in group.rollouts) for group in groups]
     return {
         "groups": (len(groups), 1),
@@ -218,7 +217,9 @@ def group_stats(groups: Sequence[Group], step: int) -> Stats:
 def markdown() -> str:
     """The table of metrics as Markdown, one line per name."""
     lines = ["| metric | meaning | reduced as |", "|---|---|---|"]
-    lines += [f"| `{name}` | {row.sentence} | {REDUCTIONS[row.reduction]} |" for name, row in METRICS.items()]
+    for name, row in METRICS.items():
+        sentence = row.sentence.replace("|", r"\|")
+        lines.append(f"| `{name}` | {sentence} | {REDUCTIONS[row.reduction]} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,0 +1,368 @@
+"""Groups from the wire, and the client against the real Atropos API server."""
+
+from __future__ import annotations
+
+import copy
+import json
+import socket
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import atroposlib.api.server as atropos
+import httpx
+import pytest
+import uvicorn
+from starlette.datastructures import State
+
+from trainer.batches import (
+    ApiRefused,
+    ApiUnreachable,
+    AtroposClient,
+    BatchError,
+    BatchTimeout,
+    broadcast_groups,
+    parse_group,
+    staleness,
+)
+
+PROMPT = [11, 12, 13]
+
+
+def wire(group_id: str = "g-1") -> dict[str, Any]:
+    """A group of two rollouts as the environment sends it; 2 and 3 are end-of-sequence ids."""
+    completions, logprobs = [[21, 22, 2], [31, 3]], [[-0.5, -0.25, -0.125], [-1.0, 0.0]]
+    return {
+        "tokens": [PROMPT + row for row in completions],
+        "masks": [[-100] * 3 + row for row in completions],
+        "scores": [1.0, -1.0],
+        "inference_logprobs": [[1.0] * 3 + row for row in logprobs],
+        "overrides": [
+            {"set_advantage_to_zero": False, "finish_reason": "stop", "versions": [[4, 0, 2], [5, 2, 3]]},
+            {"set_advantage_to_zero": True, "finish_reason": "length", "versions": [[5, 0, 2]]},
+        ],
+        "group_overrides": {"group_id": group_id, "problem_id": "p-1", "temperature": 0.7, "context": 64},
+    }
+
+
+def changed(path: str, value: object) -> dict[str, Any]:
+    """`wire()` with one value replaced; path as in "overrides.0.versions"."""
+    group = wire()
+    *way, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+    target: Any = group
+    for part in way:
+        target = target[part]
+    target[last] = value
+    return group
+
+
+# --- parsing ---
+
+
+def test_prompt_and_completions_are_told_apart_by_the_mask() -> None:
+    group = parse_group(wire())
+    assert group.prompt == PROMPT
+    assert [rollout.completion for rollout in group.rollouts] == [[21, 22, 2], [31, 3]]
+
+
+def test_log_probabilities_belong_to_their_own_token() -> None:
+    # known fault: the shift off by one
+    assert parse_group(wire()).rollouts[0].logprobs == [-0.5, -0.25, -0.125]
+
+
+def test_what_travels_with_the_group_arrives() -> None:
+    group = parse_group(wire())
+    assert (group.group_id, group.problem_id, group.temperature, group.context) == ("g-1", "p-1", 0.7, 64)
+    first, second = group.rollouts
+    assert (first.score, first.overlong, first.finish_reason) == (1.0, False, "stop")
+    assert (second.score, second.overlong, second.finish_reason) == (-1.0, True, "length")
+    assert first.versions == [(4, 0, 2), (5, 2, 3)]
+
+
+def test_the_group_survives_json() -> None:
+    assert parse_group(json.loads(json.dumps(wire()))) == parse_group(wire())
+
+
+def test_every_sampled_token_is_kept_whatever_end_ids_it_holds() -> None:
+    # known fault: several EOS ids, and a completion cut at the first of them
+    group = wire()
+    tail = [2, 21, 3, 2]
+    group["tokens"][0], group["masks"][0] = PROMPT + tail, [-100] * 3 + tail
+    group["inference_logprobs"][0] = [1.0] * 3 + [-0.5] * 4
+    group["overrides"][0]["versions"] = [[4, 0, 4]]
+    assert parse_group(group).rollouts[0].completion == tail
+
+
+def test_a_prompt_that_repeats_the_completion_is_still_cut_by_the_mask() -> None:
+    group = wire()
+    for row in (0, 1):
+        group["tokens"][row] = [21, 22, 2, *group["tokens"][row][3:]]
+    assert parse_group(group).prompt == [21, 22, 2]
+
+
+def test_a_fully_masked_rollout_has_no_trained_token() -> None:
+    group = wire()
+    group["tokens"][1], group["masks"][1], group["inference_logprobs"][1] = PROMPT, [-100] * 3, [1.0] * 3
+    group["overrides"][1]["versions"] = []
+    assert parse_group(group).rollouts[1].completion == []
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("group_overrides", None, r"group_overrides is 'None'"),
+        ("group_overrides.group_id", 7, r"group_overrides.group_id is 7: .*UUID"),
+        ("group_overrides.problem_id", "", r"group g-1: group_overrides.problem_id is ''"),
+        ("group_overrides.temperature", None, r"temperature is None: send the sampling temperature"),
+        ("group_overrides.temperature", 0, r"temperature is 0: .*above 0"),
+        ("group_overrides.temperature", NAN, r"temperature is nan"),
+        ("group_overrides.context", 0, r"context is 0"),
+        ("tokens", [], r"tokens is '0 entries'"),
+        ("scores", [1.0], r"scores is '1 entries': send one per rollout; tokens has 2"),
+        ("overrides", None, r"overrides is 'None': send a list"),
+        ("tokens.1", [11, 12, 13, 31, 3.5], r"tokens\[1\].*integers"),
+        ("tokens.1", [11, 12, 13, 31, -3], r"tokens\[1\].*0 or more"),
+        ("tokens.1", [11, 12, 13, [31], 3], r"tokens\[1\].*flat list"),
+        ("tokens.1", [11, 12, 14, 31, 3], r"tokens\[1\] is 'a prompt of 3 tokens': .*rollout 0's"),
+        ("masks.0", [-100, -100, -100, 21, 22], r"masks\[0\] is '5 entries': send one per token, 6"),
+        ("masks.0", [-100, -100, -100, 21, -100, 2], r"masks\[0\]\[4\] is -100: .*here 22"),
+        ("masks.0", [-100, -100, -100, 1, 1, 1], r"masks\[0\]\[3\] is 1: .*token ids.*here 21"),
+        ("masks.0", [11, 12, 13, 21, 22, 2], r"masks\[0\].*no predecessor"),
+        ("masks.0", [-100, -100, 13, 21, 22, 2], r"inference_logprobs\[0\]\[2\] is 1.0: .*filler"),
+        ("inference_logprobs.0.3", 1.0, r"inference_logprobs\[0\]\[3\] is 1.0: .*filler"),
+        ("inference_logprobs.0.4", 1e-3, r"inference_logprobs\[0\]\[4\] is 0.001: .*<= 0"),
+        ("inference_logprobs.0.5", NAN, r"inference_logprobs\[0\]\[5\] is nan: .*finite"),
+        ("inference_logprobs.0.5", -INF, r"inference_logprobs\[0\]\[5\] is -inf: .*finite"),
+        ("inference_logprobs.0", [-0.5, -0.25, -0.125], r"inference_logprobs\[0\] is '3 entries'"),
+        ("inference_logprobs.0.3", None, r"inference_logprobs\[0\].*flat list of numbers"),
+        ("scores.0", 0.5, r"scores\[0\] is 0.5: send \+1.0 or -1.0"),
+        ("scores.0", NAN, r"scores\[0\] is nan"),
+        ("scores.0", True, r"scores\[0\] is True"),
+        ("overrides.0.set_advantage_to_zero", None, r"overrides\[0\].set_advantage_to_zero is None"),
+        ("overrides.0.finish_reason", "abort", r"finish_reason is 'abort': .*unfinished"),
+        ("overrides.0.versions", [], r"versions is '\[\]': the spans must end at 3"),
+        ("overrides.0.versions", [[4, 0, 2]], r"the spans must end at 3"),
+        ("overrides.0.versions", [[4, 0, 1], [5, 2, 3]], r"without gaps"),
+        ("overrides.0.versions", [["4", 0, 3]], r"send \[version, start, end\] spans"),
+        ("overrides.0.versions", [[-1, 0, 3]], r"send \[version, start, end\] spans"),
+    ],
+)
+def test_a_bad_group_names_field_value_and_fix(path: str, value: object, message: str) -> None:
+    with pytest.raises(BatchError, match=message):
+        parse_group(changed(path, value))
+
+
+@pytest.mark.parametrize("name", list(wire()))
+def test_a_missing_field_is_named(name: str) -> None:
+    group = wire()
+    del group[name]
+    with pytest.raises(BatchError, match=name):
+        parse_group(group)
+
+
+def test_staleness_counts_from_the_oldest_token_of_any_rollout() -> None:
+    assert staleness(parse_group(wire()), 7) == 3
+
+
+def test_a_group_without_a_trained_token_has_no_version_and_is_not_stale() -> None:
+    group = wire()
+    for row in (0, 1):
+        group["tokens"][row], group["masks"][row], group["inference_logprobs"][row] = PROMPT, [-100] * 3, [1.0] * 3
+        group["overrides"][row]["versions"] = []
+    parsed = parse_group(group)
+    assert (parsed.oldest_version, staleness(parsed, 7)) == (None, 0)
+
+
+# --- the client against the real server ---
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def serving(port: int) -> Iterator[str]:
+    """Atropos' own app, fresh, on this port."""
+    atropos.app.state = State()
+    server = uvicorn.Server(uvicorn.Config(atropos.app, host="127.0.0.1", port=port, ws="none", log_level="critical"))
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    while not server.started:
+        assert thread.is_alive()
+        time.sleep(0.01)
+    try:
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    with serving(free_port()) as address:
+        yield address
+
+
+def client_of(url: str, **options: Any) -> AtroposClient:
+    return AtroposClient(url, pause_s=0.02, poll_s=0.02, **options)
+
+
+def register(client: AtroposClient, rollouts: int = 4) -> int:
+    return client.register(batch_size=rollouts, max_token_len=-1, starting_step=0, num_steps=10)
+
+
+def send(url: str, *groups: dict[str, Any]) -> None:
+    for group in groups:
+        body = json.dumps(group)  # writes NaN, as Python clients do
+        httpx.post(f"{url}/scored_data", content=body, headers={"Content-Type": "application/json"}).raise_for_status()
+
+
+def test_a_batch_of_groups_comes_back_as_it_was_sent(url: str) -> None:
+    with client_of(url) as client:
+        register(client)
+        send(url, wire("a"), wire("b"))
+        assert client.next_batch(20) == [parse_group(wire("a")), parse_group(wire("b"))]
+
+
+def test_registration_carries_the_servers_fields(url: str) -> None:
+    with client_of(url) as client:
+        client.register(
+            batch_size=96,
+            max_token_len=1025,
+            starting_step=7,
+            num_steps=20,
+            checkpoint_dir="c",
+            save_checkpoint_interval=5,
+            wandb_group="g",
+            wandb_project="p",
+        )
+        assert client.status() == {"current_step": 7, "queue_size": 0}
+    state = atropos.app.state
+    assert (state.batchsize, state.max_token_len, state.num_steps, state.checkpoint_dir) == (96, 1025, 20, "c")
+    assert (state.save_checkpoint_interval, state.group, state.project) == (5, "g", "p")
+
+
+def test_it_waits_until_the_batch_is_full(url: str) -> None:
+    with client_of(url) as client:
+        register(client)
+        send(url, wire("a"))
+        later = threading.Timer(0.3, send, (url, wire("b")))
+        later.start()
+        waits: list[float] = []
+        groups = client.next_batch(20, on_wait=waits.append)
+        later.join()
+    assert [group.group_id for group in groups] == ["a", "b"]
+    assert waits == sorted(waits)
+    assert waits
+
+
+def test_no_batch_in_time_says_what_is_queued(url: str) -> None:
+    with client_of(url) as client:
+        register(client)
+        send(url, wire("a"))
+        with pytest.raises(BatchTimeout, match=r"within 0.2 s: 1 groups are queued and a batch takes 4 rollouts"):
+            client.next_batch(0.2)
+
+
+def test_asking_before_registering_is_refused(url: str) -> None:
+    with client_of(url) as client, pytest.raises(ApiRefused, match=r"call register\(\) before next_batch"):
+        client.next_batch(1)
+
+
+def test_an_invalid_group_stops_the_batch(url: str) -> None:
+    with client_of(url) as client:
+        register(client, rollouts=2)
+        send(url, changed("inference_logprobs.0.3", 1.0))
+        with pytest.raises(BatchError, match=r"group g-1: inference_logprobs\[0\]\[3\]"):
+            client.next_batch(20)
+
+
+def test_a_server_error_is_tried_again(url: str, caplog: pytest.LogCaptureFixture) -> None:
+    # stock Atropos accepts a NaN, then answers 500 and has lost the batch; the next one is fine
+    with client_of(url) as client:
+        register(client, rollouts=2)
+        send(url, wire("good"), changed("inference_logprobs.0.4", NAN))
+        assert [group.group_id for group in client.next_batch(20)] == ["good"]
+    assert "HTTP 500; a batch that was being answered is lost" in caplog.text
+
+
+def test_server_errors_without_end_are_an_error(url: str) -> None:
+    with client_of(url, attempts=3) as client:
+        register(client)
+        httpx.get(f"{url}/reset_data").raise_for_status()  # leaves stock /batch broken
+        with pytest.raises(ApiUnreachable, match=r"/batch failed 3 times, at last with HTTP 500"):
+            client.next_batch(20)
+
+
+def test_a_client_error_is_not_tried_again(url: str) -> None:
+    with client_of(f"{url}/elsewhere", attempts=1000) as client, pytest.raises(ApiRefused, match="HTTP 404"):
+        register(client)
+
+
+def test_nobody_at_the_address_is_unreachable() -> None:
+    with client_of(f"http://127.0.0.1:{free_port()}", attempts=2) as client:
+        with pytest.raises(ApiUnreachable, match=r"/register failed 2 times, at last with ConnectError"):
+            register(client)
+
+
+def test_a_server_that_comes_up_late_is_found() -> None:
+    port = free_port()
+    with client_of(f"http://127.0.0.1:{port}", attempts=400) as client:
+        found: list[int] = []
+        asking = threading.Thread(target=lambda: found.append(register(client)))
+        asking.start()
+        with serving(port):
+            asking.join(30)
+    assert len(found) == 1
+
+
+def test_a_restarted_server_gets_the_registration_again() -> None:
+    port = free_port()
+    with client_of(f"http://127.0.0.1:{port}", attempts=100) as client:
+        with serving(port):
+            register(client)
+        with serving(port) as url:
+            asking = threading.Timer(0.3, send, (url, wire("a"), wire("b")))
+            asking.start()
+            try:
+                assert [group.group_id for group in client.next_batch(20)] == ["a", "b"]
+            finally:
+                asking.join()
+
+
+def test_a_server_that_never_answers_meets_a_deadline() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        with client_of(url, request_timeout_s=0.1, attempts=2) as client:
+            with pytest.raises(ApiUnreachable, match="ReadTimeout"):
+                register(client)
+
+
+# --- one rank; several are in test_ranks.py ---
+
+
+def test_one_process_keeps_its_groups() -> None:
+    groups = [parse_group(wire())]
+    assert broadcast_groups(groups) == groups
+
+
+def test_nothing_to_broadcast_is_an_error() -> None:
+    with pytest.raises(BatchError, match="rank 0 passed no groups"):
+        broadcast_groups(None)
+
+
+def test_parsing_leaves_the_wire_untouched() -> None:
+    group = wire()
+    before = copy.deepcopy(group)
+    parse_group(group)
+    assert group == before

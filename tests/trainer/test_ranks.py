@@ -1,0 +1,77 @@
+"""What two real processes over gloo agree on: the batch, an error of its pull, and the metrics."""
+
+from __future__ import annotations
+
+import multiprocessing
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from trainer.batches import BatchTimeout, broadcast_groups
+from trainer.groups import Group, Rollout
+from trainer.metrics import Metrics
+
+GROUPS = [Group("g-1", "p-1", 0.7, 64, [1, 2], [Rollout([3, 4], [-0.5, 0.0], 1.0, False, "stop", [(0, 0, 2)])])]
+
+
+def worker(rank: int, port: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    seen: dict[str, Any] = {"groups": broadcast_groups(GROUPS if rank == 0 else None)}
+    try:
+        broadcast_groups(BatchTimeout("no batch") if rank == 0 else None)
+    except BatchTimeout as error:
+        seen["error"] = str(error)
+    metrics = Metrics()
+    if rank == 0:  # unequal shares: a mean of means would be wrong
+        metrics.add("entropy", torch.tensor(30.0), 10)
+        metrics.add("ratio_max", 1.5)
+    else:
+        metrics.add("entropy", 1.0, 1)
+        metrics.add("ratio_max", 2.5)
+        metrics.add("dropped_stale", 4)
+    metrics.add("loss", 0.25)
+    metrics.add("sequences", 7)
+    seen["metrics"] = metrics.reduce()
+    torch.save(seen, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What rank 0 and rank 1 saw."""
+    folder: Path = tmp_path_factory.mktemp("ranks")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    workers = [context.Process(target=worker, args=(rank, port, str(folder))) for rank in range(2)]
+    for process in workers:
+        process.start()
+    for process in workers:
+        process.join(120)
+    assert [process.exitcode for process in workers] == [0, 0]
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
+
+
+def test_every_rank_gets_rank_zeros_groups(ranks: list[dict[str, Any]]) -> None:
+    assert [seen["groups"] for seen in ranks] == [GROUPS, GROUPS]
+
+
+def test_a_failed_pull_is_raised_on_every_rank(ranks: list[dict[str, Any]]) -> None:
+    assert [seen["error"] for seen in ranks] == ["no batch", "no batch"]
+
+
+def test_every_rank_reduces_to_the_same_values(ranks: list[dict[str, Any]]) -> None:
+    assert ranks[0]["metrics"] == ranks[1]["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("name", "wanted"),
+    [("entropy", 31 / 11), ("ratio_max", 2.5), ("dropped_stale", 4), ("loss", 0.5), ("sequences", 7)],
+)
+def test_metrics_are_exact_over_ranks(ranks: list[dict[str, Any]], name: str, wanted: float) -> None:
+    assert ranks[0]["metrics"][name] == pytest.approx(wanted)
