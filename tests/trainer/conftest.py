@@ -1,0 +1,88 @@
+"""Tiny random models and batches that every test of the trainer's tensors uses."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
+
+from trainer.groups import Group, Rollout
+from trainer.parallel import Parallel, distributed
+
+VOCABULARY = 61
+SIZES = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+    # Large weights make attention sharp, so that a leak is far above rounding.
+    "initializer_range": 0.3,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def make_model(kind: str) -> PreTrainedModel:
+    """A tied Llama or an untied Qwen3 (whose heads are wider than hidden / heads), random with a fixed seed."""
+    torch.manual_seed(7)
+    if kind == "llama":
+        return LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True))
+    return Qwen3ForCausalLM(Qwen3Config(**SIZES, head_dim=16, tie_word_embeddings=False))
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Folders of the two tiny models, saved by transformers."""
+    folder = tmp_path_factory.mktemp("models")
+    for kind in ("llama", "qwen3"):
+        make_model(kind).save_pretrained(folder / kind)
+    return {kind: folder / kind for kind in ("llama", "qwen3")}
+
+
+@pytest.fixture(params=["llama", "qwen3"])
+def model_path(request: pytest.FixtureRequest, models: dict[str, Path]) -> Path:
+    """Each tiny model's folder in turn."""
+    return models[request.param]
+
+
+@pytest.fixture
+def alone() -> Iterator[Parallel]:
+    """A world of one CPU process."""
+    with distributed(deadline_s=60, device="cpu") as parallel:
+        yield parallel
+
+
+def make_groups(shapes: list[tuple[int, list[int]]], seed: int = 3) -> list[Group]:
+    """Groups with random tokens: (prompt length, completion lengths) each; every other group at temperature 0.7."""
+    rng = random.Random(seed)
+
+    def tokens(length: int) -> list[int]:
+        return [rng.randrange(3, VOCABULARY) for _ in range(length)]
+
+    return [
+        Group(
+            group_id=f"g{number}",
+            problem_id=f"p{number}",
+            temperature=0.7 if number % 2 else 1.0,
+            context=256,
+            prompt=tokens(prompt),
+            rollouts=[
+                Rollout(tokens(length), [-1.0 - place / 8] * length, 1.0, False, "stop", [(0, 0, length)])
+                for place, length in enumerate(lengths)
+            ],
+        )
+        for number, (prompt, lengths) in enumerate(shapes)
+    ]
+
+
+@pytest.fixture
+def groups_of() -> Callable[..., list[Group]]:
+    """`make_groups`."""
+    return make_groups

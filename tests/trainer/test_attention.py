@@ -1,0 +1,145 @@
+"""Attention over packs equals attention over each sequence alone: nothing leaks, forward or backward."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from tests.trainer.conftest import make_groups, make_model
+from trainer import attention
+from trainer.attention import AttentionLayout, Span, UnsupportedAttention, grouped_attention
+from trainer.packing import MicroBatch, pack
+
+# The first span's completions are batched; the long ones of the second take a causal call each.
+LAYOUT = AttentionLayout((Span(0, 10, (3, 1, 4)), Span(18, 2, (9, 3)), Span(32, 1, ())))
+
+
+def by_hand(query: Tensor, key: Tensor, value: Tensor, layout: AttentionLayout, scale: float) -> Tensor:
+    """One softmax over a dense mask that is written down position by position."""
+    total = layout.total
+    visible = torch.zeros(total, total, dtype=torch.bool)
+    for span in layout.spans:
+        for place in range(span.prompt):
+            visible[span.start + place, span.start : span.start + place + 1] = True
+        start = span.start + span.prompt
+        for length in span.completions:
+            for place in range(length):
+                visible[start + place, span.start : span.start + span.prompt] = True
+                visible[start + place, start : start + place + 1] = True
+            start += length
+    key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (key, value))
+    scores = torch.einsum("qhd,khd->hqk", query, key) * scale
+    weights = scores.masked_fill(~visible, float("-inf")).softmax(dim=-1)
+    return torch.einsum("hqk,khd->qhd", weights, value)
+
+
+def heads(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    """float64 query with 6 heads, key and value with 2, for LAYOUT."""
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(  # type: ignore[return-value]
+        torch.randn(LAYOUT.total, count, 8, dtype=torch.float64, generator=generator, requires_grad=True)
+        for count in (6, 2, 2)
+    )
+
+
+def test_the_layout_exercises_both_forms() -> None:
+    device = torch.device("cpu")
+    assert LAYOUT.batch(LAYOUT.spans[0], device) is not None
+    assert LAYOUT.batch(LAYOUT.spans[1], device) is None
+
+
+def test_grouped_attention_equals_a_dense_mask_forward_and_backward() -> None:
+    inputs = heads(1)
+    upstream = torch.randn(LAYOUT.total, 6, 8, dtype=torch.float64)
+    results = []
+    for function in (grouped_attention, by_hand):
+        out = function(*inputs, LAYOUT, 0.3)
+        results.append((out, *torch.autograd.grad(out, inputs, upstream)))
+    for ours, dense in zip(*results, strict=True):
+        torch.testing.assert_close(ours, dense, rtol=1e-10, atol=1e-12)
+
+
+def test_the_varlen_plan_is_the_same_attention() -> None:
+    """The GPU kernel does not run here; its inputs do: a bottom-right causal softmax over each of its segments."""
+    query, key, value = heads(2)
+    plan = LAYOUT.varlen(torch.device("cpu"))
+    assert (plan.cu_q.dtype, plan.cu_k.dtype) == (torch.int32, torch.int32)
+    assert (plan.max_q, plan.max_k) == (int(plan.cu_q.diff().max()), int(plan.cu_k.diff().max()))
+    gathered = [part[plan.key_index].repeat_interleave(3, dim=1) for part in (key, value)]
+    pieces = []
+    for segment in range(len(plan.cu_q) - 1):
+        q = query[plan.cu_q[segment] : plan.cu_q[segment + 1]]
+        k, v = (part[plan.cu_k[segment] : plan.cu_k[segment + 1]] for part in gathered)
+        hidden = torch.ones(len(q), len(k), dtype=torch.bool).triu(len(k) - len(q) + 1)
+        scores = (torch.einsum("qhd,khd->hqk", q, k) * 0.3).masked_fill(hidden, float("-inf"))
+        pieces.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
+    torch.testing.assert_close(torch.cat(pieces), by_hand(query, key, value, LAYOUT, 0.3), rtol=1e-10, atol=1e-12)
+
+
+def _packed(path: Path) -> tuple[MicroBatch, PreTrainedModel]:
+    groups = make_groups([(7, [4, 2, 6]), (3, [8, 9])])
+    [micro] = pack(groups, [[1.0] * 3, [1.0] * 2], 200)
+    model = AutoModelForCausalLM.from_pretrained(path, attn_implementation=attention.NAME, dtype=torch.float32)
+    return micro, model
+
+
+@pytest.mark.parametrize("position", [3, 7, 9, 11])
+def test_a_changed_token_changes_only_what_may_see_it(model_path: Path, position: int) -> None:
+    micro, model = _packed(model_path)
+    changed = micro.input_ids.clone()
+    changed[position] = (changed[position] + 1) % 61
+
+    def run(ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            return model.base_model(
+                input_ids=ids[None], position_ids=micro.position_ids[None], use_cache=False, layout=micro.layout
+            ).last_hidden_state[0]
+
+    differs = (run(micro.input_ids) != run(changed)).any(dim=-1)
+    first = micro.layout.spans[0]
+    bounds = torch.tensor([first.start + first.prompt, *first.completions]).cumsum(0).tolist()
+    if position < first.prompt:
+        expected = set(range(position, first.end))
+    else:
+        expected = set(range(position, next(bound for bound in bounds if bound > position)))
+    assert set(differs.nonzero().flatten().tolist()) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "without a layout"),
+        ({"layout": LAYOUT, "sliding_window": 5}, "sliding_window 5 < context 14"),
+        ({"layout": LAYOUT, "softcap": 30.0}, "softcap"),
+        ({"layout": AttentionLayout((Span(0, 3, ()),))}, "layout of 3 positions"),
+    ],
+)
+def test_what_it_cannot_compute_is_refused(options: dict[str, object], message: str) -> None:
+    query, key, value = (part.transpose(0, 1)[None] for part in heads(3))
+    with pytest.raises(UnsupportedAttention, match=message):
+        attention.attention(torch.nn.Identity(), query, key, value, None, **options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("spans", [((1, 3, ()),), ((0, 3, (2,)), (4, 2, ())), ((0, 0, (2,)),), ((0, 2, (0,)),)])
+def test_layouts_with_gaps_overlaps_or_nothing_in_them_are_refused(spans: tuple[tuple[int, int, tuple]]) -> None:
+    with pytest.raises(ValueError, match="spans follow one another"):
+        AttentionLayout(tuple(Span(*span) for span in spans))
+
+
+def test_plain_sdpa_on_the_same_pack_would_leak() -> None:
+    """The danger is real: without this attention, the second completion sees the first."""
+    groups = make_groups([(7, [4, 2, 6])])
+    [micro] = pack(groups, [[1.0] * 3], 200)
+    model = make_model("llama").eval()
+    changed = micro.input_ids.clone()
+    changed[7] = (changed[7] + 1) % 61
+    with torch.no_grad():
+        a, b = (
+            model.base_model(input_ids=ids[None], position_ids=micro.position_ids[None]).last_hidden_state[0]
+            for ids in (micro.input_ids, changed)
+        )
+    assert (a != b).any(dim=-1)[10:].any()

@@ -1,0 +1,85 @@
+"""AdamW on the policy's fp32 master weights: warm-up, gradient clipping, and a refusal to step on NaN."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from pydantic import Field
+from torch import nn
+
+from environments.settings import Section
+from trainer.parallel import clip_grad_norm
+
+
+class NonFiniteGradient(RuntimeError):
+    """The gradient's norm is infinite or NaN; the weights were left as they were."""
+
+
+class OptimizerConfig(Section):
+    """AdamW (arXiv 1711.05101) and its schedule."""
+
+    lr: float = Field(1e-6, gt=0, description="Learning rate after the warm-up.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the first and second moment.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of matrices; vectors have none.")
+    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
+    warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises linearly.")
+    max_grad_norm: float = Field(1.0, gt=0, description="The gradient is scaled down to this norm over all ranks.")
+
+
+class Update(NamedTuple):
+    """What one optimizer step did."""
+
+    grad_norm: float
+    """L2 norm over all parameters and ranks, before clipping."""
+    lr: float
+
+
+class PolicyOptimizer:
+    """AdamW with the schedule computed from `updates`, so a checkpoint needs that one number.
+
+    `adamw` is the torch optimizer, for checkpoints.
+    """
+
+    def __init__(self, policy: nn.Module, config: OptimizerConfig) -> None:
+        self.config = config
+        self.updates = 0
+        self.parameters = [weight for weight in policy.parameters() if weight.requires_grad]
+        groups = [
+            {"params": [weight for weight in self.parameters if weight.ndim >= 2], "weight_decay": config.weight_decay},
+            {"params": [weight for weight in self.parameters if weight.ndim < 2], "weight_decay": 0.0},
+        ]
+        self.adamw = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=config.lr,
+            betas=config.betas,
+            eps=config.eps,
+            fused=True,
+        )
+
+    def lr_at(self, update: int) -> float:
+        """Learning rate of update 0, 1, ...: linear over `warmup_steps` to the full rate, then constant."""
+        if update >= self.config.warmup_steps:
+            return self.config.lr
+        return self.config.lr * (update + 1) / self.config.warmup_steps
+
+    def step(self) -> Update:
+        """Clips, updates the weights and clears the gradients. Raises NonFiniteGradient instead of updating."""
+        norm = clip_grad_norm(self.parameters, self.config.max_grad_norm)
+        if not norm < float("inf"):
+            self.zero_grad()
+            raise NonFiniteGradient(
+                f"gradient norm {norm} at update {self.updates}: the weights are unchanged; look at the last "
+                "batch's log-probabilities and lower optimizer.lr"
+            )
+        lr = self.lr_at(self.updates)
+        for group in self.adamw.param_groups:
+            group["lr"] = lr
+        self.adamw.step()
+        self.zero_grad()
+        self.updates += 1
+        return Update(norm, lr)
+
+    def zero_grad(self) -> None:
+        """Frees the gradients."""
+        self.adamw.zero_grad(set_to_none=True)

@@ -1,0 +1,157 @@
+"""The policy: any transformers causal language model, called on packs, giving log-probabilities and entropies.
+
+The weights are fp32 masters, sharded by FSDP2 also with one process. Dropout is off: the ratio of two policies must
+not be random. Logits exist for one chunk of tokens at a time (`trainer.logprobs`).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.core_model_loading import revert_weight_conversion
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils.logging import disable_progress_bar
+
+from trainer import attention
+from trainer.logprobs import token_logprobs
+from trainer.packing import MicroBatch
+from trainer.parallel import Parallel, shard
+
+LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
+"""Options of models that change the logits after the head; they are refused."""
+
+
+class UnsupportedModel(ValueError):
+    """The folder holds no model that this trainer computes exactly."""
+
+
+class Policy(nn.Module):
+    """The trained model. `model` is transformers' own, with weights under their checkpoint names."""
+
+    def __init__(
+        self,
+        model_path: str | Path,
+        parallel: Parallel,
+        *,
+        activation_checkpointing: bool = True,
+        logprob_chunk: int = 1024,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
+        """Loads a local folder (safetensors) on every rank and shards it.
+
+        activation_checkpointing: recompute each block in the backward pass. logprob_chunk: tokens whose logits exist
+        at the same time. compute_dtype: None computes in fp32 on a CPU and in bf16 on a GPU. Raises UnsupportedModel.
+        """
+        super().__init__()
+        self.parallel = parallel
+        self.logprob_chunk = logprob_chunk
+        self.model = _load(Path(model_path))
+        self.blocks = [part for part in self.model.modules() if isinstance(part, GradientCheckpointingLayer)]
+        _check(self.model, self.blocks)
+        if activation_checkpointing:
+            for block in self.blocks:
+                # On the forward itself: weights keep their names, and FSDP's hooks stay outside of the recomputation.
+                block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        if compute_dtype is None and parallel.device.type == "cuda":
+            compute_dtype = torch.bfloat16
+        self.eval()
+        shard(self, self.blocks, parallel, compute_dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Where micro-batches have to be."""
+        return self.parallel.device
+
+    def logprobs(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+        """fp32 [K] log-probabilities of the trained tokens, with gradient, and fp32 [K] entropies in nats, without.
+
+        Both are of the distribution at the sequence's temperature. A collective: every rank calls it equally often.
+        With an empty micro-batch both are empty, and backward gives zeros for every weight.
+        """
+        return self(micro)
+
+    def forward(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+        """See `logprobs`; FSDP's hooks hang on this call."""
+        hidden = self.model.base_model(
+            input_ids=micro.input_ids[None],
+            position_ids=micro.position_ids[None],
+            use_cache=False,
+            layout=micro.layout,
+        ).last_hidden_state[0]
+        return token_logprobs(
+            hidden[micro.source],
+            self.model.get_output_embeddings().weight,
+            micro.target,
+            micro.temperature[micro.sequence],
+            self.logprob_chunk,
+        )
+
+    def state_dict_full(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """Whole weights on rank 0's CPU, copied, under the names and in the form of a Hugging Face checkpoint.
+
+        A tied head is left out, as transformers does. Other ranks get {}. A collective. dtype: convert floating
+        weights to it; None keeps the fp32 masters.
+        """
+        aliases = self._aliases()
+        whole: dict[str, Tensor] = {}
+        for name, value in self.model.state_dict().items():
+            if name in aliases:
+                continue
+            full = value.full_tensor() if isinstance(value, DTensor) else value
+            if self.parallel.is_main:
+                to = dtype if dtype is not None and full.is_floating_point() else full.dtype
+                whole[name] = full.detach().to("cpu", to, copy=True)
+        return revert_weight_conversion(self.model, whole) if self.parallel.is_main else {}
+
+    def _aliases(self) -> set[str]:
+        tied: dict[str, str] = self.model.all_tied_weights_keys
+        return {name for name, main in tied.items() if self.model.get_parameter(name) is self.model.get_parameter(main)}
+
+
+def _load(path: Path) -> PreTrainedModel:
+    if not (path / "config.json").is_file():
+        raise UnsupportedModel(f"model {path}: no config.json there; give the folder of a Hugging Face model")
+    if not any(path.glob("*.safetensors")):
+        raise UnsupportedModel(f"model {path}: no *.safetensors there; convert the weights to safetensors")
+    disable_progress_bar()
+    try:
+        model, report = AutoModelForCausalLM.from_pretrained(
+            path,
+            dtype=torch.float32,
+            attn_implementation=attention.NAME,
+            local_files_only=True,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise UnsupportedModel(f"model {path}: cannot be loaded: {error}") from error
+    for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
+        if report[problem]:
+            raise UnsupportedModel(
+                f"model {path}: {problem} {sorted(map(str, report[problem]))[:3]}: the folder is incomplete or its "
+                "config.json belongs to another model"
+            )
+    return model
+
+
+def _check(model: PreTrainedModel, blocks: list[Any]) -> None:
+    name = type(model).__name__
+    config = model.config
+    head = model.get_output_embeddings()
+    if not blocks or not model.is_backend_compatible() or not isinstance(head, nn.Linear):
+        raise UnsupportedModel(f"{name}: not a decoder on transformers' attention interface; use Llama, Qwen or alike")
+    if head.bias is not None:
+        raise UnsupportedModel(f"{name}: its head has a bias; use a model without one")
+    other = {kind for kind in getattr(config, "layer_types", None) or [] if "attention" not in kind or "linear" in kind}
+    if other:
+        raise UnsupportedModel(f"{name}: layers of type {sorted(other)} would leak between packed sequences")
+    for option in LOGIT_CHANGES:
+        if getattr(config, option, None) not in (None, 1.0):
+            raise UnsupportedModel(f"{name}: {option} = {getattr(config, option)} is not computed; use another model")
