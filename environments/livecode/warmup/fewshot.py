@@ -8,9 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from environments.livecode.problems import Problem
 from environments.livecode.warmup.reference import call_statement, stdin_statement
-from environments.livecode.warmup.template import Call
-
-_COMBINE = Call("combine", "a: int, b: int", "int")
+from environments.livecode.warmup.template import Call, Value
 
 
 class FewshotTurn(BaseModel):
@@ -28,31 +26,48 @@ def _fence(code: str) -> str:
     return f"```python\n{code}\n```"
 
 
-FEWSHOT = (
-    FewshotTurn(
-        kind="stdin",
-        question=stdin_statement("Read an integer n and print n * (n + 1).", "4", "20"),
-        answer=_fence("n = int(input())\nprint(n * (n + 1))"),
-    ),
-    FewshotTurn(
-        kind="stdin",
-        question=stdin_statement(
-            "Read one line of integers separated by spaces and print the first one plus the last one.",
-            "5 8 2",
-            "7",
-        ),
-        answer=_fence("v = list(map(int, input().split()))\nprint(v[0] + v[-1])"),
-    ),
-    FewshotTurn(
-        kind="stdin",
-        question=stdin_statement("Read a word and print it twice, with a comma between.", "moon", "moon,moon"),
-        answer=_fence('s = input()\nprint(s + "," + s)'),
-    ),
-    FewshotTurn(
+def _stdin(sentence: str, given: str, wanted: str, code: str) -> FewshotTurn:
+    return FewshotTurn(kind="stdin", question=stdin_statement(sentence, given, wanted), answer=_fence(code))
+
+
+def _call(sentence: str, call: Call, values: tuple[Value, ...], result: str, body: str) -> FewshotTurn:
+    return FewshotTurn(
         kind="function",
-        question=call_statement("Given two integers a and b, return 2 * a - b.", _COMBINE.signature, (4, 3), "5"),
-        starter_code=_COMBINE.starter_code,
-        answer=_fence(_COMBINE.starter_code + "return 2 * a - b"),
+        question=call_statement(sentence, call.signature, values, result),
+        starter_code=call.starter_code,
+        answer=_fence(call.starter_code + body),
+    )
+
+
+# One turn for each way of reading; without it the model reads every stdin like the turns that it saw.
+FEWSHOT = (
+    _stdin("Read a word s and print s[0] + s.", "moon", "mmoon", "s = input()\nprint(s[0] + s)"),
+    _stdin(
+        "Read two integers a and b from one line and print a * a + b.",
+        "3 4",
+        "13",
+        "a, b = map(int, input().split())\nprint(a * a + b)",
+    ),
+    _stdin(
+        "Read one line of integers as a list v and print v[0] + v[-1].",
+        "5 8 2",
+        "7",
+        "v = list(map(int, input().split()))\nprint(v[0] + v[-1])",
+    ),
+    _stdin("Read an integer n and print n * (n + 1).", "4", "20", "n = int(input())\nprint(n * (n + 1))"),
+    _call(
+        "Given a string s, return s[0] + s.",
+        Call("stutter", "s: str", "str"),
+        ("moon",),
+        '"mmoon"',
+        "return s[0] + s",
+    ),
+    _call(
+        "Given two integers a and b, return 2 * a - b.",
+        Call("combine", "a: int, b: int", "int"),
+        (4, 3),
+        "5",
+        "return 2 * a - b",
     ),
 )
 

@@ -15,7 +15,7 @@ from environments.livecode.warmup.fewshot import FEWSHOT, FewshotTurn
 from environments.livecode.warmup.lists import LISTS
 from environments.livecode.warmup.numbers import NUMBERS
 from environments.livecode.warmup.reference import Reference, statement
-from environments.livecode.warmup.template import Params, Template
+from environments.livecode.warmup.template import Params, Template, Value
 from environments.livecode.warmup.words import WORDS
 
 TEMPLATES: tuple[Template, ...] = (*NUMBERS, *WORDS, *LISTS, *CALLS)
@@ -34,7 +34,7 @@ NEW_INSTANCES = 1
 UNSEEN_INSTANCES = 2
 DIFFICULTY = {1: "easy", 2: "medium", 3: "hard"}
 
-_CANDIDATES = 60  # inputs drawn for one problem, from which 8 to 10 with different outputs are kept
+_CANDIDATES = 100  # inputs drawn for one problem, from which 8 to 10 with different outputs are kept
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,7 @@ def _instance(template: Template, index: int, rng: Random, sets: WarmupSets) -> 
         values = template.inputs(rng, params)
         drawn[reference.test(values)] = values
     tests = _spread(list(drawn), rng.randint(8, 10))
+    _tell_apart(template, index, drawn, tests)
     name = f"{template.id}_{index:03d}"
     sets.references[name] = program
     sets.parameters[name] = dict(params)
@@ -116,6 +117,36 @@ def _instance(template: Template, index: int, rng: Random, sets: WarmupSets) -> 
         template=template.id,
         tests=tests,
     )
+
+
+def _tell_apart(
+    template: Template, index: int, drawn: dict[TestCase, tuple[Value, ...]], tests: list[TestCase]
+) -> None:
+    """Exchanges tests, never the first, until the program of every other instance fails at least one.
+
+    Raises:
+        RuntimeError: the template's inputs cannot tell two of its instances apart; a fault of the template.
+    """
+    kept = {0}
+    for other in range(len(template.space) if template.parametrised else 0):
+        if other == index:
+            continue
+        wrong = Reference(template.program(template.space[other]), template.call)
+        if any(_fails(wrong, drawn[test], test) for test in tests):
+            continue
+        telling = next((test for test in drawn if _fails(wrong, drawn[test], test)), None)
+        place = max(set(range(len(tests))) - kept, default=None)
+        if telling is None or place is None:
+            raise RuntimeError(f"template {template.id}: no test tells instance {index} from {other}")
+        tests[place] = telling
+        kept.add(place)
+
+
+def _fails(program: Reference, values: tuple[Value, ...], test: TestCase) -> bool:
+    try:
+        return program.test(values) != test
+    except IndexError:  # an index of another instance, beyond the end of this one's inputs
+        return True
 
 
 def _spread(candidates: Sequence[TestCase], count: int) -> list[TestCase]:

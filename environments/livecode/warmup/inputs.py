@@ -24,12 +24,13 @@ def number_near(name: str, spread: int = 4) -> Inputs:
 
 
 def maybe_multiple(name: str, most: int = 12) -> Inputs:
-    """One positive integer that is a multiple of a parameter in about half of the tests."""
+    """One positive integer: a multiple of a parameter, or of one of its divisors only, or any other."""
 
     def draw(rng: Random, params: Params) -> tuple[Value, ...]:
         k = int(params[name])
-        base = k * rng.randint(1, most)
-        return (base if rng.random() < 0.5 else base + rng.randint(1, max(1, k - 1)),)
+        divisors = [offset for offset in range(1, k) if k % offset == 0]
+        offset = rng.choice([0, 0, rng.choice(divisors), rng.randint(1, k - 1)])
+        return (k * rng.randint(1, most) + offset,)
 
     return draw
 
