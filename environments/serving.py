@@ -9,25 +9,18 @@ from __future__ import annotations
 import os
 import shlex
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-import httpx
 from pydantic import Field, model_validator
 
 from environments.settings import ConfigError, Settings, load
 
 PLUGIN = "atropos_livecode_disk_weights"
 """Entry point (group vllm.general_plugins) that registers the `disk` weight transfer engine."""
-
-
-class ServerError(RuntimeError):
-    """vLLM died or did not become ready; the message ends with its log's last lines."""
 
 
 class ServeConfig(Settings):
@@ -99,7 +92,7 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
         *("--host", config.host, "--port", str(config.port)),
         *("--dtype", dtype, "--max-model-len", str(config.max_model_len)),
         *("--max-num-seqs", str(config.max_num_seqs)),
-        *("--max-num-batched-tokens", str(max(config.max_num_batched_tokens, config.max_num_seqs))),
+        *("--max-num-batched-tokens", str(_batched_tokens(config))),
         "--enable-prefix-caching" if config.enable_prefix_caching else "--no-enable-prefix-caching",
         *("--seed", str(config.seed), "--max-logprobs", str(config.max_logprobs)),
         # The sampler's own log-probabilities: after the temperature, which is what the trainer compares with.
@@ -123,6 +116,9 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
     }
     if config.on_cpu:
         argv += ["--kv-cache-memory-bytes", str(int(config.kv_cache_gib * 2**30))]
+        # A prompt cut into chunks, from a request with a seed of its own, kills vLLM 0.32 on a CPU
+        # ("CPU Generator does not use offset").
+        argv.append("--no-enable-chunked-prefill")
         # vLLM's own binding keeps a whole core for its scheduler, so on two cores it would compute on one.
         env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
         env["OMP_NUM_THREADS"] = str(config.cpu_threads or len(os.sched_getaffinity(0)))
@@ -130,31 +126,6 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
         argv += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
         argv += ["--tensor-parallel-size", str(config.tensor_parallel_size)]
     return argv + config.extra_args, env | config.extra_env
-
-
-def wait_until_ready(url: str, process: subprocess.Popen[bytes], log_path: Path, timeout: float) -> float:
-    """Seconds until GET /health answers 200.
-
-    Raises ServerError with the log's last lines when the process ends first or `timeout` seconds pass.
-    """
-    started = time.monotonic()
-    with httpx.Client(timeout=5.0, trust_env=False) as client:
-        while time.monotonic() - started < timeout:
-            if process.poll() is not None:
-                raise ServerError(_with_log(f"vLLM ended at start with exit code {process.returncode}", log_path))
-            try:
-                if client.get(f"{url}/health").status_code == httpx.codes.OK:
-                    return time.monotonic() - started
-            except httpx.TransportError:  # not listening yet
-                pass
-            time.sleep(0.2)
-    raise ServerError(_with_log(f"vLLM at {url} was not ready after {timeout:.0f} s", log_path))
-
-
-def _with_log(what: str, log_path: Path, lines: int = 20) -> str:
-    text = log_path.read_text(encoding="utf-8", errors="replace") if log_path.exists() else ""
-    last = [line for line in text.splitlines() if line.strip()][-lines:]
-    return f"{what}. Last lines of {log_path}:\n" + ("\n".join(f"  {line}" for line in last) or "  (no log)")
 
 
 def _check_port(config: ServeConfig) -> None:
@@ -171,8 +142,8 @@ def main(argv: Sequence[str]) -> int:
     words = [word.replace("--dry-run", "--dry_run", 1) if word.startswith("--dry-run") else word for word in argv]
     config = load(ServeConfig, words, "atropos serve-model")
     command, env = serve_command(config)
-    if config.dry_run:
-        print(" ".join([*(f"{key}={shlex.quote(value)}" for key, value in env.items()), shlex.join(command)]))
-        return 0
-    _check_port(config)
-    os.execve(command[0], command, {**os.environ, **env})
+    if not config.dry_run:
+        _check_port(config)
+        os.execve(command[0], command, {**os.environ, **env})  # does not return
+    print(" ".join([*(f"{key}={shlex.quote(value)}" for key, value in env.items()), shlex.join(command)]))
+    return 0
