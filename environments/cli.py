@@ -102,11 +102,27 @@ def verify(
     problem: Annotated[str | None, typer.Option(help="Id of a problem in --problems.")] = None,
     problems: Annotated[Path | None, typer.Option(help="Problem file (JSONL) that --problem is in.")] = None,
     tests: Annotated[Path | None, typer.Option(help="JSON file with tests instead of a problem.")] = None,
+    fn_name: Annotated[str | None, typer.Option(help="Function to call, with --tests; none: stdin.")] = None,
+    time_limit_s: Annotated[float, typer.Option(help="Seconds for one test.", min=0.01)] = 15.0,
+    memory_limit_mb: Annotated[int, typer.Option(help="Megabytes for one test.", min=16)] = 4096,
+    all_tests: Annotated[bool, typer.Option("--all-tests", help="Go on after the first failure.")] = False,
+    require_isolation: Annotated[str | None, typer.Option(help="strong: refuse hosts without it.")] = None,
 ) -> None:
     """Judge one program by hand and show why it fails; exit code 0 only when it is accepted."""
     from environments.verify_command import verify_file
 
-    raise typer.Exit(verify_file(file, problem=problem, problems=problems, tests=tests))
+    code = verify_file(
+        file,
+        problem_id=problem,
+        problems=problems,
+        tests=tests,
+        fn_name=fn_name,
+        time_limit_s=time_limit_s,
+        memory_limit_mb=memory_limit_mb,
+        all_tests=all_tests,
+        require_isolation=require_isolation,
+    )
+    raise typer.Exit(code)
 
 
 @app.command(context_settings=_PASS_THROUGH)

@@ -79,14 +79,13 @@ class Run:
             write_yaml(config, config.run_dir / "config" / "trainer.yaml")
             self._tracker = _wandb(config) if config.use_wandb else None
             if config.weights.servers:
-                self.publisher = opened.enter_context(
-                    DiskPublisher(
-                        config.weights.servers,
-                        config.run_dir / "weights",
-                        dtype=getattr(torch, config.weights.dtype),
-                        pause_mode=config.weights.pause_mode,
-                        deadline_s=config.weights.deadline_s,
-                    )
+                self.publisher = DiskPublisher(
+                    config.weights.servers,
+                    config.run_dir / "weights",
+                    dtype=config.weights.dtype,
+                    pause_mode=config.weights.pause_mode,
+                    deadline_s=config.weights.deadline_s,
+                    initial=config.model,
                 )
             self.client = opened.enter_context(AtroposClient(config.api.url))
             self.client.register(
@@ -154,7 +153,7 @@ class Run:
                 stats = self.publisher.publish(weights, version)
                 if stats.changed_share is not None:
                     self.metrics.add("served_weights_changed", stats.changed_share)
-                self.metrics.add("seconds_pause", stats.paused_s)
+                self.metrics.add("seconds_pause", stats.seconds.get("paused", 0.0))
 
     def record(self, batch: Batch) -> None:
         """Writes the step's row to metrics.jsonl; `step` in it is the version of the new weights."""

@@ -222,9 +222,8 @@ class Demo:
         self.screen.say("Held-out pass@1, before -> after (95 % interval of the gain, resampling templates)")
         gains = []
         for first, last in zip(before, after, strict=True):
-            difference = paired_difference(first, last)
-            gains.append({**difference, "greedy": first["greedy"]})
-            gain, (low, high) = difference["gain"], difference["ci95"]
+            gain, (low, high) = paired_difference(first, last)
+            gains.append({"set": first["set"], "greedy": first["greedy"], "gain": gain, "ci95": [low, high]})
             self.screen.say(
                 f"  {_title(first):<44} {percent(first['pass_at_1']):>7} -> {percent(last['pass_at_1']):>7}   "
                 f"{100 * gain:+.1f} points {interval(low, high)}"
