@@ -124,7 +124,8 @@ class LivecodeEnvConfig(BaseEnvConfig):
         for name, fix in REPLACED.items() if isinstance(values, dict) else ():
             if name == "max_token_length" and values.get(name) == values.get("context"):
                 continue  # written so by this class: a run's saved configuration can be read again
-            if name in values and values[name] != cls.model_fields[name].default:
+            default = cls.model_fields[name].default
+            if name in values and values[name] not in (default, getattr(default, "value", default)):
                 raise ValueError(f"{name} = {values[name]!r}: has no effect in this environment: {fix}")
         return values
 

@@ -5,31 +5,28 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import signal
-import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from environments.livecode.atropos_fixes import AtroposError, FixedBaseEnv, server_configs
-from environments.livecode.config import LivecodeEnvConfig, RunConfig, load_run_config
-from environments.livecode.evaluation import EvaluationError, evaluate
+from environments.livecode.atropos_fixes import FixedBaseEnv, server_configs
+from environments.livecode.config import LivecodeEnvConfig, RunConfig
+from environments.livecode.evaluation import evaluate
 from environments.livecode.groups import Group, GroupRules, Pipeline, all_of, as_scored_data, make_group
-from environments.livecode.problems import Problem, ProblemError, load_problems
+from environments.livecode.problems import Problem
 from environments.livecode.prompts import PromptBuilder, PromptError, Turn, read_turns
 from environments.livecode.records import Records, append_jsonl, start_file
-from environments.livecode.rollouts import RolloutClient, RolloutError, Sampling
-from environments.livecode.sampling import build_sampler
-from environments.livecode.verifiers import VerifierError, build_verifier
-from environments.livecode.warmup import build, turns_for
+from environments.livecode.rollouts import RolloutClient, Sampling
+from environments.livecode.sampling import build_sampler, load_set
+from environments.livecode.verifiers import build_verifier
+from environments.livecode.warmup import turns_for
 from environments.settings import ConfigError
 
 logger = logging.getLogger(__name__)
 
-MODES = ("serve", "process", "evaluate")
 _POLL_S = 0.5
 _PATIENCE_S = 60.0  # how long admission stays closed before a line says why
 _LOST_GROUPS_IN_A_ROW = 20  # then the fault is not a rollout's
@@ -312,91 +309,16 @@ class LivecodeEnv(FixedBaseEnv):
 
     # -- The command ----------------------------------------------------------------------------------------
 
-    @classmethod
-    def run(cls, mode: str, config: RunConfig) -> int:
-        """Runs a mode to its end; the exit code: 0 done or asked to stop (SIGTERM), 130 Ctrl-C, 1 an error.
+    @staticmethod
+    def run(mode: str, config: RunConfig) -> int:
+        """Runs a mode to its end and gives the exit code; see `modes.run`."""
+        from environments.livecode import modes
 
-        Raises:
-            ConfigError: something about the configuration, the problems or the servers that the user can mend.
-        """
-        works = {"serve": run_serve, "process": run_process, "evaluate": run_evaluate}
-        if mode not in works:
-            raise ConfigError(f"{mode}: no such mode. Choose one of {', '.join(MODES)}.")
-        return asyncio.run(_until_signal(works[mode](config)))
+        return modes.run(mode, config)
 
-    @classmethod
-    def run_command(cls, mode: str, argv: Sequence[str]) -> int:
+    @staticmethod
+    def run_command(mode: str, argv: Sequence[str]) -> int:
         """`atropos run-env livecode MODE [--config FILE] [--env.option value ...]`."""
-        config = load_run_config(None, argv)
-        logging.basicConfig(
-            level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-        )
-        logging.getLogger("httpx").setLevel(logging.WARNING)
-        return cls.run(mode, config)
+        from environments.livecode import modes
 
-
-def load_set(name: str, seed: int) -> list[Problem]:
-    """The problems of a JSONL file, or of a warm-up set (warmup:train, :new_instances, :unseen_templates).
-
-    Raises:
-        ProblemError: an unknown set, or a file with a problem that cannot be used.
-    """
-    kind, _, part = name.partition(":")
-    if kind != "warmup":
-        return load_problems(name)
-    known = ("train", "new_instances", "unseen_templates")
-    if part not in known:
-        raise ProblemError(
-            f"problems = {name!r}: no such warm-up set. Known: {', '.join(f'warmup:{n}' for n in known)}."
-        )
-    return list(getattr(build(seed), part))
-
-
-async def run_serve(config: RunConfig) -> None:
-    """Feeds a trainer through the Atropos API."""
-    async with AsyncExitStack() as stack:
-        env = LivecodeEnv(config)
-        await env.open(stack, versions=True)
-        await env.env_manager()
-
-
-async def run_process(config: RunConfig) -> None:
-    """Writes groups to a file."""
-    async with AsyncExitStack() as stack:
-        env = LivecodeEnv(config)
-        await env.open(stack, versions=False)
-        await env.process_manager()
-
-
-async def run_evaluate(config: RunConfig) -> list[dict[str, Any]]:
-    """Scores the served model; the records that were appended to evaluations.jsonl."""
-    async with AsyncExitStack() as stack:
-        env = LivecodeEnv(config)
-        await env.open(stack, versions=False)
-        return await env.evaluate()
-
-
-async def _until_signal(work: Coroutine[Any, Any, Any]) -> int:
-    """Runs `work`; a signal cancels it, so that everything it opened is closed before the process ends."""
-    task = asyncio.ensure_future(work)
-    asked: list[int] = []
-    loop = asyncio.get_running_loop()
-
-    def stop(number: int) -> None:
-        asked.append(number)
-        task.cancel()
-
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, stop, number)
-    try:
-        await task
-    except asyncio.CancelledError:
-        if not asked:
-            raise
-        return 130 if asked[0] == signal.SIGINT else 0
-    except (AtroposError, EvaluationError, InfrastructureError, RolloutError, VerifierError) as error:
-        logger.error("%s", error)
-        return 1
-    except (ProblemError, PromptError) as error:
-        raise ConfigError(str(error)) from None
-    return 0
+        return modes.run_command(mode, argv)

@@ -120,14 +120,14 @@ def pass_interval(per_problem: Mapping[str, Sequence[Any]]) -> tuple[float, floa
     return _percentiles([_rates(draw)[0] for draw in _draws(table)])
 
 
-def paired_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+def paired_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[float, tuple[float, float]]:
     """The gain in pass@1 between two records of `evaluate` on the same problems, with its 95 % interval.
 
     Both records are resampled together (templates, then problems within), so that what makes a problem hard for
     both does not widen the interval.
 
     Returns:
-        {set, before, after, gain, ci95}, shares of 1.
+        (gain, (low, high)), shares of 1.
 
     Raises:
         EvaluationError: other problems, another number of samples, another temperature.
@@ -143,13 +143,7 @@ def paired_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> di
     for draw in _draws(table):
         first, second = _rates(draw)
         gains.append(second - first)
-    return {
-        "set": before["set"],
-        "before": before["pass_at_1"],
-        "after": after["pass_at_1"],
-        "gain": after["pass_at_1"] - before["pass_at_1"],
-        "ci95": list(_percentiles(gains)),
-    }
+    return after["pass_at_1"] - before["pass_at_1"], _percentiles(gains)
 
 
 def request_seed(seed: int, problem_id: str, index: int) -> int:

@@ -203,6 +203,8 @@ class RolloutClient:
         if not spans:
             raise ServerRefused(f"{GENERATE}: no weight_versions in the answer. Use vLLM 0.32 or newer.")
         versions = [(parse_version(span["version"]), int(span["start"]), int(span["end"])) for span in spans]
+        # fp32 rounding can leave a log-probability just above 0.
+        logprobs = [min(value, 0.0) for value in logprobs]
         return Sample(ids, logprobs, str(choice["finish_reason"]), versions, seconds)
 
     async def weight_version(self) -> int | None:

@@ -6,7 +6,8 @@ import random
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
-from environments.livecode.problems import Problem
+from environments.livecode.problems import Problem, ProblemError, load_problems
+from environments.livecode.warmup import build
 
 Rule = Literal["uniform", "learnable"]
 
@@ -107,6 +108,23 @@ class LearnableSampler:
             left[:] = [index for index in state["left"].get(name, []) if index < len(self._classes[name])]
         version, internal, gauss = state["random"]
         self._random.setstate((version, tuple(internal), gauss))
+
+
+def load_set(name: str, seed: int) -> list[Problem]:
+    """The problems of a JSONL file, or of a warm-up set (warmup:train, :new_instances, :unseen_templates).
+
+    Raises:
+        ProblemError: an unknown set, or a file with a problem that cannot be used.
+    """
+    kind, _, part = name.partition(":")
+    if kind != "warmup":
+        return load_problems(name)
+    known = ("train", "new_instances", "unseen_templates")
+    if part not in known:
+        raise ProblemError(
+            f"problems = {name!r}: no such warm-up set. Known: {', '.join(f'warmup:{n}' for n in known)}."
+        )
+    return list(getattr(build(seed), part))
 
 
 def build_sampler(rule: Rule, problems: Sequence[Problem], seed: int) -> Sampler:

@@ -182,12 +182,12 @@ def _api() -> Iterator[Served]:
 
 
 @pytest.fixture
-def api(_api: Served) -> Iterator[str]:
+def api(_api: Served) -> str:
     """The address of Atropos' own API server, as it is when nobody has registered."""
     from atroposlib.api.server import app
 
     app.state._state.clear()
-    yield _api.url
+    return _api.url
 
 
 class Trainer:

@@ -1,0 +1,103 @@
+"""The modes of `atropos run-env livecode`, each from its configuration to an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import sys
+from collections.abc import Coroutine, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from environments.livecode.atropos_fixes import AtroposError
+from environments.livecode.config import RunConfig, load_run_config
+from environments.livecode.environment import InfrastructureError, LivecodeEnv
+from environments.livecode.evaluation import EvaluationError
+from environments.livecode.problems import ProblemError
+from environments.livecode.prompts import PromptError
+from environments.livecode.rollouts import RolloutError
+from environments.livecode.verifiers import VerifierError
+from environments.settings import ConfigError, write_yaml
+
+logger = logging.getLogger(__name__)
+
+
+def run(mode: str, config: RunConfig) -> int:
+    """Runs a mode to its end; the exit code: 0 done or asked to stop (SIGTERM), 130 Ctrl-C, 1 an error.
+
+    Raises:
+        ConfigError: something about the configuration or the problems that the user can mend.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"{mode}: no such mode. Choose one of {', '.join(MODES)}.")
+    name = "environment" if mode == "serve" else mode
+    try:
+        write_yaml(config, Path(config.env.run_dir) / "config" / f"{name}.yaml")
+    except OSError as error:
+        raise ConfigError(
+            f"env.run_dir {config.env.run_dir}: cannot be written ({error.strerror}); give another folder"
+        ) from None
+    return asyncio.run(_until_signal(MODES[mode](config)))
+
+
+def run_command(mode: str, argv: Sequence[str]) -> int:
+    """The command line: [--config FILE] [--env.option value ...]; ConfigError before anything starts."""
+    config = load_run_config(None, argv)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    return run(mode, config)
+
+
+async def run_serve(config: RunConfig) -> None:
+    """Feeds a trainer through the Atropos API."""
+    async with AsyncExitStack() as stack:
+        env = LivecodeEnv(config)
+        await env.open(stack, versions=True)
+        await env.env_manager()
+
+
+async def run_process(config: RunConfig) -> None:
+    """Writes groups to a file."""
+    async with AsyncExitStack() as stack:
+        env = LivecodeEnv(config)
+        await env.open(stack, versions=False)
+        await env.process_manager()
+
+
+async def run_evaluate(config: RunConfig) -> list[dict[str, Any]]:
+    """Scores the served model; the records that were appended to evaluations.jsonl."""
+    async with AsyncExitStack() as stack:
+        env = LivecodeEnv(config)
+        await env.open(stack, versions=False)
+        return await env.evaluate()
+
+
+MODES = {"serve": run_serve, "process": run_process, "evaluate": run_evaluate}
+
+
+async def _until_signal(work: Coroutine[Any, Any, Any]) -> int:
+    """Runs `work`; a signal cancels it, so that everything it opened is closed before the process ends."""
+    task = asyncio.ensure_future(work)
+    asked: list[int] = []
+    loop = asyncio.get_running_loop()
+
+    def stop(number: int) -> None:
+        asked.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not asked:
+            raise
+        return 130 if asked[0] == signal.SIGINT else 0
+    except (AtroposError, EvaluationError, InfrastructureError, RolloutError, VerifierError) as error:
+        logger.error("%s", error)
+        return 1
+    except (ProblemError, PromptError) as error:
+        raise ConfigError(str(error)) from None
+    return 0

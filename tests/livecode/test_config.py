@@ -1,0 +1,123 @@
+"""The environment's options: where they come from and what is refused before anything starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from environments.livecode.config import REPLACED, describe_options, load_run_config
+from environments.settings import ConfigError, write_yaml
+
+OPTIONS = [
+    "model",
+    "tokenizer",
+    "servers",
+    "env.group_size",
+    "env.inference_weight",
+    "env.use_wandb",
+    "env.rollout_server_url",
+    "env.total_steps",
+    "env.wandb_name",
+    "env.num_rollouts_to_keep",
+    "env.num_rollouts_per_group_for_logging",
+    "env.problems",
+    "env.seed",
+    "env.problem_sampling",
+    "env.prompt_style",
+    "env.fewshot_turns",
+    "env.fewshot_path",
+    "env.fewshot_scaffold",
+    "env.thinking",
+    "env.context",
+    "env.max_new_tokens",
+    "env.temperature",
+    "env.top_p",
+    "env.overlong_baseline",
+    "env.dynamic_sampling",
+    "env.shuffle_rewards",
+    "env.max_staleness",
+    "env.max_concurrent_rollouts",
+    "env.rollout_deadline_s",
+    "env.verifier",
+    "env.verifier_workers",
+    "env.verifier_deadline_s",
+    "env.time_limit_s",
+    "env.memory_limit_mb",
+    "env.run_dir",
+    "env.record_rollouts_per_group",
+    "env.record_every_groups",
+    "process.groups",
+    "process.output",
+    "evaluation.problems",
+    "evaluation.n",
+    "evaluation.temperature",
+    "evaluation.top_p",
+    "evaluation.greedy",
+    "evaluation.seed",
+    "evaluation.limit",
+]
+
+
+def test_the_set_of_options_is_a_decision() -> None:
+    assert [name for name, _, _ in describe_options()] == OPTIONS
+
+
+def test_every_option_has_its_sentence() -> None:
+    assert all(sentence for _, _, sentence in describe_options())
+
+
+def test_a_flag_beats_the_file_and_the_file_the_default(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\nservers: ['http://a:1']\nenv: {group_size: 4, temperature: 0.7}\n")
+    config = load_run_config(path, ["--env.group_size", "16"])
+    assert (config.env.group_size, config.env.temperature, config.env.top_p) == (16, 0.7, 1.0)
+
+
+def test_several_servers_fit_into_one_flag() -> None:
+    config = load_run_config(None, ["--model", "m", "--servers", "http://a:1,http://b:2"])
+    assert config.servers == ["http://a:1", "http://b:2"]
+
+
+def test_a_saved_configuration_can_be_read_again(tmp_path: Path) -> None:
+    config = load_run_config(None, ["--model", "m", "--env.context", "3000"])
+    write_yaml(config, tmp_path / "used.yaml")
+    assert load_run_config(tmp_path / "used.yaml") == config
+
+
+def test_an_unknown_key_names_the_nearest_known_one(tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\nenv: {grup_size: 4}\n")
+    with pytest.raises(ConfigError, match=r"env.grup_size: unknown option. Did you mean env.group_size"):
+        load_run_config(path)
+
+
+@pytest.mark.parametrize("name", sorted(REPLACED))
+def test_an_option_of_atropos_without_effect_here_is_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"{name} = .*has no effect in this environment"):
+        load_run_config(None, ["--model", "m", f"--env.{name}", "7"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--env.context", "100", "--env.max_new_tokens", "100"], "raise context or lower max_new_tokens"),
+        (["--env.top_p", "0.95"], "training needs 1.0; set evaluation.top_p"),
+        (["--env.group_size", "1"], "env.group_size = '1'.*greater than or equal to 2"),
+        (["--env.max_concurrent_rollouts", "4"], "max_concurrent_rollouts 4 < group_size 8.*to 8 or more"),
+        (["--env.temperature", "0"], "env.temperature"),
+        (["--env.fewshot_path", "x.json"], "set prompt_style to fewshot"),
+        (["--env.total_steps", "0"], "total_steps 0: set 1 or more, or -1"),
+        (["--env.prompt_style", "chat"], "env.prompt_style = 'chat'"),
+        (["--servers", "localhost:8000"], "write it as http://HOST:PORT"),
+        (["--model", "./nowhere"], "no model there"),
+    ],
+)
+def test_a_refused_value_names_field_value_and_fix(flags: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        load_run_config(None, ["--model", "m", *flags])
+
+
+def test_a_context_above_the_models_is_refused(model_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=r"env.context 5000 > the model's 4096 tokens: lower env.context to 4096"):
+        load_run_config(None, ["--model", str(model_dir), "--env.context", "5000"])

@@ -1,0 +1,139 @@
+"""pass@1, its interval, and the gain between two evaluations."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from environments.livecode.evaluation import (
+    EvaluationError,
+    evaluate,
+    paired_difference,
+    pass_interval,
+    request_seed,
+)
+from environments.livecode.groups import Pipeline
+from environments.livecode.problems import Problem, TestCase
+from environments.livecode.prompts import PromptBuilder
+from environments.livecode.rollouts import RolloutClient
+from environments.livecode.verifiers import LocalVerifier
+
+RIGHT, WRONG = "```python\nprint(int(input()) + 1)\n```", "```python\nprint(0)\n```"
+
+
+def problem(name: str, template: str) -> Problem:
+    return Problem(
+        id=name,
+        source="t",
+        kind="stdin",
+        statement=f"Add one. ({name})",
+        template=template,
+        tests=[TestCase(input="1\n", output="2\n")],
+    )
+
+
+PROBLEMS = [problem("a1", "a"), problem("a2", "a"), problem("b1", "b")]
+
+
+async def run(generation: Any, tokenizer: Any, **changes: Any) -> dict[str, Any]:
+    async with RolloutClient([generation.url]) as client, LocalVerifier(workers=1) as verifier:
+        pipeline = Pipeline(
+            client=client,
+            verifier=verifier,
+            prompts=PromptBuilder(tokenizer, limit=4000),
+            max_concurrent=4,
+            time_limit_s=5,
+            memory_limit_mb=512,
+        )
+        options: dict[str, Any] = {"n": 2, "temperature": 0.7, "greedy": False} | changes
+        return await evaluate(PROBLEMS, **options, pipeline=pipeline, name="set", max_new_tokens=50, weight_version=4)
+
+
+async def test_an_evaluation_counts_by_template_and_problem(generation: Any, tokenizer: Any) -> None:
+    generation.script = lambda prompt, number: {"text": RIGHT if "(a1)" in prompt else WRONG}
+    record = await run(generation, tokenizer)
+    assert (record["correct"], record["total"], record["problems"], record["n"]) == (2, 6, 3, 2)
+    assert record["pass_at_1"] == pytest.approx(1 / 3)
+    assert record["per_template"] == {"a": [2, 4], "b": [0, 2]}
+    assert record["per_problem"] == {"a1": ["a", 2, 2], "a2": ["a", 0, 2], "b1": ["b", 0, 2]}
+    assert record["verdicts"] == {"accepted": 2, "wrong_answer": 4}
+    assert (record["no_verdict"], record["weight_version"]) == (0, 4)
+
+
+async def test_equal_seeds_ask_for_equal_draws_and_other_samples_for_others(generation: Any, tokenizer: Any) -> None:
+    await run(generation, tokenizer, seed=3)
+    first = sorted(body["sampling_params"]["seed"] for body in generation.requests)
+    generation.requests.clear()
+    await run(generation, tokenizer, seed=3)
+    assert sorted(body["sampling_params"]["seed"] for body in generation.requests) == first
+    assert len(set(first)) == 6
+
+
+async def test_greedy_is_one_answer_without_sampling(generation: Any, tokenizer: Any) -> None:
+    record = await run(generation, tokenizer, greedy=True)
+    assert (record["total"], record["temperature"], record["greedy"]) == (3, 0.0, True)
+    assert {body["sampling_params"]["temperature"] for body in generation.requests} == {0.0}
+
+
+def test_a_requests_seed_fits_into_31_bits() -> None:
+    assert all(0 <= request_seed(0, f"p{n}", 1) < 2**31 for n in range(1000))
+
+
+def test_problems_that_are_all_solved_have_no_spread() -> None:
+    assert pass_interval({"a": ["t", 4, 4], "b": ["u", 4, 4]}) == (1.0, 1.0)
+
+
+def test_the_interval_resamples_templates_and_not_samples() -> None:
+    # Two templates, one always and one never solved: a resample is 0, 1/2 or 1 with 1/4, 1/2, 1/4, however
+    # many samples there were.
+    few = pass_interval({"a": ["t", 4, 4], "b": ["u", 0, 4]})
+    many = pass_interval({"a": ["t", 4000, 4000], "b": ["u", 0, 4000]})
+    assert few == many == (0.0, 1.0)
+
+
+def test_the_interval_of_many_templates_is_the_binomials() -> None:
+    per_problem = {f"p{n}": [f"t{n}", n % 2, 1] for n in range(400)}
+    low, high = pass_interval(per_problem)
+    assert low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.004)
+    assert high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.004)
+
+
+def test_problems_are_resampled_within_their_template() -> None:
+    one_template = {f"p{n}": ["t", n % 2, 1] for n in range(400)}
+    low, high = pass_interval(one_template)
+    assert (high - low) / 2 == pytest.approx(1.96 * 0.025, abs=0.004)
+
+
+def record_of(per_problem: dict[str, list[Any]], **changes: Any) -> dict[str, Any]:
+    correct, total = (sum(row[part] for row in per_problem.values()) for part in (1, 2))
+    fields = {"set": "s", "n": 1, "temperature": 0.7, "pass_at_1": correct / total, "per_problem": per_problem}
+    return fields | changes
+
+
+def test_an_equal_gain_everywhere_has_no_spread_when_paired() -> None:
+    before = record_of({f"p{n}": [f"t{n}", n % 3, 4] for n in range(30)})
+    after = record_of({f"p{n}": [f"t{n}", n % 3 + 1, 4] for n in range(30)})
+    gain, (low, high) = paired_difference(before, after)
+    assert (gain, low, high) == pytest.approx((0.25, 0.25, 0.25))
+
+
+def test_the_interval_of_a_gain_covers_its_spread_over_templates() -> None:
+    before = record_of({f"p{n}": [f"t{n}", 0, 1] for n in range(100)})
+    after = record_of({f"p{n}": [f"t{n}", int(n < 20), 1] for n in range(100)})
+    gain, (low, high) = paired_difference(before, after)
+    assert gain == pytest.approx(0.2)
+    assert (low, high) == pytest.approx((0.2 - 1.96 * 0.04, 0.2 + 1.96 * 0.04), abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        record_of({"p": ["t", 0, 1]}, set="other"),
+        record_of({"p": ["t", 0, 1]}, temperature=1.0),
+        record_of({"q": ["t", 0, 1]}),
+    ],
+)
+def test_evaluations_of_different_things_are_not_compared(other: dict[str, Any]) -> None:
+    with pytest.raises(EvaluationError, match="not comparable"):
+        paired_difference(record_of({"p": ["t", 0, 1]}), other)

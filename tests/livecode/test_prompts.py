@@ -1,0 +1,122 @@
+"""Prompts: LiveCodeBench's bytes, the model's template, few-shot turns, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from environments.livecode.problems import Problem, TestCase
+from environments.livecode.prompts import (
+    SYSTEM,
+    FileTurn,
+    PromptBuilder,
+    PromptError,
+    messages,
+    plain_message,
+    read_turns,
+    user_message,
+)
+
+STDIN = Problem(id="s", source="t", kind="stdin", statement="Add one.", tests=[TestCase(input="1\n", output="2\n")])
+CALL = Problem(
+    id="c",
+    source="t",
+    kind="function",
+    fn_name="f",
+    statement="Add one.",
+    starter_code="class Solution:\n    def f(self, n):\n        ",
+    tests=[TestCase(input="1", output="2")],
+)
+TURN = FileTurn("Print 3.", "", "```python\nprint(3)\n```")
+
+
+def test_the_system_message_is_livecodebenchs() -> None:
+    assert SYSTEM == (
+        "You are an expert Python programmer. You will be given a question (problem specification) and will generate "
+        "a correct Python program that matches the specification and passes all tests."
+    )
+
+
+def test_the_stdin_message_is_livecodebenchs_byte_for_byte() -> None:
+    assert user_message("Q") == (
+        "### Question:\nQ\n\n### Format: Read the inputs from stdin solve the problem and write the answer to stdout "
+        "(do not directly test on the sample inputs). Enclose your code within delimiters as follows. Ensure that "
+        "when the python program runs, it reads the inputs, runs the algorithm and writes output to STDOUT.\n"
+        "```python\n# YOUR CODE HERE\n```\n\n### Answer: (use the provided format with backticks)\n\n"
+    )
+
+
+def test_the_functional_message_is_livecodebenchs_byte_for_byte() -> None:
+    assert user_message("Q", "def f():\n    ") == (
+        "### Question:\nQ\n\n### Format: You will use the following starter code to write the solution to the problem "
+        "and enclose your code within delimiters.\n```python\ndef f():\n    \n```\n\n"
+        "### Answer: (use the provided format with backticks)\n\n"
+    )
+
+
+def test_the_standard_style_is_system_and_one_user_message() -> None:
+    assert messages(STDIN) == [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": user_message("Add one.")},
+    ]
+
+
+def test_fewshot_turns_stand_before_the_question_in_the_same_scaffold() -> None:
+    assert messages(CALL, [TURN], "plain") == [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": "Print 3."},
+        {"role": "assistant", "content": "```python\nprint(3)\n```"},
+        {"role": "user", "content": plain_message(CALL.statement, CALL.starter_code)},
+    ]
+
+
+def test_a_prompt_is_ids_of_the_models_template(tokenizer: Any) -> None:
+    prompt = PromptBuilder(tokenizer, limit=4000)(STDIN)
+    assert all(type(token) is int for token in prompt.ids)
+    assert tokenizer.decode(prompt.ids) == prompt.text
+    assert prompt.text.endswith("\n\n<|im_end|>\n<|im_start|>assistant\n")
+
+
+def test_a_template_with_the_switch_gets_thinking(tokenizer: Any) -> None:
+    knows = copy.deepcopy(tokenizer)
+    knows.chat_template += "{% if enable_thinking %}<think>\n{% endif %}"
+    on = PromptBuilder(knows, thinking=True, limit=4000)(STDIN)
+    off = PromptBuilder(knows, thinking=False, limit=4000)(STDIN)
+    assert on.text == off.text + "<think>\n"
+    assert (on.reasoning_open, off.reasoning_open) == (True, False)
+
+
+def test_thinking_is_refused_where_the_template_has_no_switch(tokenizer: Any) -> None:
+    with pytest.raises(PromptError, match=r"env.thinking = True.*no enable_thinking"):
+        PromptBuilder(tokenizer, thinking=True, limit=4000)
+
+
+def test_prompts_that_leave_no_room_are_refused_with_their_ids(tokenizer: Any) -> None:
+    long = STDIN.model_copy(update={"id": "long-one", "statement": "x" * 500})
+    room = len(PromptBuilder(tokenizer, limit=4000)(STDIN).ids)
+    builder = PromptBuilder(tokenizer, limit=room)
+    assert len(builder(STDIN).ids) == room
+    with pytest.raises(PromptError, match=rf"problem long-one: .* tokens, room is {room}"):
+        builder.check([STDIN, long])
+
+
+def test_turns_come_from_a_file_in_either_spelling(tmp_path: Path) -> None:
+    path = tmp_path / "turns.json"
+    path.write_text(json.dumps([{"question_content": "A", "answer": "a"}, {"question": "B", "answer": "b"}]))
+    assert read_turns(path) == [FileTurn("A", "", "a"), FileTurn("B", "", "b")]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [("{", "not JSON"), ('[{"question": "A"}]', "entry 0 has no question or no answer"), (None, "cannot be read")],
+)
+def test_a_broken_file_of_turns_is_named(tmp_path: Path, content: str | None, reason: str) -> None:
+    path = tmp_path / "turns.json"
+    if content is not None:
+        path.write_text(content)
+    with pytest.raises(PromptError, match=rf"fewshot_path = .*turns.json.*{reason}"):
+        read_turns(path)

@@ -1,0 +1,154 @@
+"""The client of the generation server: token-exact, and no rollout lost to a server's trouble."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import pytest
+
+from environments.livecode.rollouts import (
+    RolloutClient,
+    RolloutDeadlineExceeded,
+    Sampling,
+    ServerRefused,
+    parse_version,
+)
+from tests.livecode.conftest import Generation, Served
+
+SAMPLING = Sampling(max_new_tokens=50, temperature=0.7)
+
+
+def closed_port() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+async def test_a_sample_is_the_engines_ids_with_their_logprobs(generation: Any, tokenizer: Any) -> None:
+    generation.script = lambda prompt, number: {"text": "ab"}
+    async with RolloutClient([generation.url]) as client:
+        sample = await client.generate([1, 2, 3], SAMPLING)
+    assert sample.ids == [*tokenizer.encode("ab"), tokenizer.eos_token_id]
+    assert sample.logprobs == [-0.5, -0.501, -0.502]
+    assert (sample.finish_reason, sample.versions) == ("stop", [(0, 0, 3)])
+
+
+async def test_the_request_samples_the_whole_distribution(generation: Any) -> None:
+    async with RolloutClient([generation.url]) as client:
+        await client.generate([1, 2, 3], Sampling(50, 0.7, seed=11))
+    assert generation.requests[0]["token_ids"] == [1, 2, 3]
+    params = generation.requests[0]["sampling_params"]
+    assert (params["temperature"], params["top_p"], params["top_k"], params["seed"]) == (0.7, 1.0, 0, 11)
+
+
+async def test_tokens_of_two_weight_versions_keep_their_spans(generation: Any) -> None:
+    def update_midway(prompt: str, number: int) -> dict[str, Any]:
+        asyncio.get_running_loop().call_later(0.05, setattr, generation, "version", "8")
+        return {"text": "abcdef", "delay": 0.2}
+
+    generation.version, generation.script = "7", update_midway
+    async with RolloutClient([generation.url]) as client:
+        sample = await client.generate([1], SAMPLING)
+    assert sample.versions == [(7, 0, 3), (8, 3, 7)]
+
+
+async def test_an_abort_is_sent_again_and_counted(generation: Any) -> None:
+    answers = [{"text": "a", "finish_reason": "abort"}, {"text": "b", "finish_reason": "length"}]
+    generation.script = lambda prompt, number: answers[number]
+    async with RolloutClient([generation.url]) as client:
+        sample = await client.generate([1], SAMPLING)
+        assert client.counters.resubmitted_abort == 1
+    assert (sample.finish_reason, len(sample.ids)) == ("length", 1)
+
+
+async def test_a_dead_server_costs_no_rollout(generation: Any) -> None:
+    async with RolloutClient([closed_port(), generation.url]) as client:
+        samples = await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(6)))
+        assert client.counters.resubmitted_failure >= 1
+    assert len(samples) == 6
+
+
+async def test_a_server_that_fails_is_left_alone_for_a_while(generation: Any, tokenizer: Any) -> None:
+    broken = Generation(tokenizer, status=500)
+    served = Served(broken.app())
+    try:
+        async with RolloutClient([served.url, generation.url]) as client:
+            await client.generate([1], SAMPLING)
+            failed = client.counters.resubmitted_failure
+            for _ in range(5):
+                await client.generate([1], SAMPLING)
+            assert client.counters.resubmitted_failure == failed == 1
+    finally:
+        served.stop()
+
+
+async def test_the_least_loaded_server_comes_first(generation: Any, tokenizer: Any) -> None:
+    second = Generation(tokenizer)
+    served = Served(second.app())
+    for server in (generation, second):
+        server.script = lambda prompt, number: {"text": "a", "delay": 0.3}
+    try:
+        async with RolloutClient([generation.url, served.url]) as client:
+            await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(8)))
+    finally:
+        served.stop()
+    assert (len(generation.requests), len(second.requests)) == (4, 4)
+
+
+async def test_no_server_in_time_is_a_deadline_with_the_last_reason() -> None:
+    async with RolloutClient([closed_port()], deadline_s=0.5) as client:
+        with pytest.raises(RolloutDeadlineExceeded, match=r"within 0.5 s: .*ConnectError"):
+            await client.generate([1], SAMPLING)
+
+
+@pytest.mark.parametrize(("status", "fix"), [(403, "--enable-scale-out"), (404, "not a vLLM"), (400, "scripted")])
+async def test_a_refusal_is_not_tried_again_and_names_the_fix(generation: Any, status: int, fix: str) -> None:
+    generation.status = status
+    async with RolloutClient([generation.url]) as client:
+        with pytest.raises(ServerRefused, match=fix):
+            await client.generate([1], SAMPLING)
+
+
+async def test_a_good_server_passes_the_check(generation: Any) -> None:
+    async with RolloutClient([generation.url]) as client:
+        await client.check(context=4096)
+        assert await client.weight_version() == 0
+
+
+async def test_a_server_that_is_down_is_named_at_start() -> None:
+    url = closed_port()
+    async with RolloutClient([url]) as client:
+        with pytest.raises(ServerRefused, match=f"{url} does not answer.*Start vLLM"):
+            await client.check(context=10)
+
+
+async def test_a_context_above_the_servers_names_the_flag(generation: Any) -> None:
+    generation.max_model_len = 512
+    async with RolloutClient([generation.url]) as client:
+        with pytest.raises(ServerRefused, match=r"512 tokens, env.context is 1024.*--max-model-len 1024"):
+            await client.check(context=1024)
+
+
+async def test_logprobs_before_the_temperature_are_noticed(generation: Any) -> None:
+    generation.raw_logprobs = True
+    async with RolloutClient([generation.url]) as client:
+        with pytest.raises(ServerRefused, match="--logprobs-mode processed_logprobs"):
+            await client.check(context=10)
+
+
+async def test_the_oldest_served_version_counts(generation: Any, tokenizer: Any) -> None:
+    generation.version = "12"
+    served = Served(Generation(tokenizer, version="11").app())
+    try:
+        async with RolloutClient([generation.url, served.url, closed_port()]) as client:
+            assert await client.weight_version() == 11
+    finally:
+        served.stop()
+
+
+def test_a_version_is_an_optimizer_step() -> None:
+    assert (parse_version("default"), parse_version("0"), parse_version("41")) == (0, 0, 41)
+    with pytest.raises(ServerRefused, match="'v2' is not an optimizer step"):
+        parse_version("v2")

@@ -1,0 +1,101 @@
+"""Verification: verdicts come from the judge, faults of ours are errors and never verdicts."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import pytest
+
+from environments.livecode import verifiers
+from environments.livecode.problems import Problem, TestCase
+from environments.livecode.verifiers import (
+    DeadlineExceeded,
+    LocalVerifier,
+    Unreachable,
+    VerifierError,
+    build_verifier,
+    judge_request,
+    with_retries,
+)
+from verifier_app.judge import JudgeError
+
+ADD = Problem(
+    id="add",
+    source="t",
+    kind="stdin",
+    statement="Add one.",
+    tests=[TestCase(input="1\n", output="2\n"), TestCase(input="5\n", output="6\n")],
+)
+
+
+@pytest.fixture(autouse=True)
+def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verifiers, "_FIRST_PAUSE_S", 0.001)
+
+
+class Faults:
+    """A call that fails a given number of times, then gives a verdict."""
+
+    def __init__(self, kind: str, times: int) -> None:
+        self.kind, self.times, self.calls, self.noticed = kind, times, 0, 0
+
+    async def __call__(self) -> dict[str, Any]:
+        self.calls += 1
+        if self.calls <= self.times:
+            raise JudgeError(self.kind, "scripted")
+        return {"status": "accepted"}
+
+    def notice(self, error: JudgeError) -> None:
+        self.noticed += 1
+
+
+async def test_the_local_verifier_gives_the_judges_verdict() -> None:
+    async with LocalVerifier(workers=1) as verifier:
+        right, wrong = [
+            await verifier.verify(judge_request(ADD, code, time_limit_s=5, memory_limit_mb=512))
+            for code in ("print(int(input()) + 1)", "print(2)")
+        ]
+    assert (right["status"], right["passed"], right["total"]) == ("accepted", 2, 2)
+    assert (wrong["status"], wrong["failed_test"]) == ("wrong_answer", 1)
+
+
+async def test_a_request_that_the_judge_refuses_is_an_error_and_no_verdict() -> None:
+    request = judge_request(ADD, "print(1)", time_limit_s=5, memory_limit_mb=512) | {"tests": "none"}
+    async with LocalVerifier(workers=1) as verifier:
+        with pytest.raises(VerifierError, match="bad_request: tests"):
+            await verifier.verify(request)
+
+
+async def test_a_loaded_host_is_tried_again_until_there_is_a_verdict() -> None:
+    call = Faults("host_overloaded", 3)
+    assert await with_retries(call, 5.0, call.notice) == {"status": "accepted"}
+    assert (call.calls, call.noticed) == (4, 3)
+
+
+async def test_a_fault_that_stays_is_unreachable_after_five_tries() -> None:
+    call = Faults("sandbox_failed", 99)
+    with pytest.raises(Unreachable, match="5 tries, the last: sandbox_failed: scripted"):
+        await with_retries(call, 5.0, call.notice)
+    assert call.calls == 5
+
+
+async def test_a_fault_of_the_request_is_not_tried_again() -> None:
+    call = Faults("test_set_missing", 99)
+    with pytest.raises(VerifierError, match="test_set_missing"):
+        await with_retries(call, 5.0, call.notice)
+    assert call.calls == 1
+
+
+async def test_a_verdict_that_does_not_come_in_time_is_a_deadline() -> None:
+    async def never() -> dict[str, Any]:
+        await asyncio.sleep(60)
+        return {}
+
+    with pytest.raises(DeadlineExceeded, match=r"no verdict within 0.05 s"):
+        await with_retries(never, 0.05, lambda error: None)
+
+
+def test_an_unknown_verifier_names_the_known_ones() -> None:
+    with pytest.raises(ValueError, match=r"env.verifier = 'cloud': unknown. Known: local"):
+        build_verifier("cloud", workers=1, deadline_s=1)
