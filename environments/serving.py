@@ -128,6 +128,12 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
     return argv + config.extra_args, env | config.extra_env
 
 
+def _batched_tokens(config: ServeConfig) -> int:
+    """At least one token for each sequence; on a CPU, where prompts are not cut, at least a whole context."""
+    least = max(config.max_num_seqs, config.max_model_len) if config.on_cpu else config.max_num_seqs
+    return max(config.max_num_batched_tokens, least)
+
+
 def _check_port(config: ServeConfig) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
