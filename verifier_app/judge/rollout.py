@@ -231,7 +231,7 @@ def stop_message(reason: str, request: Request, watch: Watch) -> str:
     if reason == "memory_limit_exceeded":
         return f"the processes hold {watch.peak_bytes >> 20} MB; the limit is {request.memory_limit_mb} MB"
     if reason == "output_limit_exceeded":
-        return f"more than {OUTPUT_CAP >> 20} MB of output"
+        return "more output than the judge reads"
     if reason == "host_overloaded":
         return f"{watch.wall_s:.1f} s passed, {watch.starved_s:.1f} s of them waiting for a core"
     return "too many processes"

@@ -18,6 +18,7 @@ import site
 import sys
 import tempfile
 import threading
+import time
 from typing import Any
 
 from verifier_app.judge import kernel
@@ -25,7 +26,10 @@ from verifier_app.judge.channel import Channel, ChannelClosed, channel_from_fd
 from verifier_app.judge.ground import Ground
 from verifier_app.judge.prelude import RECURSION_LIMIT, STACK_BYTES, THREAD_STACK_BYTES, make_module
 from verifier_app.judge.sandbox import Box, remove_scratch, sweep_tree, sweep_uid
+from verifier_app.judge.watch import tree
 from verifier_app.judge.zygote import Zygote
+
+BURY_TIMEOUT_S = 20.0
 
 
 def _standard_streams() -> None:
@@ -112,24 +116,25 @@ class Template:
         with contextlib.suppress(ChildProcessError):
             os.waitpid(pid, 0)
         if not self.ground.pid:  # its children were handed to this process, the next subreaper
+            self._bury(uid)
+        if scratch is not None:
+            remove_scratch(scratch, uid if self.ground.uid else None)
+
+    def _bury(self, uid: int) -> None:
+        """Kill and collect every descendant that belongs to no living zygote; return when none is left."""
+        give_up = time.monotonic() + BURY_TIMEOUT_S
+        while time.monotonic() < give_up:
+            left = tree(self.proc, os.getpid(), False, frozenset(self.zygotes))
+            if not left:
+                return
             if self.ground.uid:
                 sweep_uid(uid)
             else:
                 sweep_tree(self.proc, os.getpid(), frozenset(self.zygotes))
-            self._reap()
-        if scratch is not None:
-            remove_scratch(scratch, uid if self.ground.uid else None)
-
-    def _reap(self) -> None:
-        """Collect dead orphans; a zygote that died is collected when the judge ends it."""
-        while True:
-            try:
-                found = os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-            except ChildProcessError:
-                return
-            if found is None or found.si_pid in self.zygotes:
-                return
-            os.waitpid(found.si_pid, 0)
+            for pid in left:
+                with contextlib.suppress(ChildProcessError):
+                    os.waitpid(pid, os.WNOHANG)
+            time.sleep(0.001)
 
 
 def become_zygote(channel: Channel, ground: Ground, config: dict[str, Any], uid: int, scratch: str | None) -> None:
