@@ -67,11 +67,12 @@ class Run:
             logprob_chunk=config.logprob_chunk,
         )
         self.optimizer = PolicyOptimizer(self.policy, config.optimizer)
-        self.checkpoints = Checkpoints(config.run_dir / "checkpoints", keep_last=config.checkpoint.keep_last)
+        self.checkpoints = Checkpoints(
+            config.run_dir / "checkpoints", self.parallel, keep_last=config.checkpoint.keep_last
+        )
         if config.checkpoint.resume is not None:
-            self.step = self.checkpoints.load(config.checkpoint.resume, self.policy, self.optimizer)
+            self.step = self.checkpoints.load(config.checkpoint.resume, self.policy, self.optimizer).step
             log.info("resumed after step %d", self.step)
-        self._saved = self.step
         self.publisher: DiskPublisher | None = None
         self.client: AtroposClient | None = None
         if self.parallel.is_main:
@@ -182,7 +183,7 @@ class Run:
         last = self.step >= self.config.steps
         every = self.config.checkpoint.every
         if last or (every and self.step % every == 0):
-            self.checkpoints.save(self.step, self.policy, self.optimizer)
+            self.checkpoints.save(self.policy, self.optimizer, self.step)
         if last and self.config.checkpoint.export:
             save_hf(self.policy, self.config.run_dir / "export", self.config.model)
 
