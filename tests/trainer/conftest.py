@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
+import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,3 +91,55 @@ def make_groups(shapes: list[tuple[int, list[int]]], seed: int = 3) -> list[Grou
 def groups_of() -> Callable[..., list[Group]]:
     """`make_groups`."""
     return make_groups
+
+
+@pytest.fixture(scope="session")
+def two_ranks(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[Any, Any]:
+    """Rank 0's results of tests/trainer/two_ranks.py, run once by two processes over gloo, and some of rank 1's.
+
+    Before, one rank leaves a checkpoint after two updates in "folder"/by-one, with which the two go on.
+    """
+    # Imported here: the module takes its groups from this one.
+    from tests.trainer import two_ranks as program
+    from trainer.checkpoints import Checkpoints
+
+    folder = tmp_path_factory.mktemp("two-ranks")
+    with distributed(deadline_s=60, device="cpu") as parallel:
+        policy, optimizer = program.start(models["llama"], parallel)
+        program.train(policy, optimizer, parallel, 2)
+        Checkpoints(folder / "by-one", parallel).save(policy, optimizer, 2)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "tests.trainer.two_ranks", str(models["llama"].parent), str(folder)]
+    ranks = [
+        subprocess.Popen(
+            command,
+            cwd=Path(__file__).parents[2],
+            stderr=subprocess.PIPE,
+            text=True,
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+            },
+        )
+        for rank in range(2)
+    ]
+    try:
+        errors = [rank.communicate(timeout=240)[1] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+    first, second = (torch.load(folder / f"results-{rank}.pt") for rank in range(2))
+    return {
+        **first,
+        "folder": folder,
+        "barrier": (folder / "barrier-0.txt").read_text(),
+        **{f"{name} of rank 1": second[name] for name in ("broadcast", "full", "missing")},
+    }
