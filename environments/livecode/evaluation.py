@@ -170,10 +170,12 @@ def _table(per_problem: Mapping[str, Sequence[Any]]) -> Table:
 def _draws(table: Table) -> NDArray[np.float64]:
     """Sums of resampled counts, one row (correct, total, ...) per resample."""
     random = np.random.default_rng(_BOOTSTRAP_SEED)
-    chosen = random.integers(len(table), size=(RESAMPLES, len(table)))
+    chosen = random.integers(len(table), size=RESAMPLES * len(table))
+    # The resamples that drew a template, once for each time they drew it.
+    ends = np.cumsum(np.bincount(chosen, minlength=len(table)))
+    drawn_by = np.split(np.argsort(chosen, kind="stable") // len(table), ends[:-1])
     sums = np.zeros((RESAMPLES, table[0].shape[1]))
-    for number, rows in enumerate(table):
-        resample = np.nonzero(chosen == number)[0]  # once for each time this template was drawn
+    for rows, resample in zip(table, drawn_by, strict=True):
         times = random.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=len(resample))
         np.add.at(sums, resample, times @ rows)
     return sums

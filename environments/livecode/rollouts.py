@@ -21,6 +21,7 @@ import httpx
 logger = logging.getLogger(__name__)
 
 GENERATE = "/inference/v1/generate"
+_NOT_A_LOGPROB = -9999.0  # vLLM writes NaN and -inf as this number
 _COOLDOWN_S = 5.0  # a server that failed is left alone for so long
 _BACKOFF_S = (0.2, 5.0)  # first and longest pause between two tries of one rollout
 
@@ -197,7 +198,7 @@ class RolloutClient:
         ):
             raise ServerRefused(f"{GENERATE}: {len(ids)} token ids with log-probabilities of {len(content)} others")
         logprobs = [float(entry["logprob"]) for entry in content]
-        if not all(math.isfinite(value) for value in logprobs):
+        if not all(math.isfinite(value) and value > _NOT_A_LOGPROB for value in logprobs):
             raise ServerRefused(f"{GENERATE}: a log-probability is not finite; the served weights are damaged")
         spans = choice.get("weight_versions")
         if not spans:

@@ -117,7 +117,8 @@ class Generation:
         spans = [(version, 0, len(ids))]
         if version != self.version:
             spans = [(version, 0, 3), (self.version, 3, len(ids))]
-        return self._choice(ids, [-0.5 - n / 1000 for n in range(len(ids))], reason, 0, spans)
+        logprobs = answer.get("logprobs", [-0.5 - n / 1000 for n in range(len(ids))])
+        return self._choice(ids, logprobs, reason, 0, spans)
 
     def _choice(
         self, ids: list[int], logprobs: list[float], reason: str, top: int, spans: list[Any] | None = None

@@ -270,6 +270,24 @@ async def test_records_hold_what_a_user_debugs_with(config: RunConfig, generatio
     assert rollout["completion"] in (RIGHT, WRONG)
 
 
+async def test_wandb_gets_atropos_metrics_and_the_drops(
+    config: RunConfig, generation: Any, trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("wandb.init", lambda **_: None)  # it would ask the network
+    logged: list[dict[str, Any]] = []
+    monkeypatch.setattr("wandb.log", lambda metrics, step: logged.append({"step": step} | metrics))
+    generation.script = Alternate()
+    config.env.use_wandb = True
+    config.env.total_steps = 1
+    await trainer.register(batch=8)
+    async with serving(config) as (_, task):
+        await trainer.batch()
+        generation.version = "1"
+        await asyncio.wait_for(task, 20)
+    assert logged[0]["step"] == 1
+    assert {"livecode_0_train/completion_lengths", "livecode_0_train/rollouts"} <= logged[0].keys()
+
+
 async def test_process_writes_every_group_without_an_api(config: RunConfig, generation: Any, tmp_path: Path) -> None:
     generation.script = lambda prompt, number: {"text": RIGHT if number % 2 else WRONG}
     config.process.groups, config.process.output = 3, str(tmp_path / "out" / "groups.jsonl")

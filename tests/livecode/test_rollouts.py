@@ -63,6 +63,19 @@ async def test_an_abort_is_sent_again_and_counted(generation: Any) -> None:
     assert (sample.finish_reason, len(sample.ids)) == ("length", 1)
 
 
+async def test_a_number_that_stands_for_nan_is_refused(generation: Any) -> None:
+    generation.script = lambda prompt, number: {"text": "a", "logprobs": [-0.5, -9999.0]}
+    async with RolloutClient([generation.url]) as client:
+        with pytest.raises(ServerRefused, match="not finite; the served weights are damaged"):
+            await client.generate([1], SAMPLING)
+
+
+async def test_a_logprob_just_above_zero_is_zero(generation: Any) -> None:
+    generation.script = lambda prompt, number: {"text": "a", "logprobs": [1e-7, -0.5]}
+    async with RolloutClient([generation.url]) as client:
+        assert (await client.generate([1], SAMPLING)).logprobs == [0.0, -0.5]
+
+
 async def test_a_dead_server_costs_no_rollout(generation: Any) -> None:
     async with RolloutClient([closed_port(), generation.url]) as client:
         samples = await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(6)))
