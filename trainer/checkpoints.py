@@ -99,7 +99,7 @@ class Checkpoints:
         The random state of a rank that did not save is left as it is. Raises CheckpointError when there is none,
         it is incomplete, or it belongs to another model.
         """
-        here: str | CheckpointError | None = self._find(which) if self.parallel.is_main else None
+        here: Any = self._find(which) if self.parallel.is_main else None
         found = broadcast(here, self.parallel)
         if isinstance(found, CheckpointError):
             raise found
