@@ -53,8 +53,9 @@ class PublishStats:
     """What one publication took.
 
     seconds: by phase (gather, compare, save, pause, start, update, finish, reset_cache, version, resume; of the
-    slowest server), `paused` (from the pause's answer to the resume's) and `total`. changed_share: share of the served numbers that
-    differ from the last publication's, in the served type; None when there is nothing to compare with.
+    slowest server), `paused` (from the pause's answer to the resume's) and `total`.
+    changed_share: share of the served numbers that differ from the last publication's, in the served type; None
+    when there is nothing to compare with.
     """
 
     version: int
@@ -179,12 +180,6 @@ class DiskPublisher:
         seconds["total"] = time.perf_counter() - started
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         return PublishStats(version, seconds, changed, size)
-
-    def pause(self) -> None:
-        """Stop generation on every server until the next `publish`, which resumes it; raises WeightSyncError."""
-        for server in self.servers:
-            with httpx.Client(base_url=server, timeout=self.deadline_s, trust_env=False) as client:
-                _post(client, server, "pause", f"/pause?mode={self.pause_mode}")
 
     def _write(self, tensors: dict[str, torch.Tensor], version: int) -> Path:
         # A publication of the same version again (a resumed run) must not touch what a server may still read.
