@@ -266,7 +266,7 @@ def _sum(values: Tensor) -> Tensor:
 
 def _max(values: Tensor, keep: Tensor) -> Tensor:
     """Largest kept value, -inf when there is none."""
-    return torch.where(keep, values, float("-inf")).max() if values.numel() else torch.tensor(float("-inf"))
+    return torch.where(keep, values, float("-inf")).max() if values.numel() else values.new_full((), float("-inf"))
 
 
 def _clip_stats(

@@ -409,10 +409,11 @@ def test_a_masked_sequence_of_infinities_gives_no_nan(name: str) -> None:
         counts=Denominators(1, 1),
         kl_coefficient=0.1,
     )
-    assert math.isfinite(loss)
     assert gradient[1] == [0.0]
     assert gradient[0][0] != 0.0
+    assert loss == pytest.approx(gradient[0][0])  # -A_1 / D, without a share of the masked sequence
     assert int(stats["masked_sequences"][0]) == 1  # type: ignore[call-overload]
+    assert all(math.isfinite(float(x)) for row in stats.values() for x in row)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -544,6 +545,11 @@ def test_the_sequence_mask_leaves_a_sequence_out() -> None:
         counts=Denominators(1, 2),
     )
     assert gradient == [[0.5, 0.5], [0.0]]
+
+
+def test_an_empty_row_is_not_masked_for_its_mismatch() -> None:
+    _, _, stats = loss_of("gspo", [[0.0], []], [[0.0], []], [1.0, 1.0], sampler_logprob=torch.tensor([0.0]))
+    assert int(stats["masked_sequences"][0]) == 0  # type: ignore[call-overload]
 
 
 # --- statistics ---
