@@ -162,9 +162,10 @@ class RolloutClient:
                 last = f"{server.url}: finish_reason {choice.get('finish_reason')!r}"
             except _TryAgain as error:
                 self.counters.resubmitted_failure += 1
-                server.down_until = time.monotonic() + _COOLDOWN_S
-                last = str(error)
-                logger.warning("rollout sent again: %s", last)
+                last, now = str(error), time.monotonic()
+                if server.down_until < now:  # one line for the server, not one for each of its rollouts
+                    logger.warning("a server is in trouble, its rollouts are sent again: %s", last)
+                server.down_until = now + _COOLDOWN_S
             finally:
                 server.running -= 1
             await asyncio.sleep(min(pause * random.uniform(0.5, 1.0), max(left, 0.0)))

@@ -83,6 +83,15 @@ async def test_a_dead_server_costs_no_rollout(generation: Any) -> None:
     assert len(samples) == 6
 
 
+async def test_a_server_in_trouble_is_one_line_in_the_log(generation: Any, caplog: pytest.LogCaptureFixture) -> None:
+    dead = closed_port()
+    async with RolloutClient([dead, generation.url]) as client:
+        await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(20)))
+    lines = [record.message for record in caplog.records if "in trouble" in record.message]
+    assert len(lines) == 1
+    assert dead in lines[0]
+
+
 async def test_a_server_that_fails_is_left_alone_for_a_while(generation: Any, tokenizer: Any) -> None:
     broken = Generation(tokenizer, status=500)
     served = Served(broken.app())
