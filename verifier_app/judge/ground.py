@@ -31,7 +31,6 @@ class Ground:
     interpreter: list[str] = field(default_factory=list)
     uid_base: int = UID_BASE
     uid_span: int = UID_SPAN
-    own_pid_namespace: int = -1
 
     def prepare(self) -> None:
         """Probe, and enter what is entered once: a user namespace without root, the private root."""
@@ -100,23 +99,44 @@ class Ground:
         rootfs.mount_scratch(1)
 
     def _try_pid(self) -> None:
-        self.own_pid_namespace = os.open("/proc/self/ns/pid", os.O_RDONLY)
         pid = self.fork_in_namespace()
         if pid == 0:
             os._exit(0)
         os.waitpid(pid, 0)
 
     def fork_in_namespace(self) -> int:
-        """fork(2) whose child is pid 1 of a new pid namespace; later forks stay in this one."""
-        kernel.unshare(kernel.CLONE_NEWPID)
-        try:
-            pid = os.fork()
-        except OSError:
-            kernel.setns(self.own_pid_namespace, kernel.CLONE_NEWPID)
-            raise
-        if pid:
-            kernel.setns(self.own_pid_namespace, kernel.CLONE_NEWPID)
-        return pid
+        """fork(2) whose child is pid 1 of a new pid namespace; this process itself stays as it is.
+
+        A process between the two unshares, forks and leaves; its child comes to this process, a subreaper, and waits at
+        the gate until it has: a parent-death signal set before would be the middle one's.
+        """
+        told, tell = os.pipe()
+        gate, opener = os.pipe()
+        middle = os.fork()
+        if middle == 0:
+            try:
+                kernel.unshare(kernel.CLONE_NEWPID)
+                pid = os.fork()
+            except OSError as error:
+                os.write(tell, f"{error.errno} {error.strerror}".encode())
+                os._exit(1)
+            if pid:
+                os.write(tell, str(pid).encode())
+                os._exit(0)
+            os.close(opener)
+            os.read(gate, 1)
+            for fd in (told, tell, gate):
+                os.close(fd)
+            return 0
+        os.close(tell)
+        answer = os.read(told, 200).decode()
+        _, status = os.waitpid(middle, 0)
+        for fd in (told, gate, opener):
+            os.close(fd)
+        if status:
+            number, _, text = answer.partition(" ")
+            raise OSError(int(number or 0), text or "the process between died")
+        return int(answer)
 
     def uid_for(self, number: int) -> int:
         """A uid of its own for the number-th zygote of this template."""

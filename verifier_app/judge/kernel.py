@@ -65,11 +65,6 @@ def unshare(flags: int) -> None:
     _check("unshare", _libc.unshare(flags))
 
 
-def setns(fd: int, kind: int) -> None:
-    """setns(2)."""
-    _check("setns", _libc.setns(fd, kind))
-
-
 def mount(source: str | None, target: str, kind: str | None, flags: int, options: str | None = None) -> None:
     """mount(2)."""
     result = _libc.mount(_bytes(source), _bytes(target), _bytes(kind), ctypes.c_ulong(flags), _bytes(options))

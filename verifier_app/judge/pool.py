@@ -48,17 +48,16 @@ class _Worker:
         answer: dict[str, Any] = json.loads(body)
         return answer
 
-    async def stop(self, kill: bool = False) -> None:
-        """End it: by hanging up, and by force when that does not help."""
-        if kill:
-            with contextlib.suppress(ProcessLookupError):
-                self.process.kill()
+    async def stop(self) -> None:
+        """End it with its processes, whatever it is doing; by force when it does not answer."""
+        with contextlib.suppress(ProcessLookupError):
+            self.process.terminate()
         assert self.process.stdin is not None
         self.process.stdin.close()
         try:
             await asyncio.wait_for(self.process.wait(), STOP_TIMEOUT_S)
         except TimeoutError:
-            self.process.kill()
+            self.process.kill()  # its template sees the end of its socket and ends the rest
             await self.process.wait()
 
 
@@ -151,10 +150,10 @@ class JudgePool:
         raise JudgeError("judge_died", "two judge processes ended under this request")
 
     def _discard(self, worker: _Worker | None) -> None:
-        """Kill a worker in the background; its slot is empty from now on."""
+        """Stop a worker in the background; its slot is empty from now on."""
         if worker is not None and worker in self._all:
             self._all.discard(worker)
-            task = asyncio.create_task(worker.stop(kill=True))
+            task = asyncio.create_task(worker.stop())
             self._cleanup.add(task)
             task.add_done_callback(self._cleanup.discard)
 

@@ -1,0 +1,98 @@
+"""Time is counted fairly: a busy host is no fault of the program's, and a slow program is none of the host's."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from verifier_app.judge import Judge, JudgeError
+from verifier_app.judge import watch as watch_module
+from verifier_app.judge.pool import JudgePool
+from verifier_app.judge.watch import Heartbeat, Look, Watch
+
+
+@contextmanager
+def busy_loops(count: int) -> Iterator[None]:
+    """So many processes that take what they get of the cores."""
+    loops = [subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for loop in loops:
+            loop.kill()
+            loop.wait()
+
+
+def burn(cpu_s: float) -> str:
+    """A program that takes this much CPU time."""
+    return f"import time\nwhile time.process_time() < {cpu_s}: pass\nprint(1)"
+
+
+TESTS = [{"input": "", "output": "1"}]
+
+
+def test_waiting_for_a_core_is_not_the_programs_time() -> None:
+    with Judge() as judge, busy_loops(6):
+        verdict = judge.verify({"code": burn(0.8), "tests": TESTS, "time_limit_s": 1.2})
+    assert verdict["status"] == "accepted", verdict["message"]
+    assert verdict["tests"][0]["wall_s"] > verdict["tests"][0]["cpu_s"]
+
+
+def test_sleeping_is_the_programs_time_on_a_busy_host_too() -> None:
+    with Judge() as judge, busy_loops(4):
+        verdict = judge.verify({"code": "import time; time.sleep(9)", "tests": TESTS, "time_limit_s": 0.5})
+    assert verdict["status"] == "time_limit_exceeded"
+
+
+def test_many_busy_processes_exceed_the_limit_by_their_sum() -> None:
+    code = "import os\nfor _ in range(3): os.fork()\nwhile True: pass"
+    with Judge() as judge:
+        verdict = judge.verify({"code": code, "tests": TESTS, "time_limit_s": 1})
+    assert verdict["status"] == "time_limit_exceeded"
+
+
+def test_starvation_alone_is_an_error_and_never_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "PATIENCE", 1.2)
+    with Judge() as judge, busy_loops(8), pytest.raises(JudgeError) as caught:
+        judge.verify({"code": burn(1.4), "tests": TESTS * 5, "time_limit_s": 1.5})
+    assert caught.value.kind == "host_overloaded"
+
+
+def interval(monkeypatch: pytest.MonkeyPatch, seen: Look, share: float = 0.0) -> float:
+    """What one look adds to the starved time of a watch that started a second ago."""
+    monkeypatch.setattr(watch_module, "look", lambda *_: seen)
+    monkeypatch.setattr(Heartbeat, "_spin", staticmethod(lambda: 1.0))
+    monkeypatch.setattr(watch_module, "_heartbeat", Heartbeat())
+    monkeypatch.setattr(Heartbeat, "starved_share", lambda _: share)
+    watch = Watch(-1, 1, False, 100, 1 << 40)
+    watch.start = watch.last = time.monotonic() - 1
+    assert watch.check() is None
+    return watch.starved_s
+
+
+def test_waiting_tasks_count_once_however_many_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    many = Look(pids=[2], waited_ns={str(task): 900_000_000 for task in range(50)})
+    assert interval(monkeypatch, many) == pytest.approx(1.0, abs=0.2)
+    assert interval(monkeypatch, Look(pids=[2], waited_ns={"2": 300_000_000})) == pytest.approx(0.3)
+
+
+def test_without_schedstat_the_heartbeat_and_idle_runnable_time_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert interval(monkeypatch, Look(pids=[2]), share=0.5) == pytest.approx(0.5, abs=0.1)
+    assert interval(monkeypatch, Look(pids=[2], cpu_s=0.25, runnable=True)) == pytest.approx(0.75, abs=0.1)
+    assert interval(monkeypatch, Look(pids=[2])) == 0
+
+
+@pytest.mark.slow(reason="200 programs of 3 to 5 s beside eight busy loops: about 40 minutes on two cores")
+@pytest.mark.timeout(7200)
+async def test_no_honest_program_exceeds_its_limit_beside_eight_busy_loops() -> None:
+    requests = [{"code": burn(3 + 2 * (n % 11) / 10), "tests": TESTS, "time_limit_s": 6} for n in range(200)]
+    with busy_loops(8):
+        async with JudgePool(workers=2) as pool:
+            verdicts = await asyncio.gather(*map(pool.verify, requests))
+    assert [verdict["status"] for verdict in verdicts] == ["accepted"] * 200

@@ -1,0 +1,108 @@
+"""The format between a called function and the judge: exact for data, never an exception, never a pass by accident."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, defaultdict, deque, namedtuple
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from verifier_app.judge import wire
+from verifier_app.judge.compare import value_difference
+
+KEYS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=4)
+VALUES = st.recursive(
+    KEYS,
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=3).map(tuple)
+        | st.dictionaries(KEYS | st.tuples(KEYS), inner, max_size=3)
+    ),
+    max_leaves=15,
+)
+
+
+def shape(value: Any) -> Any:
+    """Value and type of every node."""
+    if isinstance(value, (list, tuple)):
+        return type(value), [shape(item) for item in value]
+    if isinstance(value, dict):
+        return dict, [(shape(key), shape(item)) for key, item in value.items()]
+    return type(value), repr(value)
+
+
+@settings(max_examples=400, deadline=None)
+@given(VALUES)
+def test_plain_data_arrives_as_it_left(value: Any) -> None:
+    assert shape(wire.decode(wire.encode(value))) == shape(value)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.binary(max_size=200) | st.text(alphabet='[]{}":,0123456789tdxNaInfiye-+. ', max_size=60).map(str.encode))
+def test_any_bytes_are_data_or_malformed_and_never_equal_to_a_secret(data: bytes) -> None:
+    try:
+        value = wire.decode(data)
+    except wire.Malformed:
+        return
+    assert value_difference(value, {"secret": [0.5, "e5b1c6a07f3d9284"]}) is not None
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"[", b"[" * 100_000,
+     b'{"t": 1}', b'{"d": [1]}', b'{"d": [[[1], 2]]}', b'{"q": []}', b"{}", b'{"t": [], "d": []}', b"\xff",
+     b"1 2", b'{"d": [[{"x": "a"}, 1]]}', b"9" * 5000, b'{"t": ' * 5000 + b"[]" + b"}" * 5000],
+    ids=repr,
+)  # fmt: skip
+def test_what_is_not_the_format_is_malformed(data: bytes) -> None:
+    with pytest.raises(wire.Malformed):
+        wire.decode(data)
+
+
+class _Proud(list):  # type: ignore[type-arg]
+    def __eq__(self, other: object) -> bool:
+        return True
+
+    def __iter__(self) -> Any:
+        return iter(["anything"])
+
+
+class _Liar:
+    __class__ = list  # type: ignore[assignment]
+
+    def __eq__(self, other: object) -> bool:
+        return True
+
+
+@pytest.mark.parametrize("value", [{1, 2}, deque([1]), b"x", object(), 1j, range(3), _Liar(), print, type], ids=repr)
+def test_other_types_equal_nothing(value: Any) -> None:
+    received = wire.decode(wire.encode(value))
+    assert value_difference(received, [1, 2]) is not None
+    assert value_difference([received], [[1, 2]]) is not None
+
+
+def test_subclasses_arrive_as_their_base_with_their_true_contents() -> None:
+    point = namedtuple("point", "x y")
+    assert wire.decode(wire.encode(Counter("aa"))) == {"a": 2}
+    assert wire.decode(wire.encode(defaultdict(list, a=[1]))) == {"a": [1]}
+    assert wire.decode(wire.encode(OrderedDict(a=1))) == {"a": 1}
+    assert wire.decode(wire.encode(point(1, 2))) == (1, 2)
+    assert value_difference(wire.decode(wire.encode(_Proud([1]))), [1]) is None
+    assert value_difference(wire.decode(wire.encode(_Proud([1]))), [2]) is not None
+
+
+def test_numpy_scalars_arrive_as_numbers_and_arrays_as_nothing() -> None:
+    numpy = pytest.importorskip("numpy")
+    assert shape(wire.decode(wire.encode([numpy.int64(3), numpy.float64(0.5), numpy.bool_(True)]))) == shape(
+        [3, 0.5, True]
+    )
+    assert isinstance(wire.decode(wire.encode(numpy.arange(3))), wire.Other)
+
+
+def test_values_too_deep_or_too_large_to_print_are_other() -> None:
+    loop: list[Any] = []
+    loop.append(loop)
+    assert isinstance(wire.decode(wire.encode(loop)), wire.Other)
+    assert isinstance(wire.decode(wire.encode(10**5000)), wire.Other)
