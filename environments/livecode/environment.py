@@ -284,10 +284,11 @@ class LivecodeEnv(FixedBaseEnv):
         sets = {name: load_set(name, config.seed)[: options.limit] for name in options.problems}
         for problems in sets.values():
             self.prompts.check(problems)
-        records = []
-        for name, problems in sets.items():
-            for greedy in (False, True) if options.greedy else (False,):
-                record = await evaluate(
+        version = await self.client.weight_version()
+        # All at once: one set's last long answers would leave most generation slots empty.
+        records = await all_of(
+            [
+                evaluate(
                     problems,
                     options.n,
                     options.temperature or config.temperature,
@@ -297,14 +298,18 @@ class LivecodeEnv(FixedBaseEnv):
                     max_new_tokens=config.max_new_tokens,
                     top_p=options.top_p,
                     seed=options.seed,
-                    weight_version=await self.client.weight_version(),
+                    weight_version=version,
                 )
-                append_jsonl(Path(config.run_dir) / "evaluations.jsonl", record)
-                logger.info(
-                    "%s%s: pass@1 %.3f [%.3f, %.3f]", name, " greedy" if greedy else "", record["pass_at_1"],
-                    *record["ci95"],
-                )  # fmt: skip
-                records.append(record)
+                for name, problems in sets.items()
+                for greedy in ((False, True) if options.greedy else (False,))
+            ]
+        )
+        for record in records:
+            append_jsonl(Path(config.run_dir) / "evaluations.jsonl", record)
+            logger.info(
+                "%s%s: pass@1 %.3f [%.3f, %.3f]", record["set"], " greedy" if record["greedy"] else "",
+                record["pass_at_1"], *record["ci95"],
+            )  # fmt: skip
         return records
 
     # -- The command ----------------------------------------------------------------------------------------

@@ -54,6 +54,8 @@ async def evaluate(
         overlong, no_verdict, mean_length, weight_version, seconds}. `no_verdict` rollouts are in neither correct
         nor total: a fault of ours is never a wrong answer.
 
+    `seconds` is wall time, other evaluations that run beside it included.
+
     Raises:
         EvaluationError: not one verdict.
         RolloutError: the servers refuse or do not answer in time.
