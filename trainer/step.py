@@ -107,8 +107,11 @@ def set_old_logprobs(batch: Batch, policy: Policy, config: TrainerConfig) -> Non
 
 def accumulate_gradient(
     part: Part, policy: Policy, config: TrainerConfig, parallel: Parallel, metrics: Metrics
-) -> None:
+) -> tuple[float, int]:
     """Forward and backward over the part's micro-batches; the gradient is that of the whole part.
+
+    Returns:
+        This rank's (sequences outside the clip range on either side, sequences).
 
     The loss is multiplied by the world size because FSDP averages gradients over ranks; it is never divided
     by the number of micro-batches, since each holds its own share of the sum over the fixed divisor.
@@ -116,6 +119,7 @@ def accumulate_gradient(
     chosen = chosen_objective(config)
     options = config.objective
     mismatch = Mismatch(weight=options.importance_weight, cap=options.tis_cap)
+    outside, sequences = 0.0, 0
     for micro, old in zip(part.micro_batches, part.old_logprobs, strict=True):
         logprob, entropy = policy.logprobs(micro)
         loss, stats = policy_loss(
@@ -135,6 +139,9 @@ def accumulate_gradient(
         metrics.update(stats)
         metrics.add("entropy", entropy.double().sum(), entropy.numel())
         metrics.add("packed_tokens", micro.input_ids.numel())
+        outside += float(stats["outside_clip_sequences"][0])
+        sequences += int(stats["outside_clip_sequences"][1])
+    return outside, sequences
 
 
 def describe(batch: Batch, step: int, metrics: Metrics) -> None:

@@ -1,0 +1,82 @@
+"""The trainer's options: the set is frozen, and combinations that make no sense are refused with the fix."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from environments.settings import ConfigError, load, option_names
+from trainer.config import TrainerConfig
+
+ROOT = Path(__file__).resolve().parents[2]
+BASE = ["--model", "m", "--run_dir", "r"]
+
+# A new option is a decision: add it here, with its sentence in trainer/config.py.
+OPTIONS = """
+model run_dir steps seed activation_checkpointing logprob_chunk use_wandb
+objective.name objective.clip_low objective.clip_high objective.dual_clip objective.kl_coefficient
+objective.old_logprobs objective.importance_weight objective.tis_cap objective.optimizer_steps_per_batch
+objective.overlong_baseline
+optimizer.lr optimizer.betas optimizer.weight_decay optimizer.eps optimizer.warmup_steps optimizer.max_grad_norm
+batch.rollouts batch.group_size batch.context batch.max_tokens
+api.url api.batch_deadline_s
+weights.backend weights.servers weights.dtype weights.pause_mode weights.deadline_s weights.pause_while_training
+checkpoint.every checkpoint.keep_last checkpoint.resume checkpoint.export
+""".split()
+
+
+def test_the_set_of_options_is_frozen():
+    assert list(option_names(TrainerConfig)) == OPTIONS
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--objective.name", "ppo"], ["'ppo'", "grpo, dapo, gspo, gspo+, dr_grpo"]),
+        (["--objective.name", "gspo+", "--objective.dual_clip", "3"], ["dual_clip", "grpo and dapo only"]),
+        (["--objective.name", "gspo", "--objective.old_logprobs", "sampler"], ["recompute"]),
+        (["--objective.name", "gspo"], ["equals grpo", "optimizer_steps_per_batch to 2"]),
+        (["--objective.name", "gspo+"], ["equals dapo"]),
+        (["--batch.rollouts", "20", "--batch.group_size", "8"], ["not divisible", "set rollouts to 16 or 24"]),
+        (["--batch.max_tokens", "512", "--batch.context", "640"], ["max_tokens 512 < context 640"]),
+        (["--weights.dtype", "float8"], ["weights.dtype", "'float8'"]),
+        (["--steps", "0"], ["steps"]),
+        (["--objective.clip_lo", "0.1"], ["Did you mean objective.clip_low?"]),
+    ],
+)
+def test_what_makes_no_sense_is_refused_with_the_fix(flags, words):
+    with pytest.raises(ConfigError) as caught:
+        load(TrainerConfig, [*BASE, *flags])
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_the_demo_s_configuration_loads():
+    used = load(TrainerConfig, ["--config", str(ROOT / "configs/demo/trainer.yaml")])
+    assert used.objective.name == "dapo"
+    assert used.batch.groups == 12
+
+
+def test_main_runs_from_another_folder_and_lists_its_options(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "trainer" / "main.py"), "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--objective.name" in done.stdout
+
+
+def test_bad_settings_end_before_anything_starts(tmp_path):
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "trainer" / "main.py"), *BASE, "--batch.rollouts", "9"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "not divisible" in done.stderr
+    assert list(tmp_path.iterdir()) == []
