@@ -6,6 +6,7 @@ import ctypes
 import os
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong]
 
 PR_SET_PDEATHSIG = 1
 PR_SET_DUMPABLE = 4
@@ -51,7 +52,7 @@ def _bytes(text: str | None) -> bytes | None:
 
 def prctl(option: int, value: int, pointer: ctypes.c_void_p | None = None) -> None:
     """prctl(2) with one argument, or with a second one that is a pointer."""
-    _check("prctl", _libc.prctl(option, ctypes.c_ulong(value), pointer or 0, 0, 0))
+    _check("prctl", _libc.prctl(option, value, pointer, 0, 0))
 
 
 def syscall(name: str, number: int, *arguments: object) -> int:

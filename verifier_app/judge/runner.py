@@ -8,13 +8,14 @@ is what the zygote saw in wait4.
 from __future__ import annotations
 
 import atexit
-import io
+import itertools
 import json
 import os
 import sys
 import threading
 import traceback
 import types
+from _io import _IOBase  # io.IOBase is an ABC: its isinstance costs a millisecond of copied pages
 from collections.abc import Callable
 from typing import Any
 
@@ -25,7 +26,7 @@ EXIT_EXCEPTION = 1
 EXIT_NO_VALUE = 97  # call mode: the program left before its function returned
 
 
-def run_stdin(code: types.CodeType, module: types.ModuleType) -> None:
+def run_stdin(code: types.CodeType, module: types.ModuleType, prelude_names: int) -> None:
     """Run the program as __main__ and leave. SystemExit of any code is a normal end (LiveCodeBench)."""
     status = 0
     try:
@@ -34,7 +35,7 @@ def run_stdin(code: types.CodeType, module: types.ModuleType) -> None:
         pass
     except BaseException:
         status = _report()
-    _leave(status, module)
+    _leave(status, module, prelude_names)
 
 
 def run_call(code: types.CodeType, module: types.ModuleType, fn_name: str) -> None:
@@ -81,18 +82,19 @@ def _report() -> int:
     return EXIT_EXCEPTION
 
 
-def _leave(status: int, module: types.ModuleType) -> None:
+def _leave(status: int, module: types.ModuleType, prelude_names: int) -> None:
     """End as the interpreter does: wait for threads, run atexit, flush; without its slow teardown."""
     try:
         threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
     except BaseException:
         status = status or _report()
-    streams = [sys.stdout, sys.__stdout__]
-    streams += [value for value in list(module.__dict__.values()) if isinstance(value, io.IOBase)]
+    # the program's own streams, which the interpreter would flush as it goes down; the prelude's names come first
+    names = module.__dict__
+    streams = [sys.stdout, sys.__stdout__, names.get("stdout"), *itertools.islice(names.values(), prelude_names, None)]
     for stream in streams:
         try:
-            if stream is not None and not stream.closed:
+            if stream is sys.stdout or (isinstance(stream, _IOBase) and not stream.closed):
                 stream.flush()
         except BaseException:
             continue

@@ -157,8 +157,9 @@ class Box:
         if self.ground.uid:
             for fd in pipes:  # or the program could not open /dev/stdin, which asks the pipe's owner
                 os.fchown(fd, self.uid, self.uid)
-            become(self.uid)
-        kernel.drop_capabilities()
+            become(self.uid)  # gives up root's capabilities too
+        else:
+            kernel.drop_capabilities()
         if not self.ground.pid:  # after the change of user, which clears it
             kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # or /dev/stdin and /proc/self are closed to the program

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import contextlib
+import gc
 import importlib
 import io
 import os
@@ -140,8 +141,6 @@ class Template:
 def become_zygote(channel: Channel, ground: Ground, config: dict[str, Any], uid: int, scratch: str | None) -> None:
     """The forked half of spawn: confine, tell the judge, serve."""
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
-    main = make_module("__main__")
-    sys.modules["__main__"] = main
     try:
         box = Box(ground, config["memory_mb"], uid, scratch)
     except OSError as error:
@@ -149,7 +148,7 @@ def become_zygote(channel: Channel, ground: Ground, config: dict[str, Any], uid:
         return
     fds = [box.proc, *box.folders] if box.own_proc else []
     channel.send({"ready": box.report, "own_namespace": box.own_proc}, fds)
-    Zygote(channel, main, box).serve()
+    Zygote(channel, sys.modules["__main__"], box).serve()
 
 
 def main(argument: str) -> None:
@@ -166,7 +165,10 @@ def main(argument: str) -> None:
     channel = channel_from_fd(config["fd"])
     _standard_streams()
     _load(sys.argv[1], config["packages"], config["modules"])
+    sys.modules["__main__"] = make_module("__main__")
     ground = Ground(config["packages"], config["deny"])
     ground.prepare()
+    gc.collect()
+    gc.freeze()
     channel.send({"started": os.getpid()})
     Template(channel, ground).serve()

@@ -37,6 +37,7 @@ class Zygote:
     def __init__(self, channel: Channel, main: types.ModuleType, box: Any) -> None:
         self.channel = channel
         self.main = main
+        self.prelude_names = len(main.__dict__)
         self.box = box
         self.code: types.CodeType | None = None
         self.fn_name: str | None = None
@@ -64,8 +65,7 @@ class Zygote:
             )
             sys.modules["solution"] = self.main
         self.code, problem = compile_program(message["load"])
-        gc.collect()
-        gc.freeze()
+        gc.freeze()  # or a collection in a test's process would copy every page
         return {"compiled": self.code is not None, "message": problem[:300]}
 
     def _run(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
@@ -112,6 +112,6 @@ class Zygote:
         os.close(self.alarm)
         assert self.code is not None
         if self.fn_name is None:
-            runner.run_stdin(self.code, self.main)
+            runner.run_stdin(self.code, self.main, self.prelude_names)
         else:
             runner.run_call(self.code, self.main, self.fn_name)

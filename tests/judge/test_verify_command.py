@@ -1,0 +1,83 @@
+"""`atropos verify` by its function: exit codes, the first difference, errors that name the argument."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from environments.verify_command import verify_file
+
+TESTS = [{"input": "2\n", "output": "4\n"}, {"input": "3\n", "output": "9\n"}]
+PROBLEM = {
+    "id": "square",
+    "source": "test",
+    "kind": "stdin",
+    "statement": "Print the square.",
+    "tests": TESTS,
+}
+
+
+def run(folder: Path, code: str | None, **arguments: Any) -> tuple[int, str]:
+    """(exit code, what is printed)."""
+    program = folder / "program.py"
+    if code is not None:
+        program.write_text(code, encoding="utf-8")
+    (folder / "tests.json").write_text(json.dumps(TESTS), encoding="utf-8")
+    (folder / "problems.jsonl").write_text(json.dumps(PROBLEM) + "\n", encoding="utf-8")
+    out = io.StringIO()
+    return verify_file(program, console=Console(file=out, width=120), **arguments), out.getvalue()
+
+
+@pytest.fixture
+def problem(tmp_path: Path) -> dict[str, Any]:
+    return {"problem_id": "square", "problems": tmp_path / "problems.jsonl"}
+
+
+def test_only_accepted_leaves_with_zero(tmp_path: Path, problem: dict[str, Any]) -> None:
+    code, text = run(tmp_path, "print(int(input()) ** 2)", **problem)
+    assert code == 0
+    assert "accepted  2 of 2 tests passed" in text
+
+
+def test_a_failure_shows_its_first_difference(tmp_path: Path, problem: dict[str, Any]) -> None:
+    code, text = run(tmp_path, "print(int(input()) * 2)", **problem)
+    assert code == 1
+    assert "wrong_answer  1 of 2 tests passed" in text
+    assert "line 1: got '6', expected '9'" in text
+    assert "expected output of test 1" in text
+
+
+def test_tests_may_come_from_a_file_with_a_function(tmp_path: Path) -> None:
+    tests = tmp_path / "call.json"
+    tests.write_text(json.dumps({"fn_name": "f", "tests": [{"input": "2", "output": "4"}]}), encoding="utf-8")
+    assert run(tmp_path, "def f(n): return n * n", tests=tests)[0] == 0
+    assert run(tmp_path, "def f(n): return n", tests=tests)[0] == 1
+
+
+def test_all_tests_run_when_asked_to(tmp_path: Path) -> None:
+    _, text = run(tmp_path, "print(0)", tests=tmp_path / "tests.json", all_tests=True)
+    assert text.count("wrong_answer") == 3
+
+
+@pytest.mark.parametrize(
+    ("code", "arguments", "words"),
+    [
+        ("", {}, "exactly one of --problem ID and --tests FILE"),
+        ("", {"problem_id": "x"}, "--problem needs --problems FILE"),
+        ("", {"problem_id": "squar", "problems": "problems.jsonl"}, "did you mean square?"),
+        ("", {"problem_id": "x", "problems": "none.jsonl"}, "no such file"),
+        ("", {"tests": "none.json"}, "--tests"),
+        ("", {"tests": "program.py"}, "is not JSON"),
+        (None, {"tests": "tests.json"}, "program.py: No such file"),
+    ],
+)
+def test_bad_arguments_are_no_verdict(tmp_path: Path, code: str | None, arguments: dict[str, Any], words: str) -> None:
+    paths = {key: tmp_path / value if key in ("tests", "problems") else value for key, value in arguments.items()}
+    status, text = run(tmp_path, code, **paths)
+    assert status == 2
+    assert words in text
