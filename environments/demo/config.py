@@ -32,6 +32,9 @@ class DemoConfig(Settings):
     )
     api_port: int | None = Field(None, ge=1, le=65535, description="The API server's port; empty: a free one.")
     server_port: int | None = Field(None, ge=1, le=65535, description="vLLM's port; empty: a free one.")
+    server_url: str | None = Field(
+        None, description="A vLLM that runs already with the same model and flags; empty: start one."
+    )
     start_deadline_s: float = Field(600.0, gt=0, description="Longest wait for a process to be ready.")
 
     @model_validator(mode="after")

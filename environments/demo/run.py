@@ -58,7 +58,7 @@ class Demo:
         self.family = Family()
         self.run_dir = config.run_dir or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
         self.api = f"http://127.0.0.1:{config.api_port or free_port()}"
-        self.server = f"http://127.0.0.1:{config.server_port or free_port()}"
+        self.server = config.server_url or f"http://127.0.0.1:{config.server_port or free_port()}"
         self.evaluations = JsonLines(self.run_dir / "evaluations.jsonl")
 
     def run(self) -> None:
@@ -101,6 +101,8 @@ class Demo:
             f"{self.api}/status",
             "Atropos API server",
         )
+        if self.config.server_url is not None:
+            return
         served = ["--model", str(self.config.model), "--port", self.server.rpartition(":")[2]]
         self._start(
             "vllm",

@@ -1,0 +1,194 @@
+"""The whole loop with every part real: API server, vLLM, environment, judge, torchrun; two steps of a small setting."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM
+
+from environments.api_server.launch import bind
+from environments.demo.config import CONFIGS
+from environments.demo.processes import tail
+from tests.conftest import VllmServer
+from trainer.weights import verify_sync
+
+ATROPOS = [sys.executable, "-m", "environments.cli"]
+
+
+def small(folder: Path) -> list[str]:
+    """The demo's own files with fewer and shorter rollouts, on-policy so that nothing is stale."""
+    environment = yaml.safe_load((CONFIGS / "environment.yaml").read_text())
+    environment["env"] |= {"group_size": 4, "max_new_tokens": 48, "max_staleness": 0, "max_concurrent_rollouts": 32}
+    environment["evaluation"] |= {"limit": 3}
+    trainer = yaml.safe_load((CONFIGS / "trainer.yaml").read_text())
+    trainer["batch"] |= {"rollouts": 8, "group_size": 4}
+    trainer["api"] = {"batch_deadline_s": 240}
+    flags = []
+    for name, content in (("environment", environment), ("trainer", trainer)):
+        path = folder / f"{name}.yaml"
+        path.write_text(yaml.safe_dump(content))
+        flags += [f"--{name}_config", str(path)]
+    return flags
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def processes_naming(word: str) -> list[int]:
+    """Live processes whose command line holds `word`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        try:
+            if entry.name.isdigit() and word in (entry / "cmdline").read_text():
+                found.append(int(entry.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    return found
+
+
+def descendants(pid: int) -> list[int]:
+    """Children, their children and so on."""
+    children = [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return children + [below for child in children for below in descendants(child)]
+
+
+@pytest.fixture(scope="module")
+def finished(vllm_server: VllmServer, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a finished run of two steps."""
+    folder = tmp_path_factory.mktemp("demo")
+    run_dir = folder / "run"
+    done = subprocess.run(
+        [*ATROPOS, "demo", "--steps", "2", "--eval_samples", "1", "--run-dir", str(run_dir)]
+        + ["--model", str(vllm_server.model), "--server_url", vllm_server.url, *small(folder)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=600,
+    )
+    logs = "\n".join(f"{log}:\n{tail(log, 8)}" for log in sorted(run_dir.glob("logs/*.log")))
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"
+    (folder / "screen.txt").write_text(done.stdout)
+    return run_dir
+
+
+pytestmark = pytest.mark.timeout(900)
+
+
+def test_every_step_is_trained_on_one_whole_batch_of_fresh_tokens(finished):
+    rows = lines(finished / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [1, 2]
+    for row in rows:
+        assert row["groups"] == 2
+        assert row["rollouts"] == 8
+        assert row["staleness_max"] == 0
+        assert row["tokens_trained"] > 0
+        assert row["grad_norm"] > 0
+
+
+def test_trained_tokens_are_the_sampled_tokens(finished):
+    # In fp32 and on-policy the trainer's log-probabilities equal the sampler's only when tokens, positions,
+    # temperature and weights are the same on both sides.
+    for row in lines(finished / "metrics.jsonl"):
+        assert row["mismatch_abs_max"] < 5e-3
+
+
+def test_only_groups_whose_rewards_differ_are_sent(finished):
+    groups = lines(finished / "environment.jsonl")
+    sent = [group for group in groups if group["sent"]]
+    assert len(sent) >= 4
+    assert all(len(set(group["scores"])) == 2 for group in sent)
+    assert all(group["dropped"] for group in groups if not group["sent"])
+
+
+def test_the_running_server_computes_with_the_trained_weights(finished, vllm_server):
+    version = httpx.get(f"{vllm_server.url}/weight_info").json()["weight_version"]
+    model = AutoModelForCausalLM.from_pretrained(finished / "export", dtype=torch.float32)
+
+    def logprobs(prompt: list[int], sampled: list[int]) -> list[float]:
+        with torch.no_grad():
+            logits = model(torch.tensor([prompt + sampled])).logits[0, len(prompt) - 1 : -1]
+        return logits.log_softmax(-1).gather(1, torch.tensor(sampled)[:, None])[:, 0].tolist()
+
+    assert version == "2"
+    assert verify_sync(vllm_server.url, [1, 4093, 198, 28120, 253], logprobs, version=2) < 2e-3
+
+
+def test_the_run_folder_holds_what_the_user_needs(finished):
+    assert {path.name for path in (finished / "config").iterdir()} >= {"demo.yaml", "environment.yaml", "trainer.yaml"}
+    assert (finished / "checkpoints" / "latest").exists()
+    assert {path.stem for path in (finished / "logs").iterdir()} >= {"api", "environment", "trainer", "evaluation"}
+    rollouts = [row for path in (finished / "rollouts").iterdir() for row in lines(path)]
+    assert rollouts
+    assert all(row["prompt"] and row["status"] and "code" in row for row in rollouts)
+    evaluations = lines(finished / "evaluations.jsonl")
+    assert len(evaluations) == 8
+    assert [row["weight_version"] for row in evaluations[4:]] == [2] * 4
+
+
+def test_the_screen_shows_each_step_and_the_gain(finished):
+    screen = (finished.parent / "screen.txt").read_text()
+    for words in ("Atropos API server", "held-out evaluation before training", "generate+judge/train/sync", "points"):
+        assert words in screen
+
+
+def test_nothing_that_the_run_started_survives_it(finished):
+    assert processes_naming(str(finished)) == []
+
+
+def test_a_port_in_use_is_one_error_with_the_log_s_last_lines(smollm2, tmp_path):
+    with bind("127.0.0.1", 0) as taken:
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        done = subprocess.run(
+            [*ATROPOS, "demo", "--run-dir", str(tmp_path / "run"), "--model", str(smollm2), "--api_port", port],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    assert done.returncode == 1
+    assert "api ended at start" in done.stdout
+    assert f"port {port} on 127.0.0.1 is in use" in done.stdout
+
+
+def test_a_missing_model_is_one_error_before_anything_starts(tmp_path):
+    done = subprocess.run(
+        [*ATROPOS, "demo", "--run-dir", str(tmp_path / "run"), "--model", str(tmp_path / "nothing")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "no model there" in done.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_ctrl_c_stops_everything_the_demo_started(smollm2, tmp_path):
+    run_dir = tmp_path / "run"
+    demo = subprocess.Popen(
+        [*ATROPOS, "demo", "--run-dir", str(run_dir), "--model", str(smollm2)],
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "COLUMNS": "200"},
+    )
+    end = time.monotonic() + 60
+    while not (run_dir / "logs" / "vllm.log").exists() and time.monotonic() < end:
+        time.sleep(0.1)
+    started = descendants(demo.pid)
+    demo.send_signal(signal.SIGINT)
+    out, _ = demo.communicate(timeout=60)
+    assert demo.returncode == 130
+    assert "stopping what this run started" in out
+    assert len(started) >= 2
+    assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
