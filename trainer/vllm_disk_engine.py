@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import struct
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
     WeightTransferInitInfo,
@@ -97,7 +95,10 @@ class DiskWeightTransferEngine(WeightTransferEngine[DiskInitInfo, DiskUpdateInfo
     def _check(self, folder: str, files: list[Path]) -> None:
         if not files:
             raise WeightFolderError(f"no safetensors in {folder}: is it shared with this machine? ({UNCHANGED})")
-        new = _shapes(files)
+        try:
+            new = _shapes(files)
+        except SafetensorError as error:
+            raise WeightFolderError(f"{folder} holds a broken file: {error} ({UNCHANGED})") from error
         base = _shapes(sorted(Path(self.model_config.model).glob("*.safetensors")))
         if not base:  # a model that was not started from a local folder: names are checked after loading only
             return
@@ -138,8 +139,6 @@ def _tensors(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
 def _shapes(files: list[Path]) -> dict[str, list[int]]:
     shapes: dict[str, list[int]] = {}
     for path in files:
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            header = json.loads(file.read(size))
-        shapes.update({name: entry["shape"] for name, entry in header.items() if name != "__metadata__"})
+        with safe_open(str(path), framework="pt") as file:  # refuses a file that was cut short
+            shapes.update({name: file.get_slice(name).get_shape() for name in file.keys()})  # noqa: SIM118
     return shapes
