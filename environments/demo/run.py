@@ -56,6 +56,7 @@ class Demo:
         self.config = config
         self.screen = screen
         self.family = Family()
+        self.interrupted = ""
         self.run_dir = config.run_dir or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
         self.api = f"http://127.0.0.1:{config.api_port or free_port()}"
         self.server = config.server_url or f"http://127.0.0.1:{config.server_port or free_port()}"
@@ -79,6 +80,15 @@ class Demo:
     def stop(self) -> None:
         """Ends every process of this run."""
         self.family.stop()
+
+    def interrupt(self, number: int, frame: FrameType | None) -> None:
+        """A signal's handler: only notes it, since an exception raised here could surface anywhere and be lost."""
+        self.interrupted = signal.Signals(number).name
+
+    def _check(self) -> None:
+        if self.interrupted:
+            raise Interrupted(self.interrupted)
+        self.family.check()
 
     # -- start -------------------------------------------------------------------------------------------
 
@@ -114,7 +124,7 @@ class Demo:
     def _start(self, name: str, argv: Sequence[str], ready: str, what: str) -> Child:
         with self.screen.stage(what):
             child = self.family.start(name, argv, self.run_dir / "logs" / f"{name}.log")
-            child.wait_ready(ready, self.config.start_deadline_s, tick=self.family.check)
+            child.wait_ready(ready, self.config.start_deadline_s, tick=self._check)
         return child
 
     def _environment_flags(self) -> list[str]:
@@ -142,7 +152,7 @@ class Demo:
                 self.run_dir / "logs" / "evaluation.log",
             )
             while child.returncode is None:
-                self.family.check()
+                self._check()
                 time.sleep(0.2)
             child.check()
         results = self.evaluations.new()
@@ -195,7 +205,7 @@ class Demo:
         metrics = JsonLines(self.run_dir / "metrics.jsonl")
         while True:
             ended = trainer.returncode is not None
-            self.family.check()
+            self._check()
             poll()
             usable = sum(group["dropped"] is None for group in pending)
             progress.update(task, description=f"{len(pending)} groups generated, {usable} with a signal", refresh=True)
@@ -253,17 +263,13 @@ def _rate(result: dict[str, Any]) -> str:
     return f"{percent(result['pass_at_1']):>7} {interval(low, high)}  {result['correct']}/{result['total']}"
 
 
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise Interrupted(signal.Signals(number).name)
-
-
 def main(argv: Sequence[str]) -> int:
     """Runs the demo; 0 when it came to its end, 130 after Ctrl-C, 1 when a part of it failed."""
     config = load(DemoConfig, [word.replace("--run-dir", "--run_dir") for word in argv], "atropos demo")
     screen = Screen()
     demo = Demo(config, screen)
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _interrupt)
+        signal.signal(number, demo.interrupt)
     # quiet libraries in every child; the hub is never asked
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", WANDB_MODE="disabled")
     try:
