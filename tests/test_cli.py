@@ -65,9 +65,7 @@ def test_serve_is_the_mode_when_none_is_named(run, monkeypatch):
             seen.append((mode, argv))
             return 3
 
-    monkeypatch.setattr(
-        cli, "installed_environments", lambda: {"x": EntryPoint("x", "unused:unused", cli.GROUP)}
-    )
+    monkeypatch.setattr(cli, "installed_environments", lambda: {"x": EntryPoint("x", "unused:unused", cli.GROUP)})
     monkeypatch.setattr(EntryPoint, "load", lambda self: Ours)
     assert run("run-env", "x", "--env.seed", "1").exit_code == 3
     assert seen == [("serve", ["--env.seed", "1"])]

@@ -16,9 +16,7 @@ class ObjectiveConfig(Section):
     """The policy objective. An empty clip bound takes the objective's own default."""
 
     name: str = Field("dapo", description="Policy objective: grpo, dapo, gspo, gspo+ or dr_grpo.")
-    clip_low: float | None = Field(
-        None, gt=0, lt=1, description="Lower clip range; empty: the objective's own."
-    )
+    clip_low: float | None = Field(None, gt=0, lt=1, description="Lower clip range; empty: the objective's own.")
     clip_high: float | None = Field(None, gt=0, description="Upper clip range; empty: the objective's own.")
     dual_clip: float | None = Field(None, gt=1, description="Dual clip constant c for negative advantages.")
     kl_coefficient: float = Field(0.0, ge=0, description="Weight of the k3 KL term against the old policy.")
@@ -41,9 +39,7 @@ class ObjectiveConfig(Section):
             raise ValueError(f"name {self.name!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
         table = OBJECTIVES[self.name]
         if self.dual_clip is not None and self.name not in ("grpo", "dapo"):
-            raise ValueError(
-                f"dual_clip {self.dual_clip} fits grpo and dapo only, not {self.name}: leave it empty"
-            )
+            raise ValueError(f"dual_clip {self.dual_clip} fits grpo and dapo only, not {self.name}: leave it empty")
         if self.name in ("gspo", "gspo+") and self.old_logprobs == "sampler":
             raise ValueError(
                 f"old_logprobs 'sampler' with {self.name}: the sampler's numerical noise exceeds its clip range "
@@ -91,9 +87,7 @@ class ApiConfig(Section):
 class WeightsConfig(Section):
     """How new weights reach vLLM."""
 
-    backend: Literal["disk"] = Field(
-        "disk", description="Transfer: disk (any shared folder; also without a GPU)."
-    )
+    backend: Literal["disk"] = Field("disk", description="Transfer: disk (any shared folder; also without a GPU).")
     servers: list[str] = Field([], description="Addresses of the vLLM servers; none: nothing is sent.")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="The served weights' type.")
     pause_mode: Literal["keep", "abort", "wait"] = Field(
@@ -110,9 +104,7 @@ class CheckpointConfig(Section):
 
     every: int = Field(50, ge=0, description="Steps between checkpoints; 0: only at the end.")
     keep_last: int = Field(2, ge=1, description="Checkpoints kept.")
-    resume: str | None = Field(
-        None, description="'latest', a checkpoint's folder, or empty: start from the model."
-    )
+    resume: str | None = Field(None, description="'latest', a checkpoint's folder, or empty: start from the model.")
     export: bool = Field(True, description="Write the last weights as a Hugging Face folder at the end.")
 
 
@@ -125,9 +117,7 @@ class TrainerConfig(Settings):
     seed: int = Field(0, ge=0, description="Seed of everything random in the trainer.")
     activation_checkpointing: bool = Field(True, description="Recompute each block in the backward pass.")
     logprob_chunk: int = Field(1024, ge=16, description="Tokens whose logits exist at the same time.")
-    use_wandb: bool = Field(
-        False, description="Log to Weights & Biases as Atropos does, beside metrics.jsonl."
-    )
+    use_wandb: bool = Field(False, description="Log to Weights & Biases as Atropos does, beside metrics.jsonl.")
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="The policy objective.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW and its schedule.")
     batch: BatchConfig = Field(default_factory=BatchConfig, description="What a batch holds.")

@@ -26,7 +26,7 @@ UNSEEN = frozenset(
     sub_from_k sum_times_k wrap_word last_of_list sum_of_list_times_k call_multiply_k call_repeat
     at_least_k compare_two drop_k_letters remove_letter min_plus_k call_is_multiple
     word_or_number multiply_each_by_k case_of_word second_largest_plus_k call_keep_less_than_k
-    """.split()  # noqa: SIM905
+    """.split()
 )
 
 TRAIN_INSTANCES = 8

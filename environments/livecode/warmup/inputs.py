@@ -10,7 +10,7 @@ WORDS = """
     apple river stone cloud green tiger lemon piano bread candle doctor engine forest garden hammer
     island jacket kitten ladder marble needle orange pencil rabbit saddle tunnel velvet window yellow
     zipper anchor basket copper dragon falcon guitar honey igloo jungle koala
-""".split()  # noqa: SIM905
+""".split()
 
 
 def number(low: int = 0, high: int = 50) -> Inputs:
