@@ -7,16 +7,19 @@ import string
 import subprocess
 import sys
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from environments.livecode.problems import Problem, TestCase, load_problems
-from environments.livecode.warmup import FEWSHOT, TEMPLATES, UNSEEN, WarmupSets, build, turns_for, write
+from environments.livecode.warmup import FEWSHOT, TEMPLATES, UNSEEN, WarmupSets, turns_for, write
+from environments.livecode.warmup import build as build_anew
 from environments.livecode.warmup.generate import _spread
 from environments.livecode.warmup.reference import Reference
 from verifier_app.judge import verify
 
+build = cache(build_anew)
 BY_ID = {template.id: template for template in TEMPLATES}
 
 
@@ -48,9 +51,9 @@ def passes(program: str, problem: Problem) -> bool:
 
 
 def test_the_same_seed_gives_the_same_bytes(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "environments.livecode.warmup", "--seed", "3", "--out", str(tmp_path / "b")]
+    command = [sys.executable, "-m", "environments.livecode.warmup", "--seed", "1", "--out", str(tmp_path / "b")]
     subprocess.run(command, check=True, capture_output=True)  # a process of its own: another hash seed
-    write(build(3), tmp_path / "a", 3)
+    write(build(1), tmp_path / "a", 1)
     names = {path.name for path in (tmp_path / "a").iterdir()}
     assert names == {"train.jsonl", "new_instances.jsonl", "unseen_templates.jsonl", "manifest.json"}
     assert all((tmp_path / "a" / n).read_bytes() == (tmp_path / "b" / n).read_bytes() for n in names)
@@ -80,8 +83,8 @@ def test_some_calls_are_methods_and_some_are_functions() -> None:
     assert {t.call.in_class for t in TEMPLATES if t.call and t.id not in UNSEEN} == {True, False}
 
 
-@pytest.mark.parametrize("seed", [0, 1, 2])
-def test_new_instances_have_parameters_that_no_training_problem_of_their_template_has(seed: int) -> None:
+@pytest.mark.parametrize("seed", [0, 1])
+def test_new_instances_have_parameters_that_were_not_trained(seed: int) -> None:
     sets = build(seed)
     trained = {(p.template, json.dumps(sets.parameters[p.id], sort_keys=True)) for p in sets.train}
     held_out = [(p.template, json.dumps(sets.parameters[p.id], sort_keys=True)) for p in sets.new_instances]
@@ -97,7 +100,7 @@ def test_every_trained_template_with_parameters_has_a_new_instance(sets: WarmupS
 def test_unseen_templates_are_never_trained_and_the_same_for_every_seed(sets: WarmupSets) -> None:
     assert len(UNSEEN) == 18
     assert BY_ID.keys() >= UNSEEN
-    for built in (sets, build(7)):
+    for built in (sets, build(1)):
         assert {p.template for p in built.unseen_templates} == UNSEEN
         assert not UNSEEN & {p.template for p in built.train + built.new_instances}
 
@@ -172,9 +175,9 @@ def test_worked_turns_are_answered_correctly() -> None:
 
 
 def test_turns_of_the_problems_own_kind_come_last(sets: WarmupSets) -> None:
-    for problem in (sets.train[0], sets.train[-1]):
-        assert {problem.kind} == {turn.kind for turn in turns_for(problem, 2)}
-    assert [turn.kind for turn in turns_for(sets.train[-1], 4)] == ["stdin", "stdin", "function", "function"]
+    stdin, function = sets.train[0], sets.train[-1]
+    assert [turn.kind for turn in turns_for(stdin, 4)] == ["stdin"] * 4
+    assert [turn.kind for turn in turns_for(function, 4)] == ["stdin", "stdin", "function", "function"]
 
 
 def test_spread_takes_turns_over_the_outputs_and_shows_a_visible_one_first() -> None:
@@ -189,7 +192,7 @@ def test_spread_takes_turns_over_the_outputs_and_shows_a_visible_one_first() -> 
         ("floor_div_k", {"k": 4}, ("11",), "2\n"),
         ("even_odd", {"yes": "up", "no": "down"}, ("3",), "down\n"),
         ("word_or_number", {"word": "fizz", "k": 3}, ("9",), "fizz\n"),
-        ("replace_letter", {"c": "a", "d": "x"}, ("banana",), "bxnxnx\n"),
+        ("remove_letter", {"c": "a"}, ("banana",), "bnn\n"),
         ("count_equal_k", {"k": 5}, ("5 1 5",), "2\n"),
         ("keep_greater_than_k", {"k": 5}, ("6 5 9",), "6 9\n"),
         ("call_add_k_to_each", {"k": 2}, ([1, 5],), "[3, 7]"),

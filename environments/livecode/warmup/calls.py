@@ -125,15 +125,6 @@ CALLS = (
         Call("countLetter", "s: str", "int"),
     ),
     Template(
-        "call_count_equal_k",
-        2,
-        "Given a list of integers nums, return how many of them are equal to $k.",
-        "return nums.count($k)",
-        make.row_around("k", 2),
-        grid(k=range(3, 21)),
-        Call("countEqual", "nums: list[int]", "int"),
-    ),
-    Template(
         "call_add_k_to_each",
         3,
         "Given a list of integers nums, return the list of each of them plus $k.",

@@ -39,28 +39,21 @@ def _call(sentence: str, call: Call, values: tuple[Value, ...], result: str, bod
     )
 
 
-# One turn for each way of reading; without it the model reads every stdin like the turns that it saw.
+# One turn for each way of reading, the most typical first: the model reads every stdin like a turn it saw.
 FEWSHOT = (
+    _stdin("Read an integer n and print n * (n + 1).", "4", "20", "n = int(input())\nprint(n * (n + 1))"),
     _stdin("Read a word s and print s[0] + s.", "moon", "mmoon", "s = input()\nprint(s[0] + s)"),
-    _stdin(
-        "Read two integers a and b from one line and print a * a + b.",
-        "3 4",
-        "13",
-        "a, b = map(int, input().split())\nprint(a * a + b)",
-    ),
     _stdin(
         "Read one line of integers as a list v and print v[0] + v[-1].",
         "5 8 2",
         "7",
         "v = list(map(int, input().split()))\nprint(v[0] + v[-1])",
     ),
-    _stdin("Read an integer n and print n * (n + 1).", "4", "20", "n = int(input())\nprint(n * (n + 1))"),
-    _call(
-        "Given a string s, return s[0] + s.",
-        Call("stutter", "s: str", "str"),
-        ("moon",),
-        '"mmoon"',
-        "return s[0] + s",
+    _stdin(
+        "Read two integers a and b from one line and print a * a + b.",
+        "3 4",
+        "13",
+        "a, b = map(int, input().split())\nprint(a * a + b)",
     ),
     _call(
         "Given two integers a and b, return 2 * a - b.",
@@ -69,11 +62,22 @@ FEWSHOT = (
         "5",
         "return 2 * a - b",
     ),
+    _call(
+        "Given a string s, return s[0] + s.",
+        Call("stutter", "s: str", "str"),
+        ("moon",),
+        '"mmoon"',
+        "return s[0] + s",
+    ),
 )
 
 
-def turns_for(problem: Problem, count: int = 2) -> list[FewshotTurn]:
-    """At most `count` turns for a problem, those of its own kind last, where a model weighs them most."""
-    own = [turn for turn in FEWSHOT if turn.kind == problem.kind][:count]
-    other = [turn for turn in FEWSHOT if turn.kind != problem.kind][: count - len(own)]
-    return other + own
+def turns_for(problem: Problem, count: int = 4) -> list[FewshotTurn]:
+    """At most `count` turns, of the problem's own kind first of all; the most typical one stands last.
+
+    The turn before the question weighs most. Turns of the other kind, where they are needed to fill up to
+    `count`, come first.
+    """
+    own = [turn for turn in FEWSHOT if turn.kind == problem.kind]
+    other = [turn for turn in FEWSHOT if turn.kind != problem.kind]
+    return (own + other)[:count][::-1]

@@ -75,16 +75,6 @@ def row_at_least(name: str, extra: int = 4) -> Inputs:
     return draw
 
 
-def counted_rows() -> Inputs:
-    """A count n, then n integers, each a line of its own."""
-
-    def draw(rng: Random, params: Params) -> tuple[Value, ...]:
-        count = rng.randint(2, 5)
-        return (count, *(rng.randint(0, 20) for _ in range(count)))
-
-    return draw
-
-
 def word() -> Inputs:
     """One word of lower-case letters."""
     return lambda rng, params: (rng.choice(WORDS),)
@@ -107,26 +97,6 @@ def word_with(name: str) -> Inputs:
     return draw
 
 
-def two_words() -> Inputs:
-    """Two words, each a line of its own (or an argument)."""
-    return lambda rng, params: (rng.choice(WORDS), rng.choice(WORDS))
-
-
 def words(shortest: int = 3, longest: int = 6) -> Inputs:
     """A list of words (a line of them)."""
     return lambda rng, params: ([rng.choice(WORDS) for _ in range(rng.randint(shortest, longest))],)
-
-
-def words_at_least(name: str) -> Inputs:
-    """A list of words that is longer than a parameter."""
-
-    def draw(rng: Random, params: Params) -> tuple[Value, ...]:
-        length = int(params[name]) + rng.randint(1, 3)
-        return ([rng.choice(WORDS) for _ in range(length)],)
-
-    return draw
-
-
-def with_argument(inputs: Inputs, low: int, high: int) -> Inputs:
-    """The same values and an integer after them."""
-    return lambda rng, params: (*inputs(rng, params), rng.randint(low, high))

@@ -115,14 +115,6 @@ LISTS = (
         grid(k=range(2, 13)),
     ),
     Template(
-        "count_greater_than_k",
-        3,
-        READ + "how many of them are greater than $k.",
-        V + "print(sum(x > $k for x in v))",
-        make.row_around("k"),
-        grid(k=range(5, 21)),
-    ),
-    Template(
         "keep_greater_than_k",
         3,
         READ + "those that are greater than $k, in the same order, on one line.",
