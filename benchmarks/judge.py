@@ -77,7 +77,7 @@ def fresh_interpreters(count: int) -> None:
 
 
 def in_process(count: int) -> None:
-    """(b) In the manner of LiveCodeBench's checker: a process for the rollout and a manager for its result; the program,
+    """(b) In the manner of LiveCodeBench's checker: a process a rollout, a manager for its result; the program,
     compiled once, runs in that process with open and sys.stdin mocked for every test. No isolation."""
     with multiprocessing.Manager() as manager:
         result = manager.list()
@@ -89,10 +89,8 @@ def in_process(count: int) -> None:
 
 def _checker(cases: list[dict[str, str]], result: Any) -> None:
     module = make_module("solution")
-    exec(
-        compile("def wrapped():\n" + "".join(f"    {line}\n" for line in CODE.splitlines()), "s", "exec"),
-        module.__dict__,
-    )
+    body = "".join(f"    {line}\n" for line in CODE.splitlines())
+    exec(compile(f"def wrapped():\n{body}", "solution.py", "exec"), module.__dict__)
     passed = []
     for case in cases:
         signal.alarm(15)
@@ -119,6 +117,27 @@ def rollouts(judge: Judge, count: int, times: int) -> None:
     for _ in range(times):
         verdict = judge.verify({"code": CODE, "tests": tests(count)})
         assert verdict["status"] == "accepted", verdict
+
+
+FLOOR = """
+import gc, os, resource, sys
+sys.path.insert(0, sys.argv[1])
+from verifier_app.judge.prelude import make_module
+module = make_module("__main__")
+gc.collect(); gc.freeze()
+def used(): return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
+start = used()
+for _ in range(200):
+    if os.fork() == 0: os._exit(0)
+    os.wait()
+print(used() - start)
+"""
+
+
+def fork_floor() -> float:
+    """CPU ms to fork a process with the prelude loaded and end it at once: what no judge by fork can go below."""
+    command = [sys.executable, "-I", "-S", "-c", FLOOR, str(Path(__file__).resolve().parents[1])]
+    return 1000 * float(subprocess.run(command, capture_output=True, text=True, check=True).stdout) / 200
 
 
 async def pooled(workers: int, times: int) -> float:
@@ -188,6 +207,7 @@ def main() -> None:
                 cpu, wall = measure(lambda c=count, t=times: rollouts(judge, c, t))  # type: ignore[misc]
                 note(f"judge{count}", 1000 * cpu / 200)
                 note(f"judge{count}_wall", 1000 * wall / 200)
+            note("floor", fork_floor())
             one, two = asyncio.run(pooled(1, 20)), asyncio.run(pooled(2, 20))
             note("speedup", one / two)
             note("big", big_input(judge))
@@ -200,10 +220,12 @@ def main() -> None:
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, Python {platform.python_version()}",
         "isolation": verdict["isolation"],
         "cpu_ms_per_test": {
-            name: round(middle[name], 2) for name in ("fresh", "inprocess20", "inprocess200", "judge20", "judge200")
+            name: round(middle[name], 2)
+            for name in ("floor", "fresh", "inprocess20", "inprocess200", "judge20", "judge200")
         },
         "wall_ms_per_test": {name: round(middle[f"{name}_wall"], 2) for name in ("judge20", "judge200")},
         "fixed_cpu_ms_per_rollout": round(fixed, 1),
+        "ratio_to_fork_floor": round(middle["judge200"] / middle["floor"], 2),
         "ratio_to_in_process_200": round(middle["judge200"] / middle["inprocess200"], 2),
         "ratio_to_in_process_20": round(middle["judge20"] / middle["inprocess20"], 2),
         "times_faster_than_fresh_200": round(middle["fresh"] / middle["judge200"], 1),

@@ -82,6 +82,26 @@ def test_waiting_tasks_count_once_however_many_they_are(monkeypatch: pytest.Monk
     assert interval(monkeypatch, Look(pids=[2], waited_ns={"2": 300_000_000})) == pytest.approx(0.3)
 
 
+def test_a_long_wait_that_is_booked_late_counts_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = [Look(pids=[2], waited_ns={"2": 0}, runnable=True), Look(pids=[2], waited_ns={"2": 900_000_000})]
+    monkeypatch.setattr(watch_module, "look", lambda *_: looks.pop(0))
+    watch = Watch(-1, 1, False, 100, 1 << 40)
+    watch.start -= 1
+    watch.check()
+    watch.check()
+    assert watch.starved_s == pytest.approx(0.9)
+
+
+def test_a_wait_that_still_lasts_is_not_the_programs_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    for runnable, verdict in ((True, None), (False, "time_limit_exceeded")):
+        seen = Look(pids=[2], waited_ns={"2": 5}, ran_ns=7, runnable=runnable)
+        monkeypatch.setattr(watch_module, "look", lambda *_, seen=seen: seen)
+        watch = Watch(-1, 1, False, 1.0, 1 << 40)
+        watch.progress, watch.waited_ns = (7, 5), {"2": 5}
+        watch.start = watch.moved = time.monotonic() - 1.5
+        assert watch.check() == verdict
+
+
 def test_without_schedstat_the_heartbeat_and_idle_runnable_time_count(monkeypatch: pytest.MonkeyPatch) -> None:
     assert interval(monkeypatch, Look(pids=[2]), share=0.5) == pytest.approx(0.5, abs=0.1)
     assert interval(monkeypatch, Look(pids=[2], cpu_s=0.25, runnable=True)) == pytest.approx(0.75, abs=0.1)

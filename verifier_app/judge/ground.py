@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
 
 from verifier_app.judge import kernel, landlock, rootfs, seccomp
 
@@ -13,24 +12,17 @@ UID_BASE = 1_000_000_000  # far above accounts; below 2**31
 UID_SPAN = 1 << 30
 
 
-@dataclass
 class Ground:
-    """The layers that work here."""
+    """The layers that work here. (No dataclass: its imports would make every fork dearer.)"""
 
-    packages: list[str]
-    deny: list[str] = field(default_factory=list)
-    user_namespace: bool = False
-    pid: bool = False
-    net: bool = False
-    ipc: bool = False
-    root: bool = False  # a private root in a mount namespace
-    uid: bool = False
-    seccomp: bool = False
-    landlock: int = 0
-    reasons: dict[str, str] = field(default_factory=dict)
-    interpreter: list[str] = field(default_factory=list)
-    uid_base: int = UID_BASE
-    uid_span: int = UID_SPAN
+    def __init__(self, packages: list[str], deny: list[str]) -> None:
+        self.packages, self.deny = packages, deny
+        self.user_namespace = self.pid = self.net = self.ipc = self.uid = self.seccomp = False
+        self.root = False  # a private root in a mount namespace
+        self.landlock = 0  # its version
+        self.reasons: dict[str, str] = {}
+        self.interpreter: list[str] = []
+        self.uid_base, self.uid_span = UID_BASE, UID_SPAN
 
     def prepare(self) -> None:
         """Probe, and enter what is entered once: a user namespace without root, the private root."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import select
@@ -20,21 +21,8 @@ from verifier_app.judge.protocol import JudgeError
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 60.0  # a cold disk and a loaded machine; importing takes 0.1 s
-MODULES = [
-    "threading",
-    "atexit",
-    "traceback",
-    "array",
-    "decimal",
-    "fractions",
-    "queue",
-    "time",
-    "cmath",
-    "types",
-    "enum",
-    "dataclasses",
-    "contextlib",
-]
+# what the prelude does not bring and small programs use; every page more makes every fork dearer
+MODULES = ["threading", "atexit", "array", "decimal", "fractions", "time", "cmath", "types"]
 BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from verifier_app.judge.template import main; main(sys.argv[2])"
 
 
@@ -59,7 +47,7 @@ class TemplateHandle:
         home = str(Path(__file__).resolve().parents[2])
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-X", "utf8", "-c", BOOT, home, repr(config)],
+                [sys.executable, "-I", "-S", "-X", "utf8", "-c", BOOT, home, json.dumps(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 env={"PATH": "/usr/bin:/bin", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "LANG": "C.UTF-8"},
@@ -73,10 +61,13 @@ class TemplateHandle:
         finally:
             theirs.close()
         try:
-            self.started, fds = receive(self.channel, START_TIMEOUT_S)
+            _, fds = receive(self.channel, START_TIMEOUT_S)
         except (ChannelClosed, TimeoutError):
             self.close()
             raise JudgeError("sandbox_failed", "the template does not start (its stderr says why)") from None
+        except BaseException:  # a signal that ends this process must not leave the template behind
+            self.close()
+            raise
         for fd in fds:
             os.close(fd)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import sys
 
 from verifier_app.judge import kernel
@@ -59,7 +58,7 @@ def build(interpreter: list[str]) -> None:
     os.makedirs(f"{point}/etc", exist_ok=True)
     for name in _ETC:
         with contextlib.suppress(OSError):
-            shutil.copyfile(f"/etc/{name}", f"{point}/etc/{name}")
+            _copy(f"/etc/{name}", f"{point}/etc/{name}")
     with open(f"{point}/etc/passwd", "w") as file:
         file.write(_ACCOUNTS)
     for folder in ("tmp", "dev/shm", "proc"):
@@ -75,6 +74,11 @@ def build(interpreter: list[str]) -> None:
     os.chdir(point)
     kernel.pivot_root_here()
     kernel.mount(None, "/", None, kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID)
+
+
+def _copy(source: str, target: str) -> None:
+    with open(source, "rb") as original, open(target, "wb") as copy:
+        copy.write(original.read())
 
 
 def _bind(source: str, target: str) -> None:

@@ -13,7 +13,6 @@ import json
 import os
 import sys
 import threading
-import traceback
 import types
 from _io import _IOBase  # io.IOBase is an ABC: its isinstance costs a millisecond of copied pages
 from collections.abc import Callable
@@ -74,6 +73,8 @@ def _find(module: types.ModuleType, fn_name: str) -> Callable[..., Any]:
 def _report() -> int:
     """Print the traceback's end to stderr: the message that a person will see."""
     try:
+        import traceback
+
         traceback.print_exc(limit=-4, file=sys.__stderr__)
         if sys.__stderr__ is not None:
             sys.__stderr__.flush()

@@ -5,10 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import resource
-import shutil
 import signal
 import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -103,7 +101,7 @@ class Box:
             self.scratch = [scratch]
             if ground.uid:
                 os.chown(scratch, self.uid, self.uid)
-            os.environ["TMPDIR"] = tempfile.tempdir = scratch
+            os.environ["TMPDIR"] = scratch
         os.environ["HOME"] = self.scratch[0]
         os.chdir(self.scratch[0])
 
@@ -231,8 +229,17 @@ def left_behind(uid: int) -> Iterator[os.DirEntry[str]]:
                         yield entry
 
 
+def make_scratch() -> str:
+    """A private folder, where there is no private root."""
+    path = os.path.join(os.environ.get("TMPDIR", "/tmp"), f"judge-{os.getpid()}-{os.urandom(8).hex()}")
+    os.mkdir(path, 0o700)
+    return path
+
+
 def remove_scratch(folder: str, uid: int | None) -> None:
     """Remove a scratch folder, and what this uid left in the host's shared folders."""
+    import shutil  # its compressors are a megabyte that a strong host never needs
+
     shutil.rmtree(folder, ignore_errors=True)
     for entry in left_behind(uid) if uid is not None else ():
         if entry.is_dir(follow_symlinks=False):

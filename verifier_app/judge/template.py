@@ -7,17 +7,16 @@ When the judge hangs up the template leaves, and its zygotes die with it.
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import gc
 import importlib
 import io
+import json
 import os
 import resource
 import signal
 import site
 import sys
-import tempfile
 import threading
 import time
 from typing import Any
@@ -26,7 +25,7 @@ from verifier_app.judge import kernel
 from verifier_app.judge.channel import Channel, ChannelClosed, channel_from_fd
 from verifier_app.judge.ground import Ground
 from verifier_app.judge.prelude import RECURSION_LIMIT, STACK_BYTES, THREAD_STACK_BYTES, make_module
-from verifier_app.judge.sandbox import Box, remove_scratch, sweep_tree, sweep_uid
+from verifier_app.judge.sandbox import Box, make_scratch, remove_scratch, sweep_tree, sweep_uid
 from verifier_app.judge.watch import tree
 from verifier_app.judge.zygote import Zygote
 
@@ -92,7 +91,7 @@ class Template:
         self.count += 1
         uid = ground.uid_for(self.count)
         try:
-            scratch = None if ground.root else tempfile.mkdtemp(prefix="judge-")
+            scratch = None if ground.root else make_scratch()
             pid = ground.fork_in_namespace() if ground.pid else os.fork()
         except OSError as error:
             os.close(fd)
@@ -152,13 +151,13 @@ def become_zygote(channel: Channel, ground: Ground, config: dict[str, Any], uid:
 
 
 def main(argument: str) -> None:
-    """Entry point of the exec'ed interpreter; the argument is a literal dict of fd, packages, modules, deny."""
+    """Entry point of the exec'ed interpreter; the argument is JSON: fd, packages, modules, deny."""
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     if resource.getrlimit(resource.RLIMIT_STACK)[0] != stack:  # counts from the next exec on
         resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
         os.execv(sys.executable, sys.orig_argv)
-    config = ast.literal_eval(argument)
+    config = json.loads(argument)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)

@@ -1,7 +1,8 @@
 """The watchdog: CPU time, memory, processes and fair time of a running test, from /proc.
 
 Fair time is wall time less the time in which the test waited for a core. /proc/PID/task/TID/schedstat says how long
-each task waited; of one interval between two looks at most its length counts, whatever the number of tasks.
+each task waited; of one look the longest wait counts, and all together never more than has passed. The kernel books a
+wait when it ends, so one that still lasts (a runnable task that did not move since) is added before time is called.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 FIRST_LOOK_S = 0.02
 LOOK_EVERY_S = 0.05
@@ -20,15 +20,24 @@ _TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGESIZE")
 
 
-@dataclass
 class Look:
     """One look at the tree."""
 
-    pids: list[int] = field(default_factory=list)
-    cpu_s: float = 0.0
-    rss_bytes: int = 0
-    runnable: bool = False
-    waited_ns: dict[str, int] = field(default_factory=dict)  # by task
+    def __init__(
+        self,
+        pids: list[int] | None = None,
+        cpu_s: float = 0.0,
+        rss_bytes: int = 0,
+        runnable: bool = False,
+        waited_ns: dict[str, int] | None = None,
+        ran_ns: int = 0,
+    ) -> None:
+        self.pids = pids or []
+        self.cpu_s = cpu_s
+        self.rss_bytes = rss_bytes
+        self.runnable = runnable
+        self.waited_ns = waited_ns or {}  # by task
+        self.ran_ns = ran_ns  # of all tasks
 
 
 def _read(path: str, dir_fd: int, size: int = 4096) -> bytes:
@@ -88,7 +97,11 @@ def look(proc: int, root: int, own_namespace: bool, schedstat: bool = True) -> L
         if schedstat:
             try:
                 for task in _list(f"{pid}/task", proc):
-                    result.waited_ns[task] = int(_read(f"{pid}/task/{task}/schedstat", proc).split()[1])
+                    ran, waited = _read(f"{pid}/task/{task}/schedstat", proc).split()[:2]
+                    result.waited_ns[task] = int(waited)
+                    result.ran_ns += int(ran)
+                    state = _read(f"{pid}/task/{task}/stat", proc).rpartition(b")")[2].split()[0]
+                    result.runnable |= state == b"R"
             except (OSError, IndexError, ValueError):
                 continue
     return result
@@ -160,6 +173,8 @@ class Watch:
         self.start = self.last = time.monotonic()
         self.next_look = self.start + FIRST_LOOK_S
         self.waited_ns: dict[str, int] = {}
+        self.progress: tuple[int, int] = (0, 0)
+        self.moved = self.start
         self.starved_s = 0.0
         self.cpu_s = 0.0
         self.peak_bytes = 0
@@ -177,7 +192,11 @@ class Watch:
         seen = look(self.proc, self.root, self.own_namespace, self.schedstat)
         now = time.monotonic()
         interval, self.last = now - self.last, now
-        self.starved_s += min(interval, self._starved(seen, interval))
+        wall = now - self.start
+        self.starved_s = min(wall, self.starved_s + self._starved(seen, interval))
+        progress = seen.ran_ns, sum(seen.waited_ns.values())
+        if progress != self.progress or not seen.runnable:
+            self.progress, self.moved = progress, now
         self.waited_ns = seen.waited_ns
         self.cpu_s = max(self.cpu_s, seen.cpu_s)
         files = sum(usage.f_frsize * (usage.f_blocks - usage.f_bfree) for usage in map(os.fstatvfs, self.scratch))
@@ -191,8 +210,8 @@ class Watch:
             return "memory_limit_exceeded"
         if len(seen.pids) > MAX_PROCESSES:
             return "too_many_processes"
-        wall = now - self.start
-        if self.cpu_s > self.time_limit_s or wall - self.starved_s > self.time_limit_s:
+        pending = now - self.moved if seen.waited_ns else 0.0  # a wait that is not booked yet
+        if self.cpu_s > self.time_limit_s or wall - self.starved_s - pending > self.time_limit_s:
             return "time_limit_exceeded"
         if wall > self.time_limit_s * PATIENCE:
             return "host_overloaded"
@@ -201,6 +220,7 @@ class Watch:
     def _starved(self, seen: Look, interval: float) -> float:
         """Seconds of this interval in which the test wanted a core and had none."""
         if seen.waited_ns or not seen.pids:
-            return sum(ns - self.waited_ns.get(task, 0) for task, ns in seen.waited_ns.items()) / 1e9
+            waits = [ns - self.waited_ns.get(task, 0) for task, ns in seen.waited_ns.items()]
+            return max(waits, default=0) / 1e9
         idle = interval - max(0.0, seen.cpu_s - self.cpu_s) if seen.runnable else 0.0  # runnable, and yet no CPU time
         return max(idle, interval * heartbeat().starved_share())
