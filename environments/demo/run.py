@@ -175,6 +175,8 @@ class Demo:
                 *("--seed", str(self.config.seed), "--api.url", self.api, "--weights.servers", self.server),
             ],
             self.run_dir / "logs" / "trainer.log",
+            # Activations come and go by the gigabyte: kept by the allocator, they are not paged in again each time.
+            {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"},
         )
         environment = self.family.start(
             "environment",

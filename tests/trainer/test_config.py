@@ -54,7 +54,7 @@ def test_what_makes_no_sense_is_refused_with_the_fix(flags, words):
 def test_the_demo_s_configuration_loads():
     used = load(TrainerConfig, ["--config", str(ROOT / "configs/demo/trainer.yaml")])
     assert used.objective.name == "dapo"
-    assert used.batch.groups == 12
+    assert used.batch.groups == 8
 
 
 def test_main_runs_from_another_folder_and_lists_its_options(tmp_path):
