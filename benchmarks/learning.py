@@ -91,11 +91,11 @@ def table() -> str:
         summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
         for gain in summary["gains"]:
             same = [r for r in evaluations if r["set"] == gain["set"] and r["greedy"] == gain["greedy"]]
-            low, high = gain["ci95"]
+            low, high = (100 * bound for bound in gain["ci95"])
             rows.append(
                 f"| {folder.name} | {gain['set'].removeprefix('warmup:').replace('_', ' ')}"
                 f"{', greedy' if gain['greedy'] else ''} | {100 * same[0]['pass_at_1']:.1f} % | "
-                f"{100 * same[-1]['pass_at_1']:.1f} % | {100 * gain['gain']:+.1f} [{100 * low:.1f}, {100 * high:.1f}] | "
+                f"{100 * same[-1]['pass_at_1']:.1f} % | {100 * gain['gain']:+.1f} [{low:.1f}, {high:.1f}] | "
                 f"{summary['seconds']:.0f} |"
             )
     return "\n".join(rows) + "\n"
