@@ -60,9 +60,7 @@ def load(model: type[S], argv: Sequence[str], program: str = "") -> S:
     try:
         if not flags:
             return model(**from_file)
-        return model(
-            _cli_parse_args=flags, _cli_exit_on_error=False, _cli_prog_name=program or None, **from_file
-        )
+        return model(_cli_parse_args=flags, _cli_exit_on_error=False, _cli_prog_name=program or None, **from_file)
     except ValidationError as error:
         raise ConfigError(explain(error, model, str(path) if path else "flags")) from None
     except SettingsError as error:

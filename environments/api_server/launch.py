@@ -26,8 +26,7 @@ def bind(host: str, port: int) -> socket.socket:
         sock.close()
         if error.errno == errno.EADDRINUSE:
             raise PortInUseError(
-                f"port {port} on {host} is in use: "
-                "end the process that listens there, or choose another --port"
+                f"port {port} on {host} is in use: end the process that listens there, or choose another --port"
             ) from None
         raise
     return sock

@@ -44,26 +44,20 @@ class Problem(BaseModel):
     id: str = Field(min_length=1, description="Unique within a file.")
     source: str = Field(description="Where it comes from, for example livecodebench or warmup.")
     kind: Literal["stdin", "function"] = Field(description="A program over stdin and stdout, or a call.")
-    fn_name: str | None = Field(
-        default=None, description="The function or method to call; only for function."
-    )
+    fn_name: str | None = Field(default=None, description="The function or method to call; only for function.")
     statement: str = Field(min_length=1, description="The text that the model reads.")
     starter_code: str = Field(default="", description="Code that the answer starts from; empty for stdin.")
     difficulty: str | None = Field(default=None, description="easy, medium or hard where it is known.")
     date: str | None = Field(default=None, description="The contest's date in ISO form, without a zone.")
     platform: str | None = Field(default=None, description="leetcode, codeforces or atcoder where known.")
-    template: str | None = Field(
-        default=None, description="The warm-up template it was made from, else null."
-    )
+    template: str | None = Field(default=None, description="The warm-up template it was made from, else null.")
     tests: list[TestCase] = Field(min_length=1, description="At least one; all of the problem's kind.")
 
     @model_validator(mode="after")
     def _call_and_tests_agree(self) -> Problem:
         if self.kind == "stdin":
             if self.fn_name is not None:
-                raise ValueError(
-                    f"fn_name = {self.fn_name!r} with kind stdin: set it to null or kind to function"
-                )
+                raise ValueError(f"fn_name = {self.fn_name!r} with kind stdin: set it to null or kind to function")
             return self
         if not self.fn_name or not self.fn_name.isidentifier():
             raise ValueError(f"fn_name = {self.fn_name!r} with kind function: give the function's name")
@@ -91,9 +85,7 @@ def load_problems(path: str | Path) -> list[Problem]:
     try:
         stream = path.open(encoding="utf-8")
     except OSError as error:
-        raise ProblemError(
-            f"{path}: cannot be read ({error.strerror}). Give the path of a JSONL file."
-        ) from None
+        raise ProblemError(f"{path}: cannot be read ({error.strerror}). Give the path of a JSONL file.") from None
     problems: list[Problem] = []
     seen: dict[str, int] = {}
     with stream:
