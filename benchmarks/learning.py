@@ -101,6 +101,24 @@ def table() -> str:
     return "\n".join(rows) + "\n"
 
 
+def phases() -> str:
+    """Where the wall time of the training steps went, as Markdown."""
+    rows = [
+        "| run | seconds a step | generate and judge | train | sync | rollouts/s | generated tokens/s |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for folder in sorted(path for path in RESULTS.iterdir() if path.is_dir()):
+        steps, groups = lines(folder / "metrics.jsonl"), lines(folder / "environment.jsonl")
+        total = sum(step["seconds_step"] for step in steps)
+        shares = [100 * sum(step[f"seconds_{phase}"] for step in steps) / total for phase in ("wait", "train", "sync")]
+        rollouts, tokens = sum(len(g["lengths"]) for g in groups), sum(sum(g["lengths"]) for g in groups)
+        cells = " | ".join(f"{share:.0f} %" for share in shares)
+        rows.append(
+            f"| {folder.name} | {total / len(steps):.0f} | {cells} | {rollouts / total:.1f} | {tokens / total:.0f} |"
+        )
+    return "\n".join(rows) + "\n"
+
+
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -108,12 +126,12 @@ def main() -> int:
     runner = commands.add_parser("run", help="run the demos")
     runner.add_argument("--seeds", default="0,1,2", help="seeds with the true reward")
     runner.add_argument("--control", default="0", help="seeds with shuffled rewards; empty: none")
-    runner.add_argument("--steps", type=int, default=10)
+    runner.add_argument("--steps", type=int, default=8)
     runner.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs")
     commands.add_parser("plot", help="write curves.png and print the table")
     options = parser.parse_args()
     if options.command == "plot":
-        print(f"{plot()}\n\n{table()}", end="")
+        print(f"{plot()}\n\n{table()}\n{phases()}", end="")
         return 0
     wanted = [(f"seed-{seed}", int(seed), False) for seed in options.seeds.split(",") if seed]
     wanted += [(f"control-{seed}", int(seed), True) for seed in options.control.split(",") if seed]

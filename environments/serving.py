@@ -124,6 +124,7 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
         env["OMP_NUM_THREADS"] = str(config.cpu_threads or len(os.sched_getaffinity(0)))
         # Threads sleep at a barrier instead of spinning: beside other busy processes this generates 2-3 times as fast.
         env["OMP_WAIT_POLICY"] = "passive"
+        env["ATROPOS_LIVECODE_WAIT_ASLEEP"] = "1"  # and so do its processes (trainer.vllm_plugin)
     else:
         argv += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
         argv += ["--tensor-parallel-size", str(config.tensor_parallel_size)]
