@@ -24,10 +24,18 @@ class ObjectiveConfig(Section):
         "recompute",
         description="Old log-probabilities: the sampler's own, or a forward at the start of the step.",
     )
-    importance_weight: Literal["tis", "none"] = Field(
+    importance_weight: Literal["tis", "icepop", "none"] = Field(
         "tis", description="Weight for the sampler's mismatch when old log-probabilities are recomputed."
     )
     tis_cap: float = Field(2.0, gt=1, description="Upper bound of a token's truncated importance weight.")
+    icepop_low: float = Field(0.5, ge=0, le=1, description="IcePop: a token weight below this counts as 0.")
+    icepop_high: float = Field(5.0, ge=1, description="IcePop: a token weight above this counts as 0.")
+    sequence_mask_low: float | None = Field(
+        None, gt=0, le=1, description="Leave out sequences whose geometric mean weight is below this; empty: none."
+    )
+    sequence_mask_high: float | None = Field(
+        None, ge=1, description="Leave out sequences whose geometric mean weight is above this; empty: none."
+    )
     optimizer_steps_per_batch: int = Field(1, ge=1, description="Optimizer steps taken on one batch.")
     overlong_baseline: Literal["include", "exclude"] = Field(
         "include", description="Whether truncated rollouts count in the group's mean and std and in N and S."
@@ -40,6 +48,12 @@ class ObjectiveConfig(Section):
         table = OBJECTIVES[self.name]
         if self.dual_clip is not None and self.name not in ("grpo", "dapo"):
             raise ValueError(f"dual_clip {self.dual_clip} fits grpo and dapo only, not {self.name}: leave it empty")
+        masked = self.sequence_mask_low is not None or self.sequence_mask_high is not None
+        if self.old_logprobs == "sampler" and (masked or self.importance_weight == "icepop"):
+            raise ValueError(
+                "old_logprobs 'sampler' has no mismatch to weigh or mask: set old_logprobs: recompute, or leave "
+                "importance_weight, sequence_mask_low and sequence_mask_high alone"
+            )
         if self.name in ("gspo", "gspo+") and self.old_logprobs == "sampler":
             raise ValueError(
                 f"old_logprobs 'sampler' with {self.name}: the sampler's numerical noise exceeds its clip range "

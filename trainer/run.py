@@ -127,7 +127,7 @@ class Run:
         """Advantages, drops, packing and old log-probabilities."""
         batch = prepare(groups, self.config, self.parallel)
         with self._timed("seconds_old_logprobs"):
-            set_old_logprobs(batch, self.policy, self.config)
+            set_old_logprobs(batch, self.policy, self.config, self.parallel)
         return batch
 
     def optimize(self, batch: Batch) -> None:

@@ -13,10 +13,10 @@ from trainer.advantages import cross_check, group_advantages
 from trainer.config import TrainerConfig
 from trainer.groups import Group
 from trainer.metrics import Metrics, group_stats
-from trainer.mismatch import Mismatch
+from trainer.mismatch import Mismatch, kept_sequences
 from trainer.objectives import Denominators, Objective, denominators, objective, policy_loss
 from trainer.packing import MicroBatch, pack
-from trainer.parallel import Parallel
+from trainer.parallel import Parallel, all_reduce_sums
 from trainer.policy import Policy
 
 
@@ -95,14 +95,46 @@ def _part(groups: list[Group], config: TrainerConfig, parallel: Parallel) -> Par
     return Part(micro_batches, counts)
 
 
-def set_old_logprobs(batch: Batch, policy: Policy, config: TrainerConfig) -> None:
-    """Fills in the old log-probabilities: the sampler's own, or a forward of the policy before any update."""
+def chosen_mismatch(config: TrainerConfig) -> Mismatch:
+    """What is done about the sampler's mismatch, as configured."""
+    options = config.objective
+    return Mismatch(
+        weight=options.importance_weight,
+        cap=options.tis_cap,
+        icepop_low=options.icepop_low,
+        icepop_high=options.icepop_high,
+        sequence_low=options.sequence_mask_low,
+        sequence_high=options.sequence_mask_high,
+    )
+
+
+def set_old_logprobs(batch: Batch, policy: Policy, config: TrainerConfig, parallel: Parallel) -> None:
+    """Fills in the old log-probabilities: the sampler's own, or a forward of the policy before any update.
+
+    A sequence that the mismatch mask leaves out is not counted in N and S either, so these are counted anew, over all
+    ranks, as soon as the mask is known.
+    """
+    mismatch = chosen_mismatch(config)
+    masks = mismatch.sequence_low is not None or mismatch.sequence_high is not None
     for part in batch.parts:
         if config.objective.old_logprobs == "sampler":
             part.old_logprobs = [micro.sampler_logprob for micro in part.micro_batches]
-        else:
-            with torch.no_grad():
-                part.old_logprobs = [policy.logprobs(micro)[0] for micro in part.micro_batches]
+            continue
+        with torch.no_grad():
+            part.old_logprobs = [policy.logprobs(micro)[0] for micro in part.micro_batches]
+        if masks:
+            part.counts = _counts_of_kept(part, mismatch, parallel)
+
+
+def _counts_of_kept(part: Part, mismatch: Mismatch, parallel: Parallel) -> Denominators:
+    """N and S of what the mask keeps. Sequences that never count (overlong, excluded) were not packed."""
+    sequences = tokens = 0
+    for micro, old in zip(part.micro_batches, part.old_logprobs, strict=True):
+        kept = kept_sequences(old, micro.sampler_logprob, micro.sequence, micro.length, mismatch)
+        sequences += int((kept & (micro.length > 0)).sum())
+        tokens += int(micro.length[kept].sum())
+    sums = all_reduce_sums({"sequences": sequences, "tokens": tokens}, parallel)
+    return Denominators(int(sums["sequences"]), int(sums["tokens"]))
 
 
 def accumulate_gradient(
@@ -118,7 +150,7 @@ def accumulate_gradient(
     """
     chosen = chosen_objective(config)
     options = config.objective
-    mismatch = Mismatch(weight=options.importance_weight, cap=options.tis_cap)
+    mismatch = chosen_mismatch(config)
     outside, sequences = 0.0, 0
     for micro, old in zip(part.micro_batches, part.old_logprobs, strict=True):
         logprob, entropy = policy.logprobs(micro)

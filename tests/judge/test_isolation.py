@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -79,14 +84,60 @@ HARMFUL = [
 ]
 
 
+@contextmanager
+def open_folder() -> Iterator[Path]:
+    """A folder right below /tmp that every user may enter."""
+    folder = Path(tempfile.mkdtemp(dir="/tmp"))
+    try:
+        folder.chmod(0o755)
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+LIES_BELOW_TMP = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from verifier_app.judge import Judge
+with Judge() as judge:
+    print(json.dumps(judge.verify(json.loads(sys.argv[2]))))
+"""
+
+
+@NEEDS_ROOT
+def test_an_interpreter_below_tmp_is_seen_read_only_and_tmp_is_still_the_programs() -> None:
+    code = """
+import json, os, left_pad, sys
+open('/tmp/mine', 'w').close()
+seen = []
+for act in (lambda: open(sys.prefix + '/new', 'w'), lambda: os.rename(sys.prefix, sys.prefix + '2')):
+    try: seen.append(act() and 'written')
+    except OSError: seen.append('refused')
+print(*seen, len(os.listdir('/tmp')))
+"""
+    with open_folder() as folder:
+        environment = folder / "environment"
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
+        next(environment.glob("lib/python*/site-packages")).joinpath("left_pad.py").touch()
+        request = {"code": code, "tests": [{"input": "", "output": "refused refused 2"}]}
+        command = [str(environment / "bin" / "python"), "-c", LIES_BELOW_TMP, str(REPOSITORY), json.dumps(request)]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    verdict = json.loads(done.stdout)
+    assert verdict["status"] == "accepted", verdict["message"]
+    assert "private_root" in verdict["isolation"]["layers"]
+
+
 @NEEDS_ROOT
 @pytest.mark.parametrize("deny", [(), ("unshare",)], ids=["user_namespace", "nothing_but_filters"])
 def test_without_root_no_attack_pays_either(deny: tuple[str, ...]) -> None:
     python = Path("/usr/bin/python3")  # the tests' own interpreter may lie in a folder that only root can enter
     if not python.exists():
         pytest.skip("no system Python that every user can run")
-    command = [str(python), "-c", UNPRIVILEGED, str(REPOSITORY), json.dumps(HARMFUL), *deny]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd="/", check=False)
+    with open_folder() as folder:  # and so may the checkout
+        shutil.copytree(REPOSITORY / "verifier_app", folder / "verifier_app")
+        command = [str(python), "-c", UNPRIVILEGED, str(folder), json.dumps(HARMFUL), *deny]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=100, cwd="/", check=False)
     assert done.returncode == 0, done.stderr
     verdicts = json.loads(done.stdout)
     assert [verdict["status"] == "accepted" for verdict in verdicts] == [True, False, False, False]

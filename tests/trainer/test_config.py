@@ -16,7 +16,9 @@ BASE = ["--model", "m", "--run_dir", "r"]
 OPTIONS = """
 model run_dir steps seed activation_checkpointing logprob_chunk use_wandb
 objective.name objective.clip_low objective.clip_high objective.dual_clip objective.kl_coefficient
-objective.old_logprobs objective.importance_weight objective.tis_cap objective.optimizer_steps_per_batch
+objective.old_logprobs objective.importance_weight objective.tis_cap
+objective.icepop_low objective.icepop_high objective.sequence_mask_low objective.sequence_mask_high
+objective.optimizer_steps_per_batch
 objective.overlong_baseline
 optimizer.lr optimizer.betas optimizer.weight_decay optimizer.eps optimizer.warmup_steps optimizer.max_grad_norm
 batch.rollouts batch.group_size batch.context batch.max_tokens
@@ -36,6 +38,8 @@ def test_the_set_of_options_is_frozen():
         (["--objective.name", "ppo"], ["'ppo'", "grpo, dapo, gspo, gspo+, dr_grpo"]),
         (["--objective.name", "gspo+", "--objective.dual_clip", "3"], ["dual_clip", "grpo and dapo only"]),
         (["--objective.name", "gspo", "--objective.old_logprobs", "sampler"], ["recompute"]),
+        (["--objective.old_logprobs", "sampler", "--objective.sequence_mask_low", "0.5"], ["no mismatch", "recompute"]),
+        (["--objective.old_logprobs", "sampler", "--objective.importance_weight", "icepop"], ["recompute"]),
         (["--objective.name", "gspo"], ["equals grpo", "optimizer_steps_per_batch to 2"]),
         (["--objective.name", "gspo+"], ["equals dapo"]),
         (["--batch.rollouts", "20", "--batch.group_size", "8"], ["not divisible", "set rollouts to 16 or 24"]),

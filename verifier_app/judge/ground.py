@@ -88,7 +88,7 @@ class Ground:
     def _try_root(self) -> None:
         rootfs.build(self.interpreter)
         kernel.unshare(kernel.CLONE_NEWNS)
-        rootfs.mount_scratch(1)
+        rootfs.mount_scratch(1, self.interpreter)
 
     def _try_pid(self) -> None:
         pid = self.fork_in_namespace()

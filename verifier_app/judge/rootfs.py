@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+from collections.abc import Sequence
 
 from verifier_app.judge import kernel
 
@@ -62,7 +63,7 @@ def build(interpreter: list[str]) -> None:
     with open(f"{point}/etc/passwd", "w") as file:
         file.write(_ACCOUNTS)
     for folder in ("tmp", "dev/shm", "proc"):
-        os.makedirs(f"{point}/{folder}")
+        os.makedirs(f"{point}/{folder}", exist_ok=True)  # the interpreter may lie below /tmp
     for name in _DEVICES:
         with open(f"{point}/dev/{name}", "w"):
             pass
@@ -92,12 +93,17 @@ def _bind(source: str, target: str) -> None:
             kernel.mount(None, target, None, kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID)
 
 
-def mount_scratch(size_mb: int) -> list[str]:
-    """Fresh /tmp and /dev/shm in this mount namespace, at most `size_mb` each, and this pid namespace's /proc."""
+def mount_scratch(size_mb: int, interpreter: Sequence[str] = ()) -> list[str]:
+    """Fresh /tmp and /dev/shm in this mount namespace, at most `size_mb` each; an interpreter below stays in sight."""
     flags = kernel.MS_NOSUID | kernel.MS_NODEV
     folders = ["/tmp", "/dev/shm"]
+    covered = [path for path in interpreter if path.startswith(tuple(f"{folder}/" for folder in folders))]
+    held = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in covered]
     for folder in folders:
         kernel.mount("scratch", folder, "tmpfs", flags, f"size={size_mb}m,mode=1777,nr_inodes=65536")
+    for path, fd in zip(covered, held, strict=True):
+        _bind(f"/proc/self/fd/{fd}", path)
+        os.close(fd)
     return folders
 
 

@@ -94,7 +94,7 @@ class Box:
         if flags:
             kernel.unshare(flags)
         if ground.root:
-            self.scratch = rootfs.mount_scratch(memory_mb)
+            self.scratch = rootfs.mount_scratch(memory_mb, ground.interpreter)
             self.own_proc = ground.pid and rootfs.mount_proc()
         else:
             assert scratch is not None
