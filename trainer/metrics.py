@@ -99,6 +99,7 @@ METRICS: dict[str, Metric] = {
     "micro_batches": Metric("Micro-batches of one rank on this batch.", "same"),
     "packed_tokens": Metric("Tokens that went through the model, shared prompts once.", "count"),
     "seconds_wait": Metric("Seconds the trainer waited for a batch.", "same"),
+    "seconds_alignment": Metric("Seconds of the alignment gate, on the first batch only.", "max"),
     "seconds_old_logprobs": Metric("Seconds to recompute the old log-probabilities.", "max"),
     "seconds_train": Metric("Seconds of forward, backward and optimizer.", "max"),
     "seconds_sync": Metric("Seconds until vLLM served the new weights.", "max"),

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from environments.settings import write_yaml
+from trainer.alignment import measure
 from trainer.batches import AtroposClient, BatchError, broadcast_groups
 from trainer.checkpoints import Checkpoints
 from trainer.config import TrainerConfig
@@ -41,6 +42,7 @@ class Run:
     def __init__(self, config: TrainerConfig) -> None:
         self.config = config
         self.step = 0
+        self._aligned = False
         self._resources = ExitStack()
 
     def __enter__(self) -> Run:
@@ -124,11 +126,22 @@ class Run:
         return groups
 
     def prepare(self, groups: list[Group]) -> Batch:
-        """Advantages, drops, packing and old log-probabilities."""
+        """Advantages, drops, packing and old log-probabilities; Misaligned when they are not the sampler's."""
         batch = prepare(groups, self.config, self.parallel)
+        if not self._aligned and batch.parts:
+            with self._timed("seconds_alignment"):
+                self._check_alignment(batch)
         with self._timed("seconds_old_logprobs"):
             set_old_logprobs(batch, self.policy, self.config, self.parallel)
         return batch
+
+    def _check_alignment(self, batch: Batch) -> None:
+        first = batch.parts[0].micro_batches[0]
+        found = measure(first, batch.groups[:: len(batch.parts)], self.step, self.policy, self.parallel)
+        if found is not None:
+            found.check()
+            log.info("trainer and sampler agree: %.4f nats a token over %d tokens", found.distance, found.tokens)
+            self._aligned = True
 
     def optimize(self, batch: Batch) -> None:
         """One optimizer step for each part of the batch; a batch without a trained token is skipped and counted."""
