@@ -1,0 +1,66 @@
+"""Every objective's gradient on real FSDP2 over gloo: worlds of 1, 2 and 3, cut into few or many micro-batches."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.trainer.objective_ranks import MAX_TOKENS, NAMES
+
+Gradients = dict[Any, dict[str, Tensor]]
+
+
+@pytest.fixture(scope="module")
+def worlds(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Gradients]:
+    """World size -> all gradients, each world started by torchrun."""
+    folder = tmp_path_factory.mktemp("worlds")
+    found = {}
+    for world in (1, 2, 3):
+        result = folder / f"{world}.pt"
+        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
+        program = ["-m", "tests.trainer.objective_ranks", str(models["llama"]), str(result)]
+        done = subprocess.run(
+            [*launch, *program],
+            cwd=Path(__file__).parents[2],
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        found[world] = torch.load(result)
+    return found
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("baseline", ["include", "exclude"])
+@pytest.mark.parametrize("name", NAMES)
+def test_the_gradient_does_not_depend_on_how_the_batch_was_cut(
+    worlds: dict[int, Gradients], name: str, baseline: str
+) -> None:
+    reference = worlds[1][name, baseline, MAX_TOKENS[-1]]
+    assert sum(float(value.norm()) for value in reference.values()) > 0
+    for world, gradients in worlds.items():
+        for tokens in MAX_TOKENS:
+            ours = gradients[name, baseline, tokens]
+            assert ours.keys() == reference.keys()
+            for key, expected in reference.items():
+                relative = float((ours[key] - expected).norm() / expected.norm())
+                assert relative <= 1e-5, f"world {world}, {tokens} tokens, {key}: {relative}"
+
+
+def test_no_two_objectives_have_the_same_gradient(worlds: dict[int, Gradients]) -> None:
+    flat = {
+        name: torch.cat([value.flatten() for value in worlds[1][name, "include", MAX_TOKENS[-1]].values()])
+        for name in NAMES
+    }
+    directions = {name: value / value.norm() for name, value in flat.items()}
+    for place, first in enumerate(NAMES):
+        for second in NAMES[place + 1 :]:
+            assert float((directions[first] - directions[second]).norm()) > 1e-3, (first, second)
