@@ -26,14 +26,18 @@ MAX_TOKENS = (40, 1000)
 
 def groups_to_train() -> list[Group]:
     """Groups with mixed scores, one rollout cut off, and sampler's log-probabilities that differ from the policy's."""
-    groups = make_groups([(11, [4, 2, 6]), (3, [8, 9, 1]), (6, [1, 5, 7]), (5, [3, 3, 3])])
+    groups = make_groups([(11, [4, 2, 6]), (3, [8, 9, 1]), (6, [1, 5, 7, 2]), (5, [3, 3, 3])])
     return [
         replace(
             group,
             rollouts=[
-                # the first group's last rollout is cut off; its scores spread wider than the third's
-                replace(rollout, score=score if number != 2 else score / 2 + place, overlong=number == 0 and place == 2)
-                for place, (rollout, score) in enumerate(zip(group.rollouts, (1.0, -1.0, -1.0), strict=True))
+                # the first group's last rollout is cut off; half of the third group passes, a third of the others
+                replace(
+                    rollout,
+                    score=1.0 if place == 0 or (number == 2 and place == 1) else -1.0,
+                    overlong=number == 0 and place == 2,
+                )
+                for place, rollout in enumerate(group.rollouts)
             ],
         )
         for number, group in enumerate(groups)
