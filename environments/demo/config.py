@@ -14,7 +14,7 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "demo"
 class DemoConfig(Settings):
     """The demo's own options; what it starts is configured by the files in configs/demo."""
 
-    steps: int = Field(8, ge=1, description="Training steps.")
+    steps: int = Field(6, ge=1, description="Training steps.")
     seed: int = Field(0, ge=0, description="Seed of the problems, their order, sampling and evaluation.")
     run_dir: Path | None = Field(None, description="Folder of the run; empty: runs/demo-DATE-TIME.")
     model: Path = Field(

@@ -55,10 +55,16 @@ def test_what_makes_no_sense_is_refused_with_the_fix(flags, words):
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_the_demo_s_configuration_loads():
-    used = load(TrainerConfig, ["--config", str(ROOT / "configs/demo/trainer.yaml")])
-    assert used.objective.name == "dapo"
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("trainer", "dapo"), ("trainer_grpo", "grpo"), ("trainer_gspo", "gspo"), ("trainer_gspo_plus", "gspo+")],
+)
+def test_every_objective_has_a_shipped_configuration_that_differs_in_the_objective_only(file, name):
+    used = load(TrainerConfig, ["--config", str(ROOT / f"configs/demo/{file}.yaml")])
+    demo = load(TrainerConfig, ["--config", str(ROOT / "configs/demo/trainer.yaml")])
+    assert used.objective.name == name
     assert used.batch.groups == 8
+    assert used.model_copy(update={"objective": demo.objective}) == demo
 
 
 def test_main_runs_from_another_folder_and_lists_its_options(tmp_path):
