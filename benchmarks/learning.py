@@ -32,7 +32,8 @@ def run(name: str, seed: int, steps: int, *, shuffle: bool, runs: Path) -> int:
         kept.mkdir(parents=True)
         for file in KEPT:
             shutil.copyfile(folder / file, kept / file)
-        shutil.copytree(folder / "config", kept / "config")
+        # not demo.yaml: it only names the folders of this machine
+        shutil.copytree(folder / "config", kept / "config", ignore=shutil.ignore_patterns("demo.yaml"))
     return code
 
 
