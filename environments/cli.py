@@ -75,13 +75,17 @@ def run_env(context: typer.Context) -> None:
 def run_api(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
+    journal: Annotated[
+        Path | None, typer.Option(help="File that keeps the groups; one for each run. None: in memory only.")
+    ] = None,
 ) -> None:
     """Start the Atropos API server, where environments put groups and the trainer takes batches."""
+    from environments.api_server.journal import JournalError
     from environments.api_server.launch import PortInUseError, serve
 
     try:
-        serve(host, port)
-    except PortInUseError as error:
+        serve(host, port, journal)
+    except (PortInUseError, JournalError) as error:
         raise fail(str(error)) from None
 
 

@@ -2,7 +2,7 @@
 
     BatchError              a group that cannot be trained on, or a batch that cannot be had
     ├── ApiUnreachable      no connection or server errors, until the attempts were used up
-    ├── ApiRefused          a client error or an answer that is none: the address or the request is wrong
+    ├── ApiRefused          a client error or an answer that is none: address, request or contract is wrong
     └── BatchTimeout        no batch within the deadline
 
 Nothing is retried into silence: an invalid group stops the trainer with its id, field, value and fix.
@@ -50,11 +50,12 @@ class BatchTimeout(BatchError):
 
 
 class AtroposClient:
-    """The trainer's side of the Atropos API (atroposlib 0.4.0): register, then one batch after the other.
+    """The trainer's side of the API server (`atropos run-api`): register, then lease one batch after the other.
 
+    A leased batch is kept by the server until `acknowledge` says that a checkpoint which includes it is durable, and
+    comes again, the same bytes in the same order, after `rollback`. So an answer that gets lost is asked for again.
     Connection failures, missed deadlines of one request and 5xx are tried again with growing pauses, at most
-    `attempts` times in a row; anything else is an error at once. The stock server forgets a batch once it is popped:
-    one whose answer gets lost or fails with 500 is gone, and is warned about. A server that was restarted has
+    `attempts` times in a row; anything else is an error at once. A server that was restarted without its journal has
     forgotten the trainer, which is registered again.
     """
 
@@ -75,8 +76,8 @@ class AtroposClient:
         self._pause_s = pause_s
         self._poll_s = poll_s
         self._registration: dict[str, Any] | None = None
-        # gzip of a large batch holds the server's event loop for many seconds, and the link is local
-        self._http = httpx.Client(timeout=request_timeout_s, headers={"Accept-Encoding": "identity"})
+        self._terms: dict[str, Any] | None = None
+        self._http = httpx.Client(timeout=request_timeout_s)
 
     def __enter__(self) -> AtroposClient:
         return self
@@ -105,7 +106,7 @@ class AtroposClient:
         """Announces the trainer (POST /register) and returns the id that the server gave it.
 
         batch_size: rollouts, not groups. max_token_len: above the context or -1, since Atropos drops a whole group
-        with one sequence that reaches it. The first registration decides until the server restarts.
+        with one sequence that reaches it.
         """
         self._registration = {
             "wandb_group": wandb_group,
@@ -123,8 +124,24 @@ class AtroposClient:
             raise ApiRefused(f"{self._url}/register answered without a uuid: check that it is an Atropos API server")
         return identity
 
-    def next_batch(self, timeout: float, on_wait: Callable[[float], None] | None = None) -> list[Group]:
-        """Waits for the next batch (GET /batch) and returns its groups, checked.
+    def agree(self, terms: Mapping[str, Any]) -> None:
+        """Says this side's terms (POST /contract); ApiRefused names those in which the environment's differ."""
+        self._terms = dict(terms)
+        self._ask("POST", "/contract", {"side": "trainer", "terms": self._terms})
+
+    def rollback(self, step: int) -> int:
+        """Goes on from `step` (POST /rollback): later batches will come again; how many.
+
+        Raises ApiRefused for a step before the acknowledged one.
+        """
+        return int(self._ask("POST", "/rollback", {"step": step})["batches"])
+
+    def acknowledge(self, checkpoint_step: int) -> None:
+        """A checkpoint after `checkpoint_step` steps is durable (POST /ack): the batches before it may go."""
+        self._ask("POST", "/ack", {"checkpoint_step": checkpoint_step})
+
+    def lease(self, step: int, timeout: float, on_wait: Callable[[float], None] | None = None) -> list[Group]:
+        """Waits for the batch of `step` (POST /lease) and returns its groups, checked.
 
         timeout: seconds, from now. on_wait: called before each pause with the seconds waited so far, to show
         progress or to raise. Raises BatchTimeout with the server's state, BatchError for an invalid group.
@@ -132,12 +149,12 @@ class AtroposClient:
         started = time.monotonic()
         deadline = started + timeout
         while True:
-            answer = self._ask("GET", "/batch", deadline=deadline)
+            answer = self._ask("POST", "/lease", {"trainer": "trainer", "step": step}, deadline=deadline)
             if answer.get("status") == "error":
                 self._register_again(str(answer.get("message")))
                 continue
             if "batch" not in answer:
-                raise ApiRefused(f"{self._url}/batch answered without a batch: check that it is an Atropos API server")
+                raise ApiRefused(f"{self._url}/lease answered without a batch: check that `atropos run-api` runs there")
             if answer["batch"]:
                 return [parse_group(group) for group in answer["batch"]]
             waited = time.monotonic() - started
@@ -165,9 +182,11 @@ class AtroposClient:
 
     def _register_again(self, message: str) -> None:
         if self._registration is None:
-            raise ApiRefused(f"{self._url} says {message!r}: call register() before next_batch()")
+            raise ApiRefused(f"{self._url} says {message!r}: call register() before lease()")
         log.warning("the Atropos API at %s has forgotten this trainer (restarted?): registering again", self._url)
         self._ask("POST", "/register", self._registration)
+        if self._terms is not None:
+            self.agree(self._terms)
 
     def _ask(
         self, method: str, path: str, body: Mapping[str, Any] | None = None, deadline: float | None = None
@@ -178,7 +197,7 @@ class AtroposClient:
                 response = self._http.request(method, self._url + path, json=body)
                 if response.status_code < 500:
                     return self._read(response)
-                trouble = f"HTTP {response.status_code}"
+                trouble = f"HTTP {response.status_code} {response.text[:200]}".rstrip()
             except httpx.TransportError as error:
                 trouble = f"{type(error).__name__}: {error}"
             pause = self._pause_s * 2 ** min(attempt - 1, 4)
@@ -189,16 +208,17 @@ class AtroposClient:
                     "that the Atropos "
                     "API server runs there (its log says why it fails)"
                 )
-            lost = "; a batch that was being answered is lost" if path == "/batch" else ""
-            log.warning("%s %s%s: %s%s; again in %.1f s", method, self._url, path, trouble, lost, pause)
+            log.warning("%s %s%s: %s; again in %.1f s", method, self._url, path, trouble, pause)
             time.sleep(pause)
         raise AssertionError("attempts must be at least 1")
 
     def _read(self, response: httpx.Response) -> dict[str, Any]:
+        if response.status_code == 409:  # the two sides do not fit: the server says in what
+            raise ApiRefused(f"{response.url} refuses: {response.json()['detail']}")
         if response.status_code != 200:
             raise ApiRefused(
                 f"{response.request.method} {response.url} answered HTTP {response.status_code} "
-                f"({response.text[:200]}): check the address, and that atroposlib 0.4.0 runs there"
+                f"({response.text[:200]}): check the address, and that `atropos run-api` of this version runs there"
             )
         try:
             answer = response.json()

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from environments.contract import terms
 from environments.settings import write_yaml
 from trainer.alignment import measure
 from trainer.batches import AtroposClient, BatchError, broadcast_groups
@@ -103,6 +104,18 @@ class Run:
                 wandb_group=config.run_dir.name,
                 wandb_project="atropos-livecode",
             )
+            self.client.agree(
+                terms(
+                    model=config.model,
+                    context=config.batch.context,
+                    group_size=config.batch.group_size,
+                    overlong_baseline=config.objective.overlong_baseline,
+                    steps=config.steps,
+                )
+            )
+            again = self.client.rollback(self.step)
+            if again:
+                log.info("%d batches since step %d were not in a checkpoint and come again", again, self.step)
         self._step_started = time.monotonic()
 
     # -- the phases of a step, in order --------------------------------------------------------------------
@@ -117,7 +130,7 @@ class Run:
             pulled: list[Group] | BatchError | None = None
             if self.client is not None:
                 try:
-                    pulled = self.client.next_batch(self.config.api.batch_deadline_s)
+                    pulled = self.client.lease(self.step, self.config.api.batch_deadline_s)
                 except BatchError as error:
                     pulled = error
             groups = broadcast_groups(pulled, self.parallel.control)
@@ -207,6 +220,9 @@ class Run:
         every = self.config.checkpoint.every
         if last or (every and self.step % every == 0):
             self.checkpoints.save(self.policy, self.optimizer, self.step)
+            self.checkpoints.wait()
+            if self.client is not None:  # not earlier: what is acknowledged cannot be served again
+                self.client.acknowledge(self.step)
         if last and self.config.checkpoint.export:
             save_hf(self.policy, self.config.run_dir / "export", self.config.model)
 

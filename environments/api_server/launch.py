@@ -1,11 +1,15 @@
-"""Starts Atropos' own FastAPI app on one address, loopback unless told otherwise."""
+"""Starts the Atropos API server on one address, loopback unless told otherwise."""
 
 from __future__ import annotations
 
 import errno
+import logging
 import socket
+from pathlib import Path
 
 import uvicorn
+
+log = logging.getLogger(__name__)
 
 
 class PortInUseError(OSError):
@@ -32,10 +36,23 @@ def bind(host: str, port: int) -> socket.socket:
     return sock
 
 
-def serve(host: str, port: int) -> None:
-    """Serves until SIGINT or SIGTERM."""
-    sock = bind(host, port)
-    from atroposlib.api.server import app
+def serve(host: str, port: int, journal: Path | None = None) -> None:
+    """Serves until SIGINT or SIGTERM. With a journal, a server that is started again has what it had promised.
 
-    config = uvicorn.Config(app, log_level="warning", access_log=False)
+    Raises:
+        PortInUseError: the address is taken.
+        JournalError: the journal cannot be read.
+    """
+    sock = bind(host, port)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+    from environments.api_server.journal import Journal
+    from environments.api_server.server import build
+    from environments.api_server.store import Store
+
+    store = Store(Journal(journal) if journal else None)
+    if journal is None:
+        log.warning("no journal: groups that wait are lost when this server ends; --journal FILE keeps them")
+    elif store.held:
+        log.info("%s: %d groups wait, %d batches are leased", journal, len(store.waiting), len(store.leases))
+    config = uvicorn.Config(build(store), log_level="warning", access_log=False)
     uvicorn.Server(config).run(sockets=[sock])

@@ -107,7 +107,8 @@ class Demo:
     def _start_servers(self) -> None:
         self._start(
             "api",
-            [*_atropos(), "run-api", "--port", self.api.rpartition(":")[2]],
+            [*_atropos(), "run-api", "--port", self.api.rpartition(":")[2]]
+            + ["--journal", str(self.run_dir / "api.journal")],
             f"{self.api}/status",
             "Atropos API server",
         )

@@ -112,6 +112,8 @@ class FixedBaseEnv(BaseEnv):
                 if response.status_code < 400:
                     return response.json()
                 reason = f"status {response.status_code}: {response.text[:500]}"
+                if response.status_code == 404:
+                    reason += "; start the server by `atropos run-api`"
                 if response.status_code < 500:
                     raise AtroposError(f"{self.config.rollout_server_url}{path} refuses: {reason}")
             if attempt < _TRIES:
@@ -173,6 +175,10 @@ class FixedBaseEnv(BaseEnv):
                 "the trainer's batch.context"
             )
         self.config.batch_size, self.max_token_len = batch, limit
+
+    async def agree(self, terms: dict[str, Any]) -> None:
+        """Says what this side assumes of the run; AtroposError names what the trainer assumes otherwise."""
+        await self.call_api("POST", "/contract", json={"side": "environment", "terms": terms})
 
     async def send_group(self, group: dict[str, Any]) -> None:
         """Sends one group; returns when the API has it.

@@ -12,6 +12,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
+from environments.contract import terms
 from environments.livecode.atropos_fixes import FixedBaseEnv, server_configs
 from environments.livecode.config import LivecodeEnvConfig, RunConfig
 from environments.livecode.evaluation import evaluate
@@ -171,6 +172,15 @@ class LivecodeEnv(FixedBaseEnv):
         await self.setup_wandb()
         await self.register_env()
         await self.get_server_info()
+        await self.agree(
+            terms(
+                model=Path(self.run_config.tokenizer_path),
+                context=self.config.context,
+                group_size=self.config.group_size,
+                overlong_baseline=self.config.overlong_baseline,
+                steps=self.config.total_steps,
+            )
+        )
         await self._refresh()
         self.sent = self.api_groups
         logger.info("feeding %d steps of %d groups", self.config.total_steps, self.groups_per_batch)

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import socket
-import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,11 +16,12 @@ from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+
+from tests.served import Served
 
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
@@ -54,26 +53,6 @@ def tokenizer(model_dir: Path) -> Any:
     from transformers import AutoTokenizer
 
     return AutoTokenizer.from_pretrained(model_dir)
-
-
-class Served:
-    """An ASGI app on a port of its own, in a thread."""
-
-    def __init__(self, app: Any) -> None:
-        self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))
-        self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
-        self._server = uvicorn.Server(uvicorn.Config(app, log_level="error", lifespan="off"))
-        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
-        self._thread.start()
-        while not self._server.started:
-            time.sleep(0.01)
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._server.force_exit = True
-        self._thread.join(10)
-        self._socket.close()
 
 
 Answer = dict[str, Any]  # text, finish_reason, and delay in seconds
@@ -174,7 +153,7 @@ def generation(tokenizer: Any) -> Iterator[Any]:
 
 
 @pytest.fixture(scope="session")
-def _api() -> Iterator[Served]:
+def _stock_api() -> Iterator[Served]:
     from atroposlib.api.server import app
 
     served = Served(app)
@@ -183,12 +162,23 @@ def _api() -> Iterator[Served]:
 
 
 @pytest.fixture
-def api(_api: Served) -> str:
+def stock_api(_stock_api: Served) -> str:
     """The address of Atropos' own API server, as it is when nobody has registered."""
     from atroposlib.api.server import app
 
     app.state._state.clear()
-    return _api.url
+    return _stock_api.url
+
+
+@pytest.fixture
+def api() -> Iterator[str]:
+    """The address of this project's API server, as it is when nobody has registered."""
+    from environments.api_server.server import build
+    from environments.api_server.store import Store
+
+    served = Served(build(Store()))
+    yield served.url
+    served.stop()
 
 
 class Trainer:

@@ -61,6 +61,12 @@ class Fixed(FixedBaseEnv):
 
 
 @pytest.fixture
+def api(stock_api: str) -> str:
+    """Everything here happens against the stock server: the repairs hold there too."""
+    return stock_api
+
+
+@pytest.fixture
 def stock(model_dir: Path, api: str) -> Stock:
     config = BaseEnvConfig(
         tokenizer_name=str(model_dir), rollout_server_url=api, use_wandb=False, group_size=2, batch_size=4
@@ -312,6 +318,11 @@ async def test_an_api_that_is_down_is_named(fixed: Fixed, monkeypatch: pytest.Mo
     fixed.api.base_url = httpx.URL("http://127.0.0.1:9")
     with pytest.raises(ApiUnreachable, match=r"/info failed 2 times.*ConnectError.*atropos run-api"):
         await fixed.get_server_info()
+
+
+async def test_a_server_without_contracts_is_named(fixed: Fixed) -> None:
+    with pytest.raises(AtroposError, match=r"/contract refuses: status 404.*start the server by `atropos run-api`"):
+        await fixed.agree({})
 
 
 def test_fault_a_chat_template_gives_no_list_of_ids_by_default(tokenizer: Any) -> None:

@@ -320,12 +320,13 @@ def test_an_unknown_mode_names_the_known_ones(config: RunConfig) -> None:
 def test_a_signal_ends_it_with_every_judge(config: RunConfig, generation: Any, number: int, code: int) -> None:
     generation.script = lambda prompt, number: {"text": "```python\nwhile True: pass\n```"}
     config.process.groups = 2
+    before = set(psutil.Process().children(recursive=True))  # other tests' servers
     family: list[psutil.Process] = []
 
     def interrupt() -> None:
         while not family:
             time.sleep(0.05)
-            family.extend(psutil.Process().children(recursive=True))
+            family.extend(set(psutil.Process().children(recursive=True)) - before)
         time.sleep(0.3)
         os.kill(os.getpid(), number)
 

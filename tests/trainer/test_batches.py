@@ -9,14 +9,18 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import atroposlib.api.server as atropos
 import httpx
 import pytest
 import uvicorn
-from starlette.datastructures import State
+from starlette.responses import PlainTextResponse
 
+from environments.api_server.journal import Journal
+from environments.api_server.server import build
+from environments.api_server.store import Store
 from trainer.batches import (
     ApiRefused,
     ApiUnreachable,
@@ -187,11 +191,30 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+class Faulty:
+    """The app with answers to /lease replaced by a 500 *after* the server has done its work."""
+
+    def __init__(self, app: Any, faults: int) -> None:
+        self.app, self.faults = app, faults
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http" or scope["path"] != "/lease" or not self.faults:
+            await self.app(scope, receive, send)
+            return
+        self.faults -= 1
+
+        async def swallow(message: Any) -> None:
+            pass
+
+        await self.app(scope, receive, swallow)
+        await PlainTextResponse("a fault", 500)(scope, receive, send)
+
+
 @contextmanager
-def serving(port: int) -> Iterator[str]:
-    """Atropos' own app, fresh, on this port."""
-    atropos.app.state = State()
-    server = uvicorn.Server(uvicorn.Config(atropos.app, host="127.0.0.1", port=port, ws="none", log_level="critical"))
+def serving(port: int, journal: Path | None = None, faults: int = 0) -> Iterator[str]:
+    """The project's API server on this port."""
+    app = Faulty(build(Store(Journal(journal) if journal else None)), faults)
+    server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, ws="none", log_level="critical"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
     while not server.started:
@@ -225,11 +248,15 @@ def send(url: str, *groups: dict[str, Any]) -> None:
         httpx.post(f"{url}/scored_data", content=body, headers={"Content-Type": "application/json"}).raise_for_status()
 
 
+def ids(groups: list[Any]) -> list[str]:
+    return [group.group_id for group in groups]
+
+
 def test_a_batch_of_groups_comes_back_as_it_was_sent(url: str) -> None:
     with client_of(url) as client:
         register(client)
         send(url, wire("a"), wire("b"))
-        assert client.next_batch(20) == [parse_group(wire("a")), parse_group(wire("b"))]
+        assert client.lease(0, 20) == [parse_group(wire("a")), parse_group(wire("b"))]
 
 
 def test_registration_carries_the_servers_fields(url: str) -> None:
@@ -257,9 +284,9 @@ def test_it_waits_until_the_batch_is_full(url: str) -> None:
         later = threading.Timer(0.3, send, (url, wire("b")))
         later.start()
         waits: list[float] = []
-        groups = client.next_batch(20, on_wait=waits.append)
+        groups = client.lease(0, 20, on_wait=waits.append)
         later.join()
-    assert [group.group_id for group in groups] == ["a", "b"]
+    assert ids(groups) == ["a", "b"]
     assert waits == sorted(waits)
     assert waits
 
@@ -269,12 +296,12 @@ def test_no_batch_in_time_says_what_is_queued(url: str) -> None:
         register(client)
         send(url, wire("a"))
         with pytest.raises(BatchTimeout, match=r"within 0.2 s: 1 groups are queued and a batch takes 4 rollouts"):
-            client.next_batch(0.2)
+            client.lease(0, 0.2)
 
 
 def test_asking_before_registering_is_refused(url: str) -> None:
-    with client_of(url) as client, pytest.raises(ApiRefused, match=r"call register\(\) before next_batch"):
-        client.next_batch(1)
+    with client_of(url) as client, pytest.raises(ApiRefused, match=r"call register\(\) before lease"):
+        client.lease(0, 1)
 
 
 def test_an_invalid_group_stops_the_batch(url: str) -> None:
@@ -282,24 +309,47 @@ def test_an_invalid_group_stops_the_batch(url: str) -> None:
         register(client, rollouts=2)
         send(url, changed("inference_logprobs.0.3", 1.0))
         with pytest.raises(BatchError, match=r"group g-1: inference_logprobs\[0\]\[3\]"):
-            client.next_batch(20)
+            client.lease(0, 20)
 
 
-def test_a_server_error_is_tried_again(url: str, caplog: pytest.LogCaptureFixture) -> None:
-    # stock Atropos accepts a NaN, then answers 500 and has lost the batch; the next one is fine
-    with client_of(url) as client:
-        register(client, rollouts=2)
-        send(url, wire("good"), changed("inference_logprobs.0.4", NAN))
-        assert [group.group_id for group in client.next_batch(20)] == ["good"]
-    assert "HTTP 500; a batch that was being answered is lost" in caplog.text
-
-
-def test_server_errors_without_end_are_an_error(url: str) -> None:
-    with client_of(url, attempts=3) as client:
+def test_a_batch_whose_answer_got_lost_comes_when_it_is_asked_for_again(caplog: pytest.LogCaptureFixture) -> None:
+    with serving(free_port(), faults=2) as url, client_of(url) as client:
         register(client)
-        httpx.get(f"{url}/reset_data").raise_for_status()  # leaves stock /batch broken
-        with pytest.raises(ApiUnreachable, match=r"/batch failed 3 times, at last with HTTP 500"):
-            client.next_batch(20)
+        send(url, wire("a"), wire("b"), wire("c"), wire("d"))
+        assert ids(client.lease(0, 20)) == ["a", "b"]
+        assert ids(client.lease(1, 20)) == ["c", "d"]
+    assert "HTTP 500 a fault; again in" in caplog.text
+
+
+def test_server_errors_without_end_are_an_error() -> None:
+    with serving(free_port(), faults=10**9) as url, client_of(url, attempts=3) as client:
+        register(client)
+        with pytest.raises(ApiUnreachable, match=r"/lease failed 3 times, at last with HTTP 500"):
+            client.lease(0, 20)
+
+
+def test_after_a_rollback_the_batches_come_again_and_after_an_acknowledgement_they_do_not(url: str) -> None:
+    with client_of(url) as client:
+        register(client)
+        send(url, *(wire(name) for name in "abcdef"))
+        assert [ids(client.lease(step, 20)) for step in range(3)] == [["a", "b"], ["c", "d"], ["e", "f"]]
+        client.acknowledge(1)
+        assert client.rollback(1) == 2
+        assert [ids(client.lease(step, 20)) for step in (1, 2)] == [["c", "d"], ["e", "f"]]
+        with pytest.raises(ApiRefused, match=r"refuses: step 0 is before the acknowledged checkpoint of step 1"):
+            client.rollback(0)
+
+
+def test_what_the_environment_assumes_otherwise_is_named(url: str) -> None:
+    theirs = {"context": 640, "group_size": 8, "temperature": 0.7}
+    httpx.post(f"{url}/contract", json={"side": "environment", "terms": theirs}).raise_for_status()
+    with client_of(url) as client:
+        register(client)
+        with pytest.raises(ApiRefused, match=r"differ in context: .*'trainer': \{'context': 512\}"):
+            client.agree({"context": 512, "group_size": 8})
+        with pytest.raises(ApiRefused, match=r"differ in context"):
+            client.lease(0, 20)
+        client.agree({"context": 640, "group_size": 8})
 
 
 def test_a_client_error_is_not_tried_again(url: str) -> None:
@@ -333,7 +383,7 @@ def test_a_restarted_server_gets_the_registration_again() -> None:
             asking = threading.Timer(0.3, send, (url, wire("a"), wire("b")))
             asking.start()
             try:
-                assert [group.group_id for group in client.next_batch(20)] == ["a", "b"]
+                assert ids(client.lease(0, 20)) == ["a", "b"]
             finally:
                 asking.join()
 

@@ -1,0 +1,159 @@
+"""The API server beside Atropos' own, in one run: groups in, a batch out, and whether /status is held up meanwhile.
+
+    python benchmarks/api.py [--rounds 3] [--groups 4] [--rollouts 16] [--tokens 32768] [--out FILE.json]
+
+Each server is a process of its own, ours with a journal on the disk of --folder. The groups are sent gzipped as the
+environment sends them, and as plain JSON. Every figure is the median of its rounds, taken in turns; /status is the
+longest answer that a second process saw while the other requests were under way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import multiprocessing
+import os
+import platform
+import random
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from environments.livecode.atropos_fixes import encode_group
+
+STOCK = "import uvicorn, sys; uvicorn.run('atroposlib.api.server:app', port=int(sys.argv[1]), log_level='warning')"
+
+
+def make_group(number: int, rollouts: int, tokens: int) -> dict[str, Any]:
+    """A group of random tokens, prompt 500 tokens, one weight version."""
+    rng = random.Random(number)
+    rows = [[rng.randrange(150_000) for _ in range(tokens)] for _ in range(rollouts)]
+    prompt = min(500, tokens // 2)
+    return {
+        "tokens": rows,
+        "masks": [[-100] * prompt + row[prompt:] for row in rows],
+        "scores": [float(index % 2 * 2 - 1) for index in range(rollouts)],
+        "inference_logprobs": [[1.0] * prompt + [-rng.expovariate(3) for _ in row[prompt:]] for row in rows],
+        "overrides": [
+            {"set_advantage_to_zero": False, "finish_reason": "stop", "versions": [[3, 0, tokens - prompt]]}
+            for _ in rows
+        ],
+        "group_overrides": {"group_id": f"g{number}", "problem_id": "p", "temperature": 0.7, "context": tokens},
+    }
+
+
+def watch(url: str, stop: Any, longest: Any) -> None:
+    """Asks for /status every 20 ms and keeps the longest wait."""
+    with httpx.Client(timeout=120) as client:
+        while not stop.is_set():
+            start = time.monotonic()
+            client.get(f"{url}/status")
+            longest.value = max(longest.value, time.monotonic() - start)
+            time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def serving(name: str, folder: Path) -> Iterator[str]:
+    """A fresh server; its address."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    ours = ["-m", "environments.cli", "run-api", "--port", port, "--journal", str(folder / "journal")]
+    argv = {"stock": ["-c", STOCK, port], "ours": ours}[name]
+    process = subprocess.Popen([sys.executable, *argv], stderr=subprocess.DEVNULL)
+    url = f"http://127.0.0.1:{port}"
+    try:
+        while True:
+            try:
+                httpx.get(f"{url}/").raise_for_status()
+                break
+            except httpx.TransportError:
+                assert process.poll() is None
+                time.sleep(0.05)
+        yield url
+    finally:
+        process.kill()
+        process.wait()
+
+
+def measure(name: str, bodies: list[bytes], gzipped: bool, rollouts: int, folder: Path) -> dict[str, float]:
+    """Seconds of each POST (the longest), of GET /batch, and of /status meanwhile (the longest)."""
+    headers = {"Content-Type": "application/json"} | ({"Content-Encoding": "gzip"} if gzipped else {})
+    registration = dict.fromkeys(("wandb_group", "wandb_project", "checkpoint_dir"), "") | {
+        "batch_size": len(bodies) * rollouts,
+        "max_token_len": -1,
+        "save_checkpoint_interval": -1,
+        "starting_step": 0,
+        "num_steps": 1,
+    }
+    stop, longest = multiprocessing.Event(), multiprocessing.Value("d", 0.0)
+    with serving(name, folder) as url, httpx.Client(timeout=300) as client:
+        client.post(f"{url}/register", json=registration).raise_for_status()
+        watcher = multiprocessing.Process(target=watch, args=(url, stop, longest))
+        watcher.start()
+        posts = []
+        for body in bodies:
+            start = time.monotonic()
+            client.post(f"{url}/scored_data", content=body, headers=headers).raise_for_status()
+            posts.append(time.monotonic() - start)
+        start = time.monotonic()
+        answer = client.get(f"{url}/batch").raise_for_status()
+        batch = time.monotonic() - start
+        stop.set()
+        watcher.join()
+        assert len(answer.json()["batch"]) == len(bodies)
+    return {"post": max(posts), "batch": batch, "status": longest.value}
+
+
+def main() -> None:
+    """Command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--groups", type=int, default=4)
+    parser.add_argument("--rollouts", type=int, default=16)
+    parser.add_argument("--tokens", type=int, default=32_768)
+    parser.add_argument("--folder", type=Path, default=None, help="where the journal lies; default: the system's")
+    parser.add_argument("--out", type=Path, default=None)
+    options = parser.parse_args()
+    groups = [make_group(number, options.rollouts, options.tokens) for number in range(options.groups)]
+    bodies = {
+        "gzip": [encode_group(group) for group in groups],
+        "plain": [json.dumps(group, separators=(",", ":")).encode() for group in groups],
+    }
+    found: dict[tuple[str, str], list[dict[str, float]]] = {}
+    for _ in range(options.rounds):
+        for form in bodies:
+            for name in ("ours", "stock"):
+                with tempfile.TemporaryDirectory(dir=options.folder) as folder:
+                    result = measure(name, bodies[form], form == "gzip", options.rollouts, Path(folder))
+                found.setdefault((name, form), []).append(result)
+    plain, gzipped = (len(bodies[form][0]) / 1e6 for form in ("plain", "gzip"))
+    print(
+        f"{options.groups} groups of {options.rollouts} x {options.tokens} tokens, {plain:.1f} MB each as JSON, "
+        f"{gzipped:.1f} MB gzipped; Python {platform.python_version()}, {os.cpu_count()} CPUs; median of "
+        f"{options.rounds} rounds, in seconds\n"
+    )
+    print("| server | sent as | POST, longest of a round | GET /batch | /status meanwhile, longest |")
+    print("|---|---|---|---|---|")
+    table = {}
+    for (name, form), rounds in found.items():
+        row = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
+        table[f"{name} {form}"] = row
+        print(f"| {name} | {form} | {row['post']:.2f} | {row['batch']:.2f} | {row['status']:.2f} |")
+    if options.out:
+        options.out.write_text(
+            json.dumps({"options": vars(options) | {"out": None, "folder": None}, "seconds": table}, indent=1)
+        )
+
+
+if __name__ == "__main__":
+    main()

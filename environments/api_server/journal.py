@@ -1,0 +1,181 @@
+"""An append-only file of checked records: what the API server has promised survives its death.
+
+    file    = MAGIC record*
+    record  = length (uint32, little-endian) crc32 (uint32) payload[length]
+
+A record counts once it is whole and its checksum fits. `append` returns after fsync. A file that ends within a record
+lost nothing that was promised: the torn end is cut off and said.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import struct
+import zlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+log = logging.getLogger(__name__)
+
+MAGIC = b"atropos-livecode journal 1\n"
+_HEAD = struct.Struct("<II")
+LONGEST = 2**31
+
+
+class JournalError(RuntimeError):
+    """A journal that cannot be read, of another version or damaged in its middle; the message names file and fix."""
+
+
+class Journal:
+    """One journal, open for appending.
+
+    Raises JournalError for a file that is none of ours, OSError where it cannot be read or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            self._lock(self._fd)
+            self.size = self._check()
+        except BaseException:
+            os.close(self._fd)
+            raise
+
+    def close(self) -> None:
+        """Closes the file."""
+        os.close(self._fd)
+
+    def _lock(self, fd: int) -> None:
+        """Two servers on one file would overwrite each other's records."""
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            same = os.path.samestat(os.fstat(fd), os.stat(self.path))  # not one that was just compacted away
+        except BlockingIOError:
+            same = False
+        if not same:
+            raise JournalError(f"{self.path}: another server keeps this journal: end it, or give another --journal")
+
+    def _check(self) -> int:
+        """Length of the whole records; what lies behind them is cut off."""
+        length = os.fstat(self._fd).st_size
+        found = os.pread(self._fd, len(MAGIC), 0)
+        if found != MAGIC:
+            if not MAGIC.startswith(found):
+                raise JournalError(
+                    f"{self.path}: not a journal of this version (it begins with {found!r}): give another --journal"
+                )
+            os.ftruncate(self._fd, 0)  # nothing was promised before the first line was whole
+            os.pwrite(self._fd, MAGIC, 0)
+            os.fsync(self._fd)
+            _sync_folder(self.path.parent)
+            return len(MAGIC)
+        end = len(MAGIC)
+        for start, payload in self._scan(length):
+            end = start + _HEAD.size + len(payload)
+        if end < length:
+            log.warning(
+                "%s: the last record is torn, %d bytes dropped; nothing acknowledged is in it", self.path, length - end
+            )
+            os.ftruncate(self._fd, end)
+            os.fsync(self._fd)
+        return end
+
+    def _scan(self, length: int) -> Iterator[tuple[int, bytes]]:
+        at = len(MAGIC)
+        while at + _HEAD.size <= length:
+            size, checksum = _HEAD.unpack(os.pread(self._fd, _HEAD.size, at))
+            if size > LONGEST or at + _HEAD.size + size > length:
+                return
+            payload = _read(self._fd, size, at + _HEAD.size)
+            if zlib.crc32(payload) != checksum:
+                if at + _HEAD.size + size < length:
+                    raise JournalError(
+                        f"{self.path}: the record at byte {at} is damaged and others follow it: the disk changed what "
+                        "was written. Keep the file for inspection and give another --journal"
+                    )
+                return
+            yield at, payload
+            at += _HEAD.size + size
+
+    def records(self) -> Iterator[tuple[int, bytes]]:
+        """All payloads with the place where each begins, oldest first."""
+        for start, payload in self._scan(self.size):
+            yield start + _HEAD.size, payload
+
+    def read(self, at: int, length: int) -> bytes:
+        """Bytes of a payload; `at` counts from the file's begin."""
+        return _read(self._fd, length, at)
+
+    def append(self, payload: bytes) -> int:
+        """One record, on disk when this returns; the place where its payload begins.
+
+        Raises OSError (a full disk); then the file is as before.
+        """
+        record = _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
+        try:
+            _write(self._fd, record, self.size)
+            os.fsync(self._fd)
+        except OSError:
+            os.ftruncate(self._fd, self.size)
+            raise
+        start, self.size = self.size, self.size + len(record)
+        return start + _HEAD.size
+
+    def rewrite(self, payloads: Iterable[bytes]) -> list[int]:
+        """Replaces everything by these records, all at once: a death in between leaves the old file.
+
+        Returns the place where each payload begins. Raises OSError (a full disk); then the file is as before.
+        """
+        fresh = self.path.with_name(self.path.name + ".new")
+        fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        starts = []
+        try:
+            _write(fd, MAGIC, 0)
+            at = len(MAGIC)
+            for payload in payloads:
+                record = _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
+                _write(fd, record, at)
+                starts.append(at + _HEAD.size)
+                at += len(record)
+            os.fsync(fd)
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            os.replace(fresh, self.path)
+        except BaseException:
+            os.close(fd)
+            fresh.unlink(missing_ok=True)
+            raise
+        _sync_folder(self.path.parent)
+        os.close(self._fd)
+        self._fd, self.size = fd, at
+        return starts
+
+
+def _read(fd: int, size: int, at: int) -> bytes:
+    parts = []
+    while size:
+        part = os.pread(fd, size, at)
+        if not part:
+            break
+        parts.append(part)
+        size, at = size - len(part), at + len(part)
+    return b"".join(parts)
+
+
+def _write(fd: int, data: bytes, at: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(fd, view, at)
+        view, at = view[written:], at + written
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a file's creation or renaming durable."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

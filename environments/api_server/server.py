@@ -1,0 +1,310 @@
+"""Atropos' own API server with the parts replaced that lose or reorder data; the same routes, and a few more.
+
+Replaced: /register, /register-env, /scored_data, /scored_data_list, /batch, /status, /latest_example, /reset_data.
+New: /lease, /ack, /rollback, /contract, /health, /metrics. A group is validated once, kept and served as the bytes that
+came; GET /batch is a lease that is acknowledged at once, so stock trainers work unchanged.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from atroposlib.api import server as stock
+from fastapi import FastAPI, Request, Response
+from fastapi.middleware.gzip import GZipMiddleware
+from fastapi.responses import JSONResponse, PlainTextResponse
+from fastapi.routing import APIRoute
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, Gauge, generate_latest
+from pydantic import BaseModel, Field
+
+from environments.api_server.groups import GroupError, parse, stock_form
+from environments.api_server.store import Entry, Lease, StepError, Store
+
+log = logging.getLogger(__name__)
+
+REPLACED = {
+    *("/register", "/register-env", "/scored_data", "/scored_data_list"),
+    *("/batch", "/status", "/latest_example", "/reset_data"),
+}
+
+
+class LeaseRequest(BaseModel):
+    """POST /lease."""
+
+    trainer: str = Field("trainer", description="Who asks, for the log.")
+    step: int = Field(ge=0, description="Step the batch is trained in: the version of the weights before it.")
+
+
+class AckRequest(BaseModel):
+    """POST /ack."""
+
+    checkpoint_step: int = Field(ge=0, description="Step of a checkpoint that is durable.")
+
+
+class RollbackRequest(BaseModel):
+    """POST /rollback."""
+
+    step: int = Field(ge=0, description="Step the trainer goes on from.")
+
+
+class ContractRequest(BaseModel):
+    """POST /contract."""
+
+    side: str = Field(description="Who says it: trainer, or environment.")
+    terms: dict[str, Any] = Field(description="What it assumes of the run, such as model, context, temperature.")
+
+
+def build(store: Store) -> FastAPI:
+    """An app with Atropos' routes, serving from this store. One in a process: what is left of Atropos' own routes
+    reads the state of Atropos' one app, which is kept up to date with the store.
+    """
+    app = FastAPI(title=stock.app.title)
+    for one in reversed(stock.app.user_middleware):
+        if one.cls is not GZipMiddleware:  # gzip of a batch, level 9, holds the event loop for seconds
+            app.add_middleware(one.cls, *one.args, **one.kwargs)
+    app.router.routes.extend(
+        route for route in stock.app.router.routes if isinstance(route, APIRoute) and route.path not in REPLACED
+    )
+    Server(app, store).mount()
+    return app
+
+
+class Server:
+    """The routes over one store. Changes are made one at a time, in a thread, since they wait for the disk."""
+
+    def __init__(self, app: FastAPI, store: Store) -> None:
+        self.app, self.store = app, store
+        self.lock = asyncio.Lock()
+        self.registry = CollectorRegistry()
+        self.counts = Counter("atropos_groups", "Groups by what became of them.", ["outcome"], registry=self.registry)
+        self.latest: bytes | None = None
+
+    def mount(self) -> None:
+        """Adds the routes, and shows what is restored to the stock routes that are left."""
+        add = self.app.add_api_route
+        add("/register", self.register, methods=["POST"])
+        add("/register-env", self.register_env, methods=["POST"])
+        add("/scored_data", self.scored_data, methods=["POST"])
+        add("/scored_data_list", self.scored_data_list, methods=["POST"])
+        add("/batch", self.batch, methods=["GET"])
+        add("/lease", self.lease, methods=["POST"])
+        add("/ack", self.ack, methods=["POST"])
+        add("/rollback", self.rollback, methods=["POST"])
+        add("/contract", self.contract, methods=["POST"])
+        add("/status", self.status, methods=["GET"])
+        add("/health", self.health, methods=["GET"])
+        add("/metrics", self.metrics, methods=["GET"])
+        add("/latest_example", self.latest_example, methods=["GET"])
+        add("/reset_data", self.reset_data, methods=["GET"])
+        self.app.add_exception_handler(OSError, self.disk_full)
+        self._measure()
+        self._show()
+
+    def _measure(self) -> None:
+        store = self.store
+        gauges: dict[str, tuple[str, Callable[[], float]]] = {
+            "groups_queued": ("Groups that a trainer will get.", lambda: store.groups_queued),
+            "rollouts_waiting": ("Rollouts that wait.", lambda: sum(e.size for e in list(store.waiting.values()))),
+            "batches_leased": ("Batches handed out and not acknowledged.", lambda: len(store.leases)),
+            "batches_rolled_back": ("Batches that will be served again.", lambda: len(store.again)),
+            "step": ("Step of the next batch.", lambda: store.step),
+            "journal_bytes": ("Size of the journal.", lambda: store.journal.size if store.journal else 0),
+        }
+        for name, (what, read) in gauges.items():
+            Gauge(f"atropos_{name}", what, registry=self.registry).set_function(read)
+
+    # -- registration --------------------------------------------------------------------------------------
+
+    async def register(self, registration: stock.Registration) -> dict[str, Any]:
+        """A trainer. A later registration replaces the former one: it is a trainer that was started again."""
+        await self._change(self.store.register, registration.model_dump())
+        requesters = stock.app.state.requesters = getattr(stock.app.state, "requesters", [])
+        requesters.append(stock.uuid.uuid4().int)
+        return {"uuid": requesters[-1]}
+
+    async def register_env(self, env: stock.RegisterEnv) -> dict[str, Any]:
+        """An environment, once a trainer has asked for its first batch."""
+        # Atropos' own function makes the entry and the answer, on a copy; the entry is then written, and shown by that
+        stock.app.state.envs = list(self.store.envs)
+        answer: dict[str, Any] = await stock.register_env_url(env)
+        if answer["status"] == "success":
+            await self._change(self.store.register_env, stock.app.state.envs[-1])
+        return answer
+
+    async def contract(self, request: ContractRequest) -> Response:
+        """Both sides say what they assume; 409 names the fields in which they differ."""
+        await self._change(self.store.set_contract, request.side, request.terms)
+        return self._refusal_by_contract() or JSONResponse(
+            {"status": "agreed" if len(self.store.contracts) > 1 else "waiting"}
+        )
+
+    def _refusal_by_contract(self) -> Response | None:
+        names = self.store.differences
+        if not names:
+            return None
+        said = {side: {name: terms[name] for name in names} for side, terms in self.store.contracts.items()}
+        return JSONResponse({"detail": f"the sides differ in {', '.join(names)}: {said}"}, status_code=409)
+
+    # -- groups in -----------------------------------------------------------------------------------------
+
+    async def scored_data(self, request: Request) -> Response:
+        """One group."""
+        return await self._receive(await request.body(), several=False)
+
+    async def scored_data_list(self, request: Request) -> Response:
+        """Several groups: all of them valid, or none is taken."""
+        return await self._receive(await request.body(), several=True)
+
+    async def _receive(self, body: bytes, *, several: bool) -> Response:
+        try:
+            entries = await asyncio.to_thread(parse, body, several=several)
+        except GroupError as error:
+            self.counts.labels("refused").inc()
+            log.warning("a group is refused: %s", error)
+            return JSONResponse({"detail": str(error)}, status_code=422)
+        found: list[str] = []
+        for entry in entries:
+            raw = entry.raw
+            found.append(await self._change(self.store.add, entry))
+            self.latest = raw
+        for entry, outcome in zip(entries, found, strict=True):
+            self.counts.labels(outcome).inc()
+            if outcome == "duplicate":
+                log.warning("group %s came twice, the second is dropped", entry.group_id)
+        return JSONResponse(self._receipt(entries, found, several=several))
+
+    def _receipt(self, entries: list[Entry], found: list[str], *, several: bool) -> dict[str, Any]:
+        buffered = [entry for entry, outcome in zip(entries, found, strict=True) if outcome == "buffered"]
+        size = sum(held.size for held in self.store.buffers.get(buffered[-1].env_id or 0, [])) if buffered else 0
+        if several:
+            receipt: dict[str, Any] = {"status": "received", "groups_processed": len(entries)}
+            return receipt | ({"buffered": len(buffered), "last_buffer_size": size} if buffered else {})
+        return {"status": "buffered", "buffer_size": size} if buffered else {"status": "received"}
+
+    # -- batches out ---------------------------------------------------------------------------------------
+
+    async def batch(self) -> Response:
+        """Stock GET /batch: the oldest batch, acknowledged as it is handed out."""
+        if self.store.registration is None:
+            return self._not_registered()
+        return await self._lease(self.store.step, acknowledge=True)
+
+    def _not_registered(self) -> Response:
+        message = "Trainer not registered. Call /register first."
+        return JSONResponse({"status": "error", "message": message, "batch": []})
+
+    async def lease(self, request: LeaseRequest) -> Response:
+        """The batch of a step, kept until /ack; asking again for the same step gives the same batch."""
+        if self.store.registration is None:
+            return self._not_registered()
+        return self._refusal_by_contract() or await self._lease(request.step, acknowledge=False)
+
+    async def _lease(self, step: int, *, acknowledge: bool) -> Response:
+        assert self.store.registration is not None
+        await self._change(self.store.start)
+        lease, body = await self._change(self._leased, step, int(self.store.registration["batch_size"]))
+        if lease is None:
+            return JSONResponse({"batch": None})
+        if acknowledge:
+            await self._change(self.store.ack, step + 1)
+        self.counts.labels("served").inc(len(lease.entries))
+        return Response(body, media_type="application/json")
+
+    def _leased(self, step: int, batch_size: int) -> tuple[Lease | None, bytes]:
+        """A lease with its answer; in one go, since compaction moves what the journal holds."""
+        lease = self.store.lease(step, batch_size)
+        raws = [] if lease is None else [stock_form(self.store.raw(entry)) for entry in lease.entries]
+        return lease, b'{"batch":[' + b",".join(raws) + b"]}"
+
+    async def ack(self, request: AckRequest) -> dict[str, Any]:
+        """A checkpoint is durable: what it includes is done with."""
+        return {"groups": await self._change(self.store.ack, request.checkpoint_step)}
+
+    async def rollback(self, request: RollbackRequest) -> Response:
+        """The trainer is back at a step: the batches since will be served again. 409: they are gone."""
+        try:
+            batches = await self._change(self.store.rollback, request.step)
+        except StepError as error:
+            return JSONResponse({"detail": str(error)}, status_code=409)
+        if batches:
+            log.info("rolled back to step %d: %d batches will be served again", request.step, batches)
+        return JSONResponse({"batches": batches})
+
+    # -- to be seen ----------------------------------------------------------------------------------------
+
+    async def status(self) -> dict[str, int]:
+        """As Atropos has it."""
+        return {"current_step": self.store.step, "queue_size": self.store.groups_queued}
+
+    async def health(self) -> dict[str, str]:
+        """Alive, and whether it keeps a journal."""
+        return {"status": "ok", "journal": str(self.store.journal.path) if self.store.journal else ""}
+
+    async def metrics(self) -> Response:
+        """Prometheus' text format."""
+        return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+    async def disk_full(self, _: Request, error: Exception) -> Response:
+        """507 where the journal cannot grow: the change did not happen, and its sender tries again."""
+        assert isinstance(error, OSError)
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise error
+        self.counts.labels("disk_full").inc()
+        log.error("the journal's disk is full: what was sent is not taken, and must be sent again")
+        return JSONResponse({"detail": "the journal's disk is full: free space, then send again"}, status_code=507)
+
+    async def latest_example(self) -> Response:
+        """The group that came last."""
+        raw = self.latest or b'{"tokens":[],"masks":[],"scores":[]}'
+        return Response(stock_form(raw), media_type="application/json")
+
+    async def reset_data(self) -> Response:
+        """Forgets everything, the journal included."""
+        await self._change(self.store.reset)
+        self.latest = None
+        return PlainTextResponse("Reset successful")
+
+    # -- the store -----------------------------------------------------------------------------------------
+
+    async def _change(self, change: Callable[..., Any], *arguments: Any) -> Any:
+        async with self.lock:
+            result = await asyncio.to_thread(change, *arguments)
+            self._show()
+        return result
+
+    def _show(self) -> None:
+        """What Atropos' own remaining routes read: /info, /wandb_info, /status-env, /disconnect-env."""
+        state, store = stock.app.state, self.store
+        state.envs = store.envs
+        state.buffer = {}
+        state.started = store.started
+        state.status_dict = {"step": store.step}
+        state.queue = _Sizes(store)
+        for attribute, name, missing in (
+            ("group", "wandb_group", None),
+            ("project", "wandb_project", None),
+            ("batchsize", "batch_size", -1),
+            ("max_token_len", "max_token_len", -1),
+            ("checkpoint_dir", "checkpoint_dir", ""),
+            ("save_checkpoint_interval", "save_checkpoint_interval", -1),
+            ("num_steps", "num_steps", -1),
+        ):
+            setattr(state, attribute, (store.registration or {}).get(name, missing))
+
+
+class _Sizes:
+    """The queue as /status-env reads it: who sent how many rollouts."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def __iter__(self) -> Any:
+        for entry in list(self._store.waiting.values()):
+            yield {"tokens": range(entry.size), "env_id": entry.env_id}
+
+    def __len__(self) -> int:
+        return len(self._store.waiting)
