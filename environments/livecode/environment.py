@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from environments.contract import terms
+from environments.livecode.admission import may_begin
 from environments.livecode.atropos_fixes import FixedBaseEnv, server_configs
 from environments.livecode.config import LivecodeEnvConfig, RunConfig
 from environments.livecode.evaluation import evaluate
@@ -199,20 +200,21 @@ class LivecodeEnv(FixedBaseEnv):
         return int(self.config.batch_size // self.config.group_size)
 
     def may_begin(self) -> bool:
-        """Whether one more group can begin without any group exceeding the staleness bound.
+        """Whether one more group can begin; see `admission.may_begin`.
 
-        A group that begins at version v must be among the first (v + max_staleness + 1) batches' groups. So
-        nothing may pass the oldest unfinished group by more than that: its version counts, not only the served
-        one. A group that is dropped frees its place. Generation slots must be free for the whole group; groups
-        that wait for verdicts hold none.
+        A group that is dropped frees its place. Generation slots must be free for the whole group; groups that
+        wait for verdicts hold none.
         """
         config = self.config
         if self.pipeline.generating + config.group_size > config.max_concurrent_rollouts:
             return False
-        oldest = min((version for _, version in self.in_flight.values()), default=self.served)
-        last = min(oldest + config.max_staleness + 1, config.total_steps)
-        ahead = max(self.sent, self.api_groups) + len(self.in_flight)
-        return ahead < last * self.groups_per_batch
+        return may_begin(
+            oldest=min((version for _, version in self.in_flight.values()), default=self.served),
+            ahead=max(self.sent, self.api_groups) + len(self.in_flight),
+            groups_per_batch=self.groups_per_batch,
+            max_staleness=config.max_staleness,
+            total_steps=config.total_steps,
+        )
 
     def _begin(self, problem: Problem) -> None:
         task = asyncio.create_task(self._feed(problem))
