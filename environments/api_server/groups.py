@@ -16,6 +16,10 @@ STOCK_FIELDS = (
 """Fields that a stock server always serves, null where the sender left them out."""
 
 
+UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeError)
+"""What the decoder raises for a body that is no JSON, or not ours: wrong types, too deep, not UTF-8."""
+
+
 class GroupError(ValueError):
     """A group that nobody could train on; the message names field, value and fix."""
 
@@ -47,7 +51,7 @@ def parse(body: bytes, *, several: bool) -> list[Entry]:
     """
     try:
         raws = [bytes(raw) for raw in _groups.decode(body)] if several else [bytes(body)]
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise GroupError(f"the body is no list of groups ({error}): send JSON without NaN or Infinity") from None
     return [_entry(raw) for raw in raws]
 
@@ -55,7 +59,7 @@ def parse(body: bytes, *, several: bool) -> list[Entry]:
 def _entry(raw: bytes) -> Entry:
     try:
         wire = _group.decode(raw)
-    except msgspec.MsgspecError as error:
+    except UNREADABLE as error:
         raise GroupError(f"{error}: send the fields of Atropos' ScoredData, numbers finite") from None
     size = len(wire.tokens)
     if not size:

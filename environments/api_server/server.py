@@ -11,6 +11,7 @@ import asyncio
 import errno
 import logging
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from atroposlib.api import server as stock
@@ -78,7 +79,8 @@ class Server:
 
     def __init__(self, app: FastAPI, store: Store) -> None:
         self.app, self.store = app, store
-        self.lock = asyncio.Lock()
+        # One thread, and not a lock: a request that is cancelled would let go of a lock while its change goes on.
+        self.disk = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self.registry = CollectorRegistry()
         self.counts = Counter("atropos_groups", "Groups by what became of them.", ["outcome"], registry=self.registry)
         self.latest: bytes | None = None
@@ -188,10 +190,14 @@ class Server:
     # -- batches out ---------------------------------------------------------------------------------------
 
     async def batch(self) -> Response:
-        """Stock GET /batch: the oldest batch, acknowledged as it is handed out."""
+        """Stock GET /batch: the oldest batch, acknowledged as it is handed out.
+
+        A batch that was leased and never acknowledged comes first: its trainer, or this server, died in between.
+        """
         if self.store.registration is None:
             return self._not_registered()
-        return await self._lease(self.store.step, acknowledge=True)
+        step = min((lease.step for lease in self.store.leases), default=self.store.step)
+        return await self._lease(step, acknowledge=True)
 
     def _not_registered(self) -> Response:
         message = "Trainer not registered. Call /register first."
@@ -271,9 +277,8 @@ class Server:
     # -- the store -----------------------------------------------------------------------------------------
 
     async def _change(self, change: Callable[..., Any], *arguments: Any) -> Any:
-        async with self.lock:
-            result = await asyncio.to_thread(change, *arguments)
-            self._show()
+        result = await asyncio.get_running_loop().run_in_executor(self.disk, change, *arguments)
+        self._show()
         return result
 
     def _show(self) -> None:

@@ -253,6 +253,31 @@ def test_a_group_that_nobody_can_train_on_is_refused_with_the_reason(ours: Api, 
     assert reason in detail
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        *(b"", b"null", b"[]", b'{"tokens"', b"\xff\xfe", b'"text"'),
+        b'{"tokens":[[1]],"masks":[[1]],"scores":[1],"other":' + b"[" * 100_000 + b"]" * 100_000 + b"}",
+        b'{"tokens":[[1]],"masks":[[1]],"scores":[1],"overrides":['
+        + b'{"a":' * 100_000
+        + b"1"
+        + b"}" * 100_000
+        + b"]}",
+        b'{"tokens":[[true]],"masks":[[1]],"scores":[1]}',
+        b'{"tokens":[[1]],"masks":[[1]],"scores":[1],"messages":[[{"role":"\xff","content":""}]]}',
+    ],
+    ids=range(10),
+)
+@pytest.mark.parametrize("path", ["/scored_data", "/scored_data_list"])
+def test_a_body_that_is_none_is_refused_and_harms_nothing(ours: Api, path: str, body: bytes) -> None:
+    if path == "/scored_data_list":
+        body = b"[" + body + b"]" if body else b"{}"
+    sent = ours.http.post(path, content=body)
+    assert sent.status_code == 422
+    assert sent.json()["detail"]
+    assert ours.status() == (0, 0)
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("field", ["scores", "inference_logprobs", "advantages", "ref_logprobs"])
 def test_a_number_that_is_not_finite_is_refused(ours: Api, field: str, value: float) -> None:
@@ -304,6 +329,14 @@ def test_a_lease_is_the_same_bytes_until_it_is_acknowledged(ours: Api) -> None:
     refused = ours.http.post("/rollback", json={"step": 0})
     assert (refused.status_code, "acknowledged checkpoint of step 1" in refused.json()["detail"]) == (409, True)
     assert ours.lease(1) == ["c", "d"]
+
+
+def test_a_stock_trainer_gets_first_what_was_leased_and_never_acknowledged(ours: Api) -> None:
+    # also what is left when the server dies between the two halves of GET /batch
+    ours.register()
+    ours.send("a", "b", "c", "d")
+    assert ours.lease(0) == ["a", "b"]
+    assert [ours.batch(), ours.batch(), ours.batch()] == [["a", "b"], ["c", "d"], None]
 
 
 def test_what_is_sent_is_served_byte_for_byte(ours: Api) -> None:
