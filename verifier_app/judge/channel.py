@@ -1,4 +1,7 @@
-"""Messages between judge, template and zygote: JSON after its length, over a Unix stream socket, with descriptors."""
+"""Messages between judge, template and zygote: JSON after its length, over a Unix stream socket, with descriptors.
+
+One side speaks at a time, so that a read never reaches into a second message.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ from typing import Any
 
 HEADER = 4
 MAX_FDS = 8
+CHUNK = 1 << 16
+_ROOM = socket.CMSG_SPACE(4 * MAX_FDS)
 
 
 class ChannelClosed(Exception):
@@ -31,7 +36,10 @@ class Channel:
 
     def send(self, message: Any, fds: Sequence[int] = ()) -> None:
         """Send one message; the descriptors travel with its first byte and stay open here."""
-        body = json.dumps(message).encode()
+        self.send_body(json.dumps(message).encode(), fds)
+
+    def send_body(self, body: bytes, fds: Sequence[int] = ()) -> None:
+        """Send one message that is JSON already."""
         data = len(body).to_bytes(HEADER, "big") + body
         try:
             if fds:
@@ -44,27 +52,36 @@ class Channel:
 
     def recv(self) -> tuple[Any, list[int]]:
         """The next message and the descriptors that came with it. Blocks; ChannelClosed at the end."""
-        fds: list[int] = []
-        header = self._exactly(HEADER, fds)
-        body = self._exactly(int.from_bytes(header, "big"), fds)
+        body, fds = self.recv_body()
         return json.loads(body), fds
 
-    def _exactly(self, count: int, fds: list[int]) -> bytes:
-        pieces = []
-        while count:
-            try:
-                data, ancillary, _, _ = self.sock.recvmsg(min(count, 1 << 20), socket.CMSG_SPACE(4 * MAX_FDS))
-            except OSError as error:
-                raise ChannelClosed(str(error)) from None
-            for _, _, packed in ancillary:
-                received = array.array("i")
-                received.frombytes(packed[: len(packed) - len(packed) % 4])
-                fds.extend(received)
-            if not data:
-                raise ChannelClosed("end of stream")
-            pieces.append(data)
-            count -= len(data)
-        return b"".join(pieces)
+    def recv_body(self) -> tuple[bytes, list[int]]:
+        """The next message as JSON. (The zygote calls this between forks: every object it touches is a copied page.)"""
+        fds: list[int] = []
+        data = self._read(CHUNK, fds)
+        while len(data) < HEADER:
+            data += self._read(HEADER - len(data), fds)
+        missing = HEADER + int.from_bytes(data[:HEADER], "big") - len(data)
+        if not missing:
+            return data[HEADER:], fds
+        pieces = [data[HEADER:]]
+        while missing > 0:
+            pieces.append(self._read(min(missing, 1 << 20), fds))
+            missing -= len(pieces[-1])
+        if missing < 0:
+            raise ChannelClosed("two messages at once")
+        return b"".join(pieces), fds
+
+    def _read(self, count: int, fds: list[int]) -> bytes:
+        try:
+            data, ancillary, _, _ = self.sock.recvmsg(count, _ROOM)
+        except OSError as error:
+            raise ChannelClosed(str(error)) from None
+        for _, _, packed in ancillary:
+            fds += memoryview(packed)[: len(packed) & ~3].cast("i").tolist()
+        if not data:
+            raise ChannelClosed("end of stream")
+        return data
 
 
 def channel_from_fd(fd: int) -> Channel:

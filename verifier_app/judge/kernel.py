@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
+import sys
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.prctl.argtypes = [ctypes.c_int, ctypes.c_ulong, ctypes.c_void_p, ctypes.c_ulong, ctypes.c_ulong]
@@ -99,3 +101,20 @@ def drop_capabilities() -> None:
     header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION_3, 0)
     data = (ctypes.c_uint32 * 6)()
     _check("capset", _libc.capset(ctypes.byref(header), ctypes.byref(data)))
+
+
+_raw_fork = ctypes.PyDLL(None).fork  # keeps the interpreter's lock
+
+
+def fork() -> int:
+    """fork(2) of a process that has one thread and nothing to prepare.
+
+    os.fork runs the interpreter's hooks in the child: new locks, the threads' bookkeeping, random's seed. With one
+    thread only the seed matters (the caller's part here), and together they copy 70 pages. Only where it is tried.
+    """
+    if sys.version_info[:2] != (3, 11):
+        return os.fork()
+    pid: int = _raw_fork()
+    if pid < 0:
+        raise OSError(errno.EAGAIN, "fork")
+    return pid

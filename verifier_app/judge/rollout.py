@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from verifier_app.judge import compare, kernel, wire
 from verifier_app.judge.channel import ChannelClosed
@@ -35,6 +35,16 @@ class TestResult:
     peak_mb: float = 0.0
     message: str = ""
     fair_s: float = 0.0
+
+
+class Ended(NamedTuple):
+    """What the zygote saw of a test that ended by itself: wait4's status, and the tree's CPU time and peak."""
+
+    status: int
+    cpu_s: float
+    peak_kb: int
+    clean: bool  # the scratch folders are as before
+    complaint: str | None  # the child could not be confined
 
 
 @dataclass
@@ -194,10 +204,10 @@ def run_test(zygote: ZygoteHandle, request: Request, index: int) -> TestResult |
         memory = request.memory_limit_mb << 20
         watch = Watch(zygote.proc, zygote.pid, zygote.own_namespace, limit, memory, zygote.scratch)
         try:
-            zygote.channel.send({"run": index, "cpu_s": int(limit) + 2}, pump.child_fds)
+            zygote.channel.send_body(b"%d" % (int(limit) + 2), pump.child_fds)
             pump.release_child()
             reason = pump.run(zygote.channel.fileno(), watch.seconds_left, watch.check)
-            ended = {} if reason else zygote.channel.recv()[0]
+            ended = None if reason else Ended(*zygote.channel.recv()[0])
         except ChannelClosed:
             return None
         wall = watch.wall_s
@@ -211,12 +221,13 @@ def run_test(zygote: ZygoteHandle, request: Request, index: int) -> TestResult |
             if reason == "host_overloaded":
                 raise JudgeError(reason, f"test {index}: {result.message}")
             return result
-        if ended["complaint"]:
-            raise JudgeError("sandbox_failed", ended["complaint"])
-        if not ended["clean"]:
+        assert ended is not None
+        if ended.complaint:
+            raise JudgeError("sandbox_failed", ended.complaint)
+        if not ended.clean:
             zygote.close()
-        result.cpu_s = ended["cpu_s"]
-        result.peak_mb = max(ended["peak_kb"] / 1024, watch.peak_bytes / 2**20)
+        result.cpu_s = ended.cpu_s
+        result.peak_mb = max(ended.peak_kb / 1024, watch.peak_bytes / 2**20)
         pump.drain()
         result.status, result.message = conclude(request, index, pump, watch, ended)
         return result
@@ -237,13 +248,13 @@ def stop_message(reason: str, request: Request, watch: Watch) -> str:
     return "too many processes"
 
 
-def conclude(request: Request, index: int, pump: Pump, watch: Watch, ended: dict[str, Any]) -> tuple[str, str]:
+def conclude(request: Request, index: int, pump: Pump, watch: Watch, ended: Ended) -> tuple[str, str]:
     """(status, message) of a test that ended by itself."""
     if pump.over_cap:
         return "output_limit_exceeded", stop_message("output_limit_exceeded", request, watch)
-    status = ended["status"]
-    if ended["cpu_s"] > request.time_limit_s or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
-        return "time_limit_exceeded", f"{ended['cpu_s']:.2f} s CPU; the limit is {request.time_limit_s:g} s"
+    status = ended.status
+    if ended.cpu_s > request.time_limit_s or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
+        return "time_limit_exceeded", f"{ended.cpu_s:.2f} s CPU; the limit is {request.time_limit_s:g} s"
     last = pump.last_error_line()
     if os.WIFSIGNALED(status):
         name = signal.Signals(os.WTERMSIG(status)).name

@@ -7,8 +7,8 @@ is what the zygote saw in wait4.
 
 from __future__ import annotations
 
+import _thread
 import atexit
-import itertools
 import json
 import os
 import sys
@@ -25,7 +25,7 @@ EXIT_EXCEPTION = 1
 EXIT_NO_VALUE = 97  # call mode: the program left before its function returned
 
 
-def run_stdin(code: types.CodeType, module: types.ModuleType, prelude_names: int) -> None:
+def run_stdin(code: types.CodeType, module: types.ModuleType, prelude_end: str) -> None:
     """Run the program as __main__ and leave. SystemExit of any code is a normal end (LiveCodeBench)."""
     status = 0
     try:
@@ -34,7 +34,7 @@ def run_stdin(code: types.CodeType, module: types.ModuleType, prelude_names: int
         pass
     except BaseException:
         status = _report()
-    _leave(status, module, prelude_names)
+    _leave(status, module, prelude_end)
 
 
 def run_call(code: types.CodeType, module: types.ModuleType, fn_name: str) -> None:
@@ -83,17 +83,23 @@ def _report() -> int:
     return EXIT_EXCEPTION
 
 
-def _leave(status: int, module: types.ModuleType, prelude_names: int) -> None:
+def _leave(status: int, module: types.ModuleType, prelude_end: str) -> None:
     """End as the interpreter does: wait for threads, run atexit, flush; without its slow teardown."""
     try:
-        threading._shutdown()  # type: ignore[attr-defined]
+        if _thread._count() or threading._threading_atexits:  # type: ignore[attr-defined]
+            threading._shutdown()  # type: ignore[attr-defined]
         atexit._run_exitfuncs()
     except BaseException:
         status = status or _report()
-    # the program's own streams, which the interpreter would flush as it goes down; the prelude's names come first
+    # the program's own streams, which the interpreter would flush as it goes down; the prelude's names come first, and
+    # to walk over them would copy the pages of all their values
     names = module.__dict__
-    streams = [sys.stdout, sys.__stdout__, names.get("stdout"), *itertools.islice(names.values(), prelude_names, None)]
-    for stream in streams:
+    own: list[Any] = []
+    for name in reversed(names):
+        if name == prelude_end:
+            break
+        own.append(names[name])
+    for stream in [sys.stdout, sys.__stdout__, names.get("stdout"), *reversed(own)]:
         try:
             if stream is sys.stdout or (isinstance(stream, _IOBase) and not stream.closed):
                 stream.flush()

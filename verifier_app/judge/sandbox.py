@@ -110,6 +110,7 @@ class Box:
         if not self.ground.pid:
             kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         for which, value in (
+            (resource.RLIMIT_AS, self.address_space),
             (resource.RLIMIT_CORE, 0),
             (resource.RLIMIT_MEMLOCK, 0),
             (resource.RLIMIT_MSGQUEUE, 0),
@@ -151,7 +152,6 @@ class Box:
         """In the test's process, before the program: the last limits, then the program's identity and its pipes."""
         if self.ground.uid or self.ground.user_namespace:
             resource.setrlimit(resource.RLIMIT_NPROC, (MAX_TASKS, MAX_TASKS))
-        resource.setrlimit(resource.RLIMIT_AS, (self.address_space, self.address_space))
         if self.ground.uid:
             for fd in pipes:  # or the program could not open /dev/stdin, which asks the pipe's owner
                 os.fchown(fd, self.uid, self.uid)
@@ -162,15 +162,18 @@ class Box:
             kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
         kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # or /dev/stdin and /proc/self are closed to the program
 
-    def sweep(self) -> None:
-        """Kill everything that the program left behind."""
+    def sweep(self) -> bool:
+        """Kill everything that the program left behind. True: there was nothing, not even a zombie."""
         if self.ground.pid:
-            with contextlib.suppress(ProcessLookupError):
+            try:
                 os.kill(-1, signal.SIGKILL)
+            except ProcessLookupError:
+                return True
         elif self.ground.uid:
             sweep_uid(self.uid)
         else:
             sweep_tree(self.proc, os.getpid())
+        return False
 
     def _files(self) -> int:
         """Files in the scratch folders."""

@@ -1,20 +1,28 @@
 """The zygote: one per rollout. It holds the compiled program and no expected output, and forks once per test.
 
 It is forked by the template (template.py), which was started before any test arrived. Messages from the judge:
-{"load": source, "fn_name": ...} once, then {"run": 1} with the test's descriptors (stdin, stdout, stderr, result).
+{"load": source, "fn_name": ...} once, then, for each test, its CPU limit in seconds, a bare number, with the test's
+descriptors (stdin, stdout, stderr, result).
+
+A page that zygote or child writes to after the fork is a page fault, mostly with a copy; so what runs between two tests
+is kept to few calls on few objects.
 """
 
 from __future__ import annotations
 
+import _random
+import _signal  # signal.signal wraps it in enums
+import contextlib
 import gc
+import json
 import os
+import random
 import resource
-import signal
 import sys
 import types
 from typing import Any
 
-from verifier_app.judge import runner
+from verifier_app.judge import kernel, runner
 from verifier_app.judge.channel import Channel, ChannelClosed
 
 FILENAME = "solution.py"
@@ -37,8 +45,9 @@ class Zygote:
     def __init__(self, channel: Channel, main: types.ModuleType, box: Any) -> None:
         self.channel = channel
         self.main = main
-        self.prelude_names = len(main.__dict__)
+        self.prelude_end = next(reversed(main.__dict__))
         self.box = box
+        self.channel_fd = channel.fileno()
         self.code: types.CodeType | None = None
         self.fn_name: str | None = None
         # a child that cannot be confined says so here; it closes the pipe before the program runs
@@ -49,11 +58,11 @@ class Zygote:
         """Answer the judge until it hangs up."""
         try:
             while True:
-                message, fds = self.channel.recv()
-                if "load" in message:
-                    self.channel.send(self._load(message))
+                body, fds = self.channel.recv_body()
+                if fds:
+                    self.channel.send_body(self._run(int(body), fds))
                 else:
-                    self.channel.send(self._run(message, fds))
+                    self.channel.send(self._load(json.loads(body)))
         except ChannelClosed:
             return
 
@@ -68,10 +77,11 @@ class Zygote:
         gc.freeze()  # or a collection in a test's process would copy every page
         return {"compiled": self.code is not None, "message": problem[:300]}
 
-    def _run(self, message: dict[str, Any], fds: list[int]) -> dict[str, Any]:
-        child = os.fork()
+    def _run(self, cpu_s: int, fds: list[int]) -> bytes:
+        """Fork, wait, sweep. The answer: status, CPU seconds, peak KB, clean folders, complaint."""
+        child = kernel.fork()
         if child == 0:
-            self._child(message, fds)
+            self._child(cpu_s, fds)
         for fd in fds:
             os.close(fd)
         status, cpu, peak_kb = 0, 0.0, 0
@@ -85,33 +95,35 @@ class Zygote:
             peak_kb = max(peak_kb, usage.ru_maxrss)
             if pid == child:
                 status, waiting = code, False
-            if not waiting:
-                self.box.sweep()
-        try:
-            complaint = os.read(self.complaints, 1000).decode()
-        except BlockingIOError:
-            complaint = ""
-        return {"complaint": complaint, "status": status, "cpu_s": cpu, "peak_kb": peak_kb, "clean": self.box.clean()}
+            if not waiting and self.box.sweep():
+                break
+        complaint = "null"
+        if status:
+            with contextlib.suppress(BlockingIOError):
+                complaint = json.dumps(os.read(self.complaints, 1000).decode())
+        clean = "true" if self.box.clean() else "false"
+        return f"[{status},{cpu:.6f},{peak_kb},{clean},{complaint}]".encode()
 
-    def _child(self, message: dict[str, Any], fds: list[int]) -> None:
+    def _child(self, cpu_s: int, fds: list[int]) -> None:
         """In the forked child: descriptors, limits, identity, then the program. Never returns."""
         try:
-            self.channel.close()
+            os.close(self.channel_fd)
             for target, fd in enumerate(fds):
                 os.dup2(fd, target)
             for fd in fds:
                 os.close(fd)
             os.close(self.complaints)
             os.setsid()
-            resource.setrlimit(resource.RLIMIT_CPU, (message["cpu_s"], message["cpu_s"] + 1))
+            resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
             self.box.enter((0, 1, 2) if self.fn_name is None else (0, 2))
-            signal.signal(signal.SIGINT, signal.default_int_handler)  # the zygote ignores it
+            _signal.signal(_signal.SIGINT, _signal.default_int_handler)  # the zygote ignores it
+            _random.Random.seed(random._inst)  # as os.fork does
         except BaseException as error:
             os.write(self.alarm, f"{type(error).__name__}: {error}".encode()[:1000])
             os._exit(1)
         os.close(self.alarm)
         assert self.code is not None
         if self.fn_name is None:
-            runner.run_stdin(self.code, self.main, self.prelude_names)
+            runner.run_stdin(self.code, self.main, self.prelude_end)
         else:
             runner.run_call(self.code, self.main, self.fn_name)
