@@ -180,8 +180,11 @@ class Box:
         if not self.ground.root:
             shared = sum(1 for _ in left_behind(self.uid)) if self.ground.uid else 0
             return shared + sum(len(os.listdir(folder)) for folder in self.folders)
-        usage = [os.fstatvfs(folder) for folder in self.folders]
-        return sum(one.f_files - one.f_ffree for one in usage)
+        count = 0
+        for folder in self.folders:
+            usage = os.fstatvfs(folder)
+            count += usage.f_files - usage.f_ffree
+        return count
 
     def clean(self) -> bool:
         """Whether the scratch folders are as at the start; a zygote with dirty ones ends."""

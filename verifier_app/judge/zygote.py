@@ -87,12 +87,11 @@ class Zygote:
         status, cpu, peak_kb = 0, 0.0, 0
         waiting = True
         while True:
-            try:
-                pid, code, usage = os.wait4(-1, 0)
-            except ChildProcessError:
+            pid, code, child_cpu, child_peak_kb = kernel.wait_any()
+            if pid < 0:
                 break
-            cpu += usage.ru_utime + usage.ru_stime
-            peak_kb = max(peak_kb, usage.ru_maxrss)
+            cpu += child_cpu
+            peak_kb = max(peak_kb, child_peak_kb)
             if pid == child:
                 status, waiting = code, False
             if not waiting and self.box.sweep():
