@@ -190,7 +190,14 @@ class FixedBaseEnv(BaseEnv):
             GroupRefused: the API refuses it, or would keep it back because of its size.
             ApiUnreachable: it could not be delivered.
         """
-        body = await asyncio.to_thread(encode_group, group | {"env_id": self.env_id})
+        await self.deliver(await self.encode(group))
+
+    async def encode(self, group: dict[str, Any]) -> bytes:
+        """The request body for a group; GroupRefused when it would do damage."""
+        return await asyncio.to_thread(encode_group, group | {"env_id": self.env_id})
+
+    async def deliver(self, body: bytes) -> None:
+        """Sends an encoded group; returns when the API has it. Raises as `send_group`."""
         headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
         try:
             answer = await self.call_api("POST", "/scored_data", content=body, headers=headers)
@@ -199,6 +206,4 @@ class FixedBaseEnv(BaseEnv):
         except AtroposError as error:
             raise GroupRefused(str(error)) from error
         if answer.get("status") == "buffered":
-            raise GroupRefused(
-                f"the API buffered a group of {len(group['tokens'])} rollouts: another size was registered"
-            )
+            raise GroupRefused("the API buffered a group: its number of rollouts is not the one that was registered")

@@ -66,6 +66,11 @@ class LivecodeEnvConfig(BaseEnvConfig):
         description="uniform: shuffled epochs; learnable: weight p(1-p)+0.05 of a running pass rate p per "
         "template (or problem).",
     )
+    sampling_floor_epochs: int = Field(
+        4,
+        ge=0,
+        description="learnable: every problem comes at least once in so many epochs; 0: as the weights have it.",
+    )
     prompt_style: Literal["livecodebench", "fewshot"] = Field(
         "livecodebench", description="LiveCodeBench's prompt alone, or with worked turns before it."
     )
@@ -108,6 +113,10 @@ class LivecodeEnvConfig(BaseEnvConfig):
     verifier_workers: int = Field(2, ge=1, description="Judges at the same time.")
     verifier_deadline_s: float = Field(
         600.0, gt=0, description="Longest wait for one verdict, queue and retries included."
+    )
+    test_order: Literal["hardest_first", "file"] = Field(
+        "hardest_first",
+        description="hardest_first: tests that failed programs before and cost little come first; file: as given.",
     )
     time_limit_s: float = Field(15.0, gt=0, description="Time limit of one test in seconds.")
     memory_limit_mb: int = Field(4096, ge=64, description="Memory limit of one test in MB.")

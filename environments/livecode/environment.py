@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -14,15 +13,19 @@ from typing import Any
 
 from environments.contract import terms
 from environments.livecode.admission import may_begin
-from environments.livecode.atropos_fixes import FixedBaseEnv, server_configs
+from environments.livecode.atropos_fixes import FixedBaseEnv, GroupRefused, server_configs
 from environments.livecode.config import LivecodeEnvConfig, RunConfig
 from environments.livecode.evaluation import evaluate
 from environments.livecode.groups import Group, GroupRules, Pipeline, all_of, as_scored_data, make_group
+from environments.livecode.meter import Meter, flatten
+from environments.livecode.outbox import Outbox, OutboxError
 from environments.livecode.problems import Problem
+from environments.livecode.progress import Begun, Progress
 from environments.livecode.prompts import PromptBuilder, PromptError, Turn, read_turns
 from environments.livecode.records import Records, append_jsonl, start_file
 from environments.livecode.rollouts import RolloutClient, Sampling
 from environments.livecode.sampling import build_sampler, load_set
+from environments.livecode.test_order import TestOrder
 from environments.livecode.verifiers import build_verifier
 from environments.livecode.warmup import turns_for
 from environments.settings import ConfigError
@@ -55,7 +58,7 @@ class LivecodeEnv(FixedBaseEnv):
         self.served = 0  # the weight version (optimizer step) that the servers have now
         self.sent = 0  # groups that the API has, those of an earlier process of this run included
         self.api_groups = 0  # groups that the API ever got, whoever sent them
-        self.in_flight: dict[asyncio.Task[None], tuple[Problem, int]] = {}  # with the version it began at
+        self.in_flight: dict[asyncio.Task[None], Begun] = {}
         self.dropped: Counter[str] = Counter()
         self.rules = GroupRules(
             group_size=config.group_size,
@@ -63,7 +66,6 @@ class LivecodeEnv(FixedBaseEnv):
             overlong_baseline=config.overlong_baseline,
             dynamic_sampling=config.dynamic_sampling,
         )
-        self._shuffle = random.Random(config.seed) if config.shuffle_rewards else None
         self._lost_in_a_row = 0
         self._closed_since: float | None = None
 
@@ -99,14 +101,21 @@ class LivecodeEnv(FixedBaseEnv):
             time_limit_s=config.time_limit_s,
             memory_limit_mb=config.memory_limit_mb,
             on_free=self._changed.set,
+            order=self._order_of,
         )
+        self.order = TestOrder()
+        self.meter = Meter(config.max_concurrent_rollouts)
+        self._stack = stack
         await stack.enter_async_context(self.open_api())
 
     async def setup(self) -> None:
         """The problems, every one with a prompt that fits, and the order they come in."""
         problems = load_set(self.config.problems, self.config.seed)
         self.prompts.check(problems)
-        self.sampler = build_sampler(self.config.problem_sampling, problems, self.config.seed)
+        self.sampler = build_sampler(
+            self.config.problem_sampling, problems, self.config.seed, self.config.sampling_floor_epochs
+        )
+        self._problems = problems
         logger.info("%d problems from %s", len(problems), self.config.problems)
 
     def _turns(self) -> Callable[[Problem], Sequence[Turn]]:
@@ -128,9 +137,17 @@ class LivecodeEnv(FixedBaseEnv):
         """The next problem of the sampling rule."""
         return self.sampler.next()
 
-    async def make_group(self, problem: Problem) -> Group:
-        """A finished group of the problem, scored or dropped; the sampler learns its pass rate."""
-        group = await make_group(self.pipeline, problem, self.rules, version=self.served, shuffle=self._shuffle)
+    def _order_of(self, problem: Problem) -> list[int] | None:
+        if self.config.test_order == "file":
+            return None
+        return self.order.order(problem.id, [len(test.input) for test in problem.tests])
+
+    async def make_group(self, problem: Problem, group_id: str | None = None) -> Group:
+        """A finished group of the problem, scored or dropped."""
+        group = await make_group(
+            self.pipeline, problem, self.rules, version=self.served, group_id=group_id,
+            shuffle_seed=self.config.seed if self.config.shuffle_rewards else None,
+        )  # fmt: skip
         if group.dropped == "infrastructure":
             logger.error("group of problem %s is lost on our side: %s", problem.id, group.reason)
             self._lost_in_a_row += 1
@@ -140,7 +157,6 @@ class LivecodeEnv(FixedBaseEnv):
                 )
         else:
             self._lost_in_a_row = 0
-            self.sampler.update(problem, group.pass_rate)
         if group.dropped is not None:
             self.dropped[group.dropped] += 1
         return group
@@ -152,18 +168,81 @@ class LivecodeEnv(FixedBaseEnv):
     async def collect_trajectories(self, item: Problem) -> tuple[dict[str, Any] | None, list[Problem]]:
         """Atropos' entry for one problem: its scored group, or None when the group is dropped; no backlog."""
         group = await self.make_group(item)
+        self.sampler.update(item, group.pass_rate)
         return (None if group.dropped else self.scored_data(group)), []
 
-    async def _feed(self, problem: Problem) -> None:
-        """One group from problem to API and record; it is in flight until the API has it or it is dropped."""
-        group = await self.make_group(problem)
+    async def _feed(self, begun: Begun) -> None:
+        """One group from problem to API; it is in flight until the API has it or it is dropped.
+
+        A group that ends is in the outbox first, in the progress next: what a death leaves between the two is
+        settled at the next start.
+        """
+        group = await self.make_group(begun.problem, begun.group_id)
+        kept = None
         if group.dropped is None:
-            await self.send_group(self.scored_data(group))
-            self.sent += 1
-        self.records.group(group, sent=group.dropped is None)
-        if self.config.use_wandb and group.dropped is None:
+            body = await self.encode(self.scored_data(group))
+            kept = await asyncio.to_thread(self.outbox.put, group.group_id, body)
+        self.records.group(group, sent=kept is not None)
+        self.meter.add(group)
+        self.progress.end(group)
+        if kept is None:
+            return
+        await asyncio.to_thread(self.progress.sync)
+        await self.deliver(body)
+        kept.unlink()
+        self.sent += 1
+        if self.config.use_wandb:
             self.completion_lengths += [len(rollout.sample.ids) for rollout in group.rollouts]
-            await self.add_rollouts_for_wandb(self.scored_data(group), problem)
+            await self.add_rollouts_for_wandb(self.scored_data(group), begun.problem)
+
+    async def resume(self) -> None:
+        """Takes up what an earlier process of this run left in its folder.
+
+        Raises:
+            ConfigError: the folder belongs to another run.
+            OutboxError: a kept group that cannot be read or that the API refuses.
+        """
+        config, folder = self.config, Path(self.config.run_dir)
+        names = ("problems", "seed", "problem_sampling", "sampling_floor_epochs", "group_size")
+        self.progress = Progress(
+            folder,
+            problems=self._problems,
+            settings={name: getattr(config, name) for name in names},
+            sampler=self.sampler,
+            order=self.order,
+        )
+        self._stack.callback(self.progress.close)
+        self.outbox = Outbox(folder / "outbox")
+        waiting = [
+            (path, group["group_overrides"]["group_id"], group["scores"]) for path, group in self.outbox.waiting()
+        ]
+        lost = self.progress.recover(
+            ((group_id, scores) for _, group_id, scores in waiting),
+            lambda begun: self._record_unfinished(begun, "lost_inflight"),
+        )
+        delivered = self.progress.sent - len(waiting)
+        if delivered > 0 and not self.api_groups:
+            raise ConfigError(
+                f"env.run_dir = {folder}: its run has sent {delivered} groups, and the API server at "
+                f"{config.rollout_server_url} never had one. Start that run's server (--journal FILE), or give "
+                "another folder."
+            )
+        for path, group in self.outbox.waiting():
+            try:
+                await self.send_group(group)
+            except GroupRefused as error:
+                raise OutboxError(f"{path}: {error}. Remove the file to go on without that group.") from None
+            path.unlink()
+        if self.progress.sent or lost:
+            logger.info(
+                "resumed: %d groups were sent before, %d of them again now; %d were lost unfinished, their problems "
+                "begin again", self.progress.sent, len(waiting), lost,
+            )  # fmt: skip
+
+    def _record_unfinished(self, begun: Begun, reason: str) -> None:
+        group = Group(begun.problem, self.prompts(begun.problem), begun.version, begun.group_id, dropped=reason)
+        self.dropped[reason] += 1
+        self.records.group(group, sent=False)
 
     # -- Serving a trainer ----------------------------------------------------------------------------------
 
@@ -183,16 +262,18 @@ class LivecodeEnv(FixedBaseEnv):
             )
         )
         await self._refresh()
-        self.sent = self.api_groups
+        await self.resume()
+        self.sent = max(self.api_groups, self.progress.sent)
         logger.info("feeding %d steps of %d groups", self.config.total_steps, self.groups_per_batch)
         try:
             while self.served < self.config.total_steps:
                 while self.may_begin():
-                    self._begin(await self.get_next_item())
+                    self._begin(self.progress.begin(self.served))
                 await self._wait()
                 await self._refresh()
         finally:
             await self._abandon()
+            self._log_metrics()
         logger.info("done: %d groups sent, dropped: %s", self.sent, dict(self.dropped) or "none")
 
     @property
@@ -209,16 +290,16 @@ class LivecodeEnv(FixedBaseEnv):
         if self.pipeline.generating + config.group_size > config.max_concurrent_rollouts:
             return False
         return may_begin(
-            oldest=min((version for _, version in self.in_flight.values()), default=self.served),
+            oldest=min((begun.version for begun in self.in_flight.values()), default=self.served),
             ahead=max(self.sent, self.api_groups) + len(self.in_flight),
             groups_per_batch=self.groups_per_batch,
             max_staleness=config.max_staleness,
             total_steps=config.total_steps,
         )
 
-    def _begin(self, problem: Problem) -> None:
-        task = asyncio.create_task(self._feed(problem))
-        self.in_flight[task] = (problem, self.served)
+    def _begin(self, begun: Begun) -> None:
+        task = asyncio.create_task(self._feed(begun))
+        self.in_flight[task] = begun
         task.add_done_callback(lambda _: self._changed.set())
 
     async def _wait(self) -> None:
@@ -243,11 +324,27 @@ class LivecodeEnv(FixedBaseEnv):
         # The step counter of the API counts formed batches; the rest of what it got still queues.
         self.api_groups = status["current_step"] * self.groups_per_batch + status["queue_size"]
         if version is not None and version != self.served:
+            metrics = self._log_metrics()
             self.served = self.curr_step = version
             self._closed_since = None
             if self.config.use_wandb:
-                await self.wandb_log({f"train/dropped_{name}": n for name, n in self.dropped.items()})
+                dropped = {f"train/dropped_{name}": n for name, n in self.dropped.items()}
+                await self.wandb_log(dropped | flatten(metrics, "train/"))
         self._say_when_closed(now)
+
+    def _log_metrics(self) -> dict[str, Any]:
+        """One row of environment_metrics.jsonl: what happened while the served version was served."""
+        row = self.meter.row(
+            step=self.served,
+            slot_seconds=self.pipeline.slot_seconds(),
+            counters={
+                "in_flight": len(self.in_flight),
+                "resubmitted_abort": self.client.counters.resubmitted_abort,
+                "resubmitted_failure": self.client.counters.resubmitted_failure,
+            },
+        )
+        append_jsonl(Path(self.config.run_dir) / "environment_metrics.jsonl", row)
+        return row
 
     def _say_when_closed(self, now: float) -> None:
         if self.in_flight or self.may_begin():
@@ -263,12 +360,13 @@ class LivecodeEnv(FixedBaseEnv):
 
     async def _abandon(self) -> None:
         """Groups that nobody will train on any more: counted, never silent."""
-        for task, (problem, version) in self.in_flight.items():
+        for task in self.in_flight:
             task.cancel()
-            group = Group(problem, self.prompts(problem), begun_at_version=version, dropped="stopped")
-            self.dropped["stopped"] += 1
-            self.records.group(group, sent=False)
         await asyncio.gather(*self.in_flight, return_exceptions=True)
+        for begun in self.in_flight.values():
+            if begun.group_id in self.progress.open:  # not in the outbox, which sends it at the next start
+                self.progress.cut_off(begun.group_id)
+                self._record_unfinished(begun, "stopped")
         self.in_flight.clear()
 
     # -- Without a trainer ----------------------------------------------------------------------------------

@@ -85,6 +85,7 @@ class Pipeline:
     Args:
         max_concurrent: rollouts at the servers at the same time.
         on_free: called each time a generation slot becomes free.
+        order: the order to run a problem's tests in; None is the order of its file.
     """
 
     def __init__(
@@ -97,6 +98,7 @@ class Pipeline:
         time_limit_s: float,
         memory_limit_mb: int,
         on_free: Callable[[], None] = lambda: None,
+        order: Callable[[Problem], list[int] | None] = lambda _: None,
     ) -> None:
         self.prompts = prompts
         self.generating = 0  # at a server or waiting for a slot
@@ -105,6 +107,19 @@ class Pipeline:
         self._slots = asyncio.Semaphore(max_concurrent)
         self._limits: dict[str, Any] = {"time_limit_s": time_limit_s, "memory_limit_mb": memory_limit_mb}
         self._on_free = on_free
+        self._order = order
+        self._taken, self._slot_seconds, self._since = 0, 0.0, time.monotonic()
+
+    def slot_seconds(self) -> float:
+        """Time that generation slots were taken since the last call, summed over the slots."""
+        self._take(0)
+        seconds, self._slot_seconds = self._slot_seconds, 0.0
+        return seconds
+
+    def _take(self, slots: int) -> None:
+        now = time.monotonic()
+        self._slot_seconds += self._taken * (now - self._since)
+        self._taken, self._since = self._taken + slots, now
 
     async def run(self, problem: Problem, sampling: Sampling, *, judge_overlong: bool = True) -> Judged:
         """One rollout, judged.
@@ -117,7 +132,11 @@ class Pipeline:
         self.generating += 1
         try:
             async with self._slots:
-                sample = await self._client.generate(prompt.ids, sampling)
+                self._take(1)
+                try:
+                    sample = await self._client.generate(prompt.ids, sampling)
+                finally:
+                    self._take(-1)
         finally:
             self.generating -= 1
             self._on_free()
@@ -128,7 +147,7 @@ class Pipeline:
         if code is None:
             return Judged(sample, text, None, NO_CODE, 0.0)
         started = time.monotonic()
-        verdict = await self._verifier.verify(judge_request(problem, code, **self._limits))
+        verdict = await self._verifier.verify(judge_request(problem, code, order=self._order(problem), **self._limits))
         return Judged(sample, text, code, verdict, time.monotonic() - started)
 
 
@@ -148,7 +167,8 @@ async def make_group(
     rules: GroupRules,
     *,
     version: int,
-    shuffle: random.Random | None = None,
+    group_id: str | None = None,
+    shuffle_seed: int | None = None,
 ) -> Group:
     """All rollouts of a problem in parallel, scored.
 
@@ -157,10 +177,11 @@ async def make_group(
 
     Args:
         version: the weight version that is served now (an optimizer step).
-        shuffle: the control experiment: deals the scores out at random.
+        group_id: drawn where none is given.
+        shuffle_seed: the control experiment: deals the scores out at random, by this seed and the group's id.
     """
     started = time.monotonic()
-    group = Group(problem, pipeline.prompts(problem), begun_at_version=version)
+    group = Group(problem, pipeline.prompts(problem), version, group_id or str(uuid.uuid4()))
     tasks = [asyncio.create_task(_rollout(pipeline, problem, rules)) for _ in range(rules.group_size)]
     try:
         results = await asyncio.gather(*tasks, return_exceptions=True)
@@ -176,6 +197,7 @@ async def make_group(
         else:
             raise result
     if group.dropped is None:
+        shuffle = None if shuffle_seed is None else random.Random(f"{shuffle_seed}/{group.group_id}")
         _score(group, rules, shuffle)
     return group
 

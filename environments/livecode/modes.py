@@ -15,6 +15,7 @@ from environments.livecode.atropos_fixes import AtroposError
 from environments.livecode.config import RunConfig, load_run_config
 from environments.livecode.environment import InfrastructureError, LivecodeEnv
 from environments.livecode.evaluation import EvaluationError
+from environments.livecode.outbox import OutboxError
 from environments.livecode.problems import ProblemError
 from environments.livecode.prompts import PromptError
 from environments.livecode.rollouts import RolloutError
@@ -95,7 +96,7 @@ async def _until_signal(work: Coroutine[Any, Any, Any]) -> int:
         if not asked:
             raise
         return 130 if asked[0] == signal.SIGINT else 0
-    except (AtroposError, EvaluationError, InfrastructureError, RolloutError, VerifierError) as error:
+    except (AtroposError, EvaluationError, InfrastructureError, OutboxError, RolloutError, VerifierError) as error:
         logger.error("%s", error)
         return 1
     except (ProblemError, PromptError) as error:

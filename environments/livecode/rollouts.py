@@ -21,6 +21,7 @@ import httpx
 logger = logging.getLogger(__name__)
 
 GENERATE = "/inference/v1/generate"
+COMPLETIONS = "/v1/completions"
 _NOT_A_LOGPROB = -9999.0  # vLLM writes NaN and -inf as this number
 _COOLDOWN_S = 5.0  # a server that failed is left alone for so long
 _BACKOFF_S = (0.2, 5.0)  # first and longest pause between two tries of one rollout
@@ -91,6 +92,7 @@ class _Server:
     running: int = 0
     down_until: float = 0.0
     model: str | None = field(default=None)
+    completions: bool = False  # it lacks GENERATE
 
 
 def parse_version(version: Any) -> int:
@@ -176,19 +178,28 @@ class RolloutClient:
         return min(self._servers, key=lambda server: (server.down_until > now, server.running))
 
     async def _ask(self, server: _Server, body: dict[str, Any], timeout: float) -> dict[str, Any]:
+        if not server.completions:
+            return await self._post(server, GENERATE, body, timeout)
+        # This route does not say which weights drew a token: the version from before counts for all of them.
+        version = await served_version(self._http, server.url)
+        request = {"model": server.model, "prompt": body["token_ids"], "return_token_ids": True}
+        choice = await self._post(server, COMPLETIONS, request | _for_completions(body["sampling_params"]), timeout)
+        return _as_generated(choice, version)
+
+    async def _post(self, server: _Server, route: str, body: dict[str, Any], timeout: float) -> dict[str, Any]:
         try:
             response = await self._http.post(
-                server.url + GENERATE, json=body, timeout=httpx.Timeout(timeout, connect=min(10.0, timeout))
+                server.url + route, json=body, timeout=httpx.Timeout(timeout, connect=min(10.0, timeout))
             )
         except httpx.HTTPError as error:
             raise _TryAgain(f"{server.url}: {type(error).__name__} {error}") from error
         if response.status_code >= 500:
             raise _TryAgain(f"{server.url}: status {response.status_code}: {response.text[:300]}")
         if response.status_code != 200:
-            raise ServerRefused(_refusal(server.url, response))
+            raise ServerRefused(_refusal(server.url, route, response))
         choices = response.json().get("choices") or []
         if len(choices) != 1:
-            raise ServerRefused(f"{server.url}{GENERATE}: {len(choices)} choices, need one")
+            raise ServerRefused(f"{server.url}{route}: {len(choices)} choices, need one")
         return dict(choices[0])
 
     def _sample(self, choice: dict[str, Any], seconds: float) -> Sample:
@@ -251,15 +262,32 @@ class RolloutClient:
                 )
         await self._check_logprobs_mode(server)
 
+    async def _first_request(self, server: _Server, temperature: float) -> dict[str, Any]:
+        """One token; it also finds out which route the server offers."""
+        params = Sampling(1, temperature, seed=0).as_json() | {"logprobs": 1}
+        request = {"token_ids": [1, 2, 3], "sampling_params": params}
+        try:
+            return await self._ask(server, request, 120.0)
+        except _TryAgain as error:
+            raise ServerRefused(f"servers: a first request failed: {error}") from error
+        except ServerRefused as refused:
+            if server.completions or server.model is None:
+                raise
+            server.completions = True
+            try:
+                choice = await self._ask(server, request, 120.0)
+            except (RolloutError, _TryAgain):
+                raise refused from None
+            logger.warning(
+                "%s; rollouts come by %s, with one weight version for all of a rollout", refused, COMPLETIONS
+            )
+            return choice
+
     async def _check_logprobs_mode(self, server: _Server) -> None:
         """Processed log-probabilities follow the temperature, raw ones do not."""
         best = []
         for temperature in (1.0, 0.5):
-            params = Sampling(1, temperature, seed=0).as_json() | {"logprobs": 1}
-            try:
-                choice = await self._ask(server, {"token_ids": [1, 2, 3], "sampling_params": params}, 120.0)
-            except _TryAgain as error:
-                raise ServerRefused(f"servers: a first request failed: {error}") from error
+            choice = await self._first_request(server, temperature)
             content = choice["logprobs"]["content"][0]
             best.append(max(entry["logprob"] for entry in [content, *content["top_logprobs"]]))
         # Where one token has nearly all the probability the two modes cannot be told apart.
@@ -281,10 +309,37 @@ async def served_version(http: httpx.AsyncClient, url: str) -> int | None:
     return parse_version(response.json().get("weight_version"))
 
 
-def _refusal(url: str, response: httpx.Response) -> str:
+def _for_completions(params: dict[str, Any]) -> dict[str, Any]:
+    """Sampling parameters in the spelling of /v1/completions."""
+    return {name: value for name, value in params.items() if name != "detokenize"}
+
+
+def _as_generated(choice: dict[str, Any], version: int | None) -> dict[str, Any]:
+    """A choice of /v1/completions in the form of GENERATE's."""
+    ids = choice.get("token_ids")
+    logprobs = choice.get("logprobs") or {}
+    values = logprobs.get("token_logprobs") or []
+    if ids is None or len(values) != len(ids):
+        raise ServerRefused(
+            f"{COMPLETIONS}: no token_ids, or log-probabilities of {len(values)} tokens. Use vLLM 0.32."
+        )
+    tops = logprobs.get("top_logprobs") or [None] * len(ids)
+    content = [
+        {"token_id": token, "logprob": value, "top_logprobs": [{"logprob": other} for other in (top or {}).values()]}
+        for token, value, top in zip(ids, values, tops, strict=True)
+    ]
+    return {
+        "finish_reason": choice.get("finish_reason"),
+        "token_ids": ids,
+        "logprobs": {"content": content},
+        "weight_versions": [{"version": version, "start": 0, "end": len(ids)}],
+    }
+
+
+def _refusal(url: str, route: str, response: httpx.Response) -> str:
     reason = response.text[:500]
-    if response.status_code == 403:
-        return f"{url}{GENERATE} says 403: start vLLM with --enable-scale-out. ({reason})"
+    if route == GENERATE and response.status_code == 403:
+        return f"{url}{route} says 403: start vLLM with --enable-scale-out. ({reason})"
     if response.status_code == 404:
-        return f"{url}{GENERATE} says 404: not a vLLM 0.32 server, or another model is served. ({reason})"
-    return f"{url}{GENERATE} says {response.status_code}: {reason}"
+        return f"{url}{route} says 404: not a vLLM 0.32 server, or another model is served. ({reason})"
+    return f"{url}{route} says {response.status_code}: {reason}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any, Literal, Protocol
 
@@ -70,17 +71,36 @@ class LearnableSampler:
     A class is a warm-up template, or a single problem where there is none. A flat group gives no signal, so
     what is always or never solved is drawn at the floor's weight only; what was never tried counts as p = 0.5.
     Within a class each problem comes once before any comes again.
+
+    Args:
+        floor_epochs: every problem comes at least once in so many epochs (an epoch: as many draws as problems);
+            0 leaves it to the weights. Dues are spread at first, so that they do not come all at once.
     """
 
-    def __init__(self, problems: Sequence[Problem], seed: int) -> None:
+    def __init__(self, problems: Sequence[Problem], seed: int, floor_epochs: int = 0) -> None:
         self._classes: dict[str, list[Problem]] = {}
         for problem in problems:
             self._classes.setdefault(_class(problem), []).append(problem)
         self._rates = dict.fromkeys(self._classes, _START)
         self._left: dict[str, list[int]] = {name: [] for name in self._classes}
         self._random = random.Random(seed)
+        self._drawn = 0
+        count, self._by_id = len(problems), {problem.id: problem for problem in problems}
+        self._span = floor_epochs * count
+        spread = (floor_epochs - 1) * count
+        # the draw at which each problem is due, the earliest first
+        self._due = OrderedDict((problem.id, count + n * spread // count) for n, problem in enumerate(problems))
 
     def next(self) -> Problem:
+        """The problem that is due, or one drawn by weight."""
+        self._drawn += 1
+        name, due = next(iter(self._due.items()))
+        problem = self._by_id[name] if self._span and due <= self._drawn else self._draw()
+        self._due[problem.id] = self._drawn + self._span
+        self._due.move_to_end(problem.id)
+        return problem
+
+    def _draw(self) -> Problem:
         names = list(self._classes)
         weights = [rate * (1 - rate) + FLOOR for rate in self._rates.values()]
         name = self._random.choices(names, weights)[0]
@@ -100,6 +120,8 @@ class LearnableSampler:
             "rates": dict(self._rates),
             "left": {name: list(left) for name, left in self._left.items() if left},
             "random": [version, list(internal), gauss],
+            "drawn": self._drawn,
+            "due": list(self._due.items()),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -108,6 +130,8 @@ class LearnableSampler:
             left[:] = [index for index in state["left"].get(name, []) if index < len(self._classes[name])]
         version, internal, gauss = state["random"]
         self._random.setstate((version, tuple(internal), gauss))
+        self._drawn = int(state["drawn"])
+        self._due = OrderedDict((name, due) for name, due in state["due"] if name in self._by_id)
 
 
 def load_set(name: str, seed: int) -> list[Problem]:
@@ -127,9 +151,9 @@ def load_set(name: str, seed: int) -> list[Problem]:
     return list(getattr(build(seed), part))
 
 
-def build_sampler(rule: Rule, problems: Sequence[Problem], seed: int) -> Sampler:
+def build_sampler(rule: Rule, problems: Sequence[Problem], seed: int, floor_epochs: int = 0) -> Sampler:
     """The sampler that `env.problem_sampling` names."""
-    return UniformSampler(problems, seed) if rule == "uniform" else LearnableSampler(problems, seed)
+    return UniformSampler(problems, seed) if rule == "uniform" else LearnableSampler(problems, seed, floor_epochs)
 
 
 def _class(problem: Problem) -> str:

@@ -108,14 +108,16 @@ async def with_retries(
     raise AssertionError("unreachable: the last try returns or raises")
 
 
-def judge_request(problem: Problem, code: str, *, time_limit_s: float, memory_limit_mb: int) -> dict[str, Any]:
+def judge_request(
+    problem: Problem, code: str, *, time_limit_s: float, memory_limit_mb: int, order: list[int] | None = None
+) -> dict[str, Any]:
     """The judge's request for one program: all tests inline, stop at the first that fails."""
     return {
         "code": code,
         "fn_name": problem.fn_name,
         "tests": [{"input": test.input, "output": test.output} for test in problem.tests],
         "tests_ref": None,
-        "order": None,
+        "order": order,
         "time_limit_s": time_limit_s,
         "memory_limit_mb": memory_limit_mb,
         "deadline_s": None,

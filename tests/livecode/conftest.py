@@ -68,6 +68,7 @@ class Generation:
     max_model_len: int = 4096
     raw_logprobs: bool = False
     status: int = 200
+    scale_out: bool = True
     requests: list[dict[str, Any]] = field(default_factory=list)
     running: int = 0
     most_running: int = 0
@@ -75,8 +76,8 @@ class Generation:
     async def generate(self, request: Request) -> Response:
         body = await request.json()
         params = body["sampling_params"]
-        if self.status != 200:
-            return JSONResponse({"error": {"message": "scripted"}}, self.status)
+        if self.status != 200 or not self.scale_out:
+            return JSONResponse({"error": {"message": "scripted"}}, self.status if self.scale_out else 403)
         if params["max_tokens"] == 1:
             base = -0.7 if self.raw_logprobs else -0.7 * params["temperature"]
             return self._choice([5], [base], "length", params["logprobs"])
@@ -122,6 +123,15 @@ class Generation:
         }
         return JSONResponse({"request_id": "r", "output_mode": "tokens", "choices": [choice]})
 
+    async def completions(self, request: Request) -> Response:
+        """Answers two tokens; the last one ends it."""
+        body = await request.json()
+        self.requests.append(body)
+        ids, values = [5, 7][: body["max_tokens"]], [-0.7 * body["temperature"], -0.1][: body["max_tokens"]]
+        logprobs = {"token_logprobs": values, "top_logprobs": [{"t": value} for value in values]}
+        choice = {"token_ids": ids, "logprobs": logprobs, "finish_reason": "stop", "text": ""}
+        return JSONResponse({"choices": [choice]})
+
     async def models(self, request: Request) -> Response:
         return JSONResponse({"data": [{"id": "m", "max_model_len": self.max_model_len}]})
 
@@ -135,6 +145,7 @@ class Generation:
         return Starlette(
             routes=[
                 Route("/inference/v1/generate", self.generate, methods=["POST"]),
+                Route("/v1/completions", self.completions, methods=["POST"]),
                 Route("/v1/models", self.models),
                 Route("/weight_info", self.weight_info),
                 Route("/health", self.health),

@@ -239,7 +239,7 @@ async def test_a_group_of_another_size_is_an_error_and_not_kept_back(fixed: Fixe
     await trainer.register(batch=4)
     await fixed.register_env()
     single = {name: value[:1] if isinstance(value, list) else value for name, value in group().items()}
-    with pytest.raises(GroupRefused, match="buffered a group of 1 rollouts"):
+    with pytest.raises(GroupRefused, match="buffered a group: its number of rollouts is not"):
         await fixed.send_group(single)
 
 

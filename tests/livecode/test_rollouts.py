@@ -174,3 +174,36 @@ def test_a_version_is_an_optimizer_step() -> None:
     assert (parse_version("default"), parse_version("0"), parse_version("41")) == (0, 0, 41)
     with pytest.raises(ServerRefused, match="'v2' is not an optimizer step"):
         parse_version("v2")
+
+
+async def test_a_server_without_the_route_gives_rollouts_by_completions(
+    generation: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    generation.scale_out, generation.version = False, "3"
+    async with RolloutClient([generation.url]) as client:
+        await client.check(context=100)
+        sample = await client.generate([1, 2, 3], Sampling(50, 0.5, seed=11))
+    assert (sample.ids, sample.logprobs) == ([5, 7], [-0.35, -0.1])
+    assert (sample.finish_reason, sample.versions) == ("stop", [(3, 0, 2)])
+    body = generation.requests[-1]
+    assert (body["prompt"], body["model"], body["return_token_ids"]) == ([1, 2, 3], "m", True)
+    assert (body["temperature"], body["top_p"], body["top_k"], body["seed"]) == (0.5, 1.0, 0, 11)
+    assert "start vLLM with --enable-scale-out" in caplog.text
+
+
+async def test_a_server_that_dies_under_a_rollout_costs_none(tokenizer: Any) -> None:
+    first, second = Generation(tokenizer), Generation(tokenizer)
+    first.script = lambda prompt, number: {"text": "a", "delay": 60.0}
+    second.script = lambda prompt, number: {"text": "b"}
+    dying, living = Served(first.app()), Served(second.app())
+    try:
+        async with RolloutClient([dying.url, living.url]) as client:
+            asked = asyncio.create_task(client.generate([1], SAMPLING))
+            for _ in range(1000):
+                await asyncio.sleep(0 if first.running else 0.01)
+            dying.stop()
+            sample = await asyncio.wait_for(asked, 20)
+    finally:
+        living.stop()
+    assert sample.ids == [*tokenizer.encode("b"), tokenizer.eos_token_id]
+    assert client.counters.resubmitted_failure == 1

@@ -80,3 +80,26 @@ def test_a_set_is_a_file_or_a_part_of_the_warm_up(tmp_path: Path) -> None:
 def test_an_unknown_warm_up_set_names_the_known_ones() -> None:
     with pytest.raises(ProblemError, match=r"'warmup:trian'.*warmup:train, warmup:new_instances"):
         load_set("warmup:trian", 0)
+
+
+def test_with_a_floor_every_problem_comes_at_least_once_in_so_many_epochs() -> None:
+    problems = [problem(f"p{number:02}") for number in range(40)]
+    orders: dict[int, list[str]] = {}
+    for floor in (0, 3):
+        sampler = build_sampler("learnable", problems, 1, floor)
+        orders[floor] = []
+        for _ in range(40 * 30):
+            one = sampler.next()
+            sampler.update(one, 0.5 if one is problems[0] else 0.0)
+            orders[floor].append(one.id)
+    longest = {}
+    for floor, order in orders.items():
+        at = {one.id: 0 for one in problems}
+        gaps = []
+        for number, name in enumerate([*order, *at], 1):
+            gaps.append(number - at[name])
+            at[name] = number
+        longest[floor] = max(gaps)
+    assert longest[3] <= 3 * 40 + 40  # one may wait while others that are due come first
+    assert longest[0] > longest[3]
+    assert orders[3].count(problems[0].id) > 2 * 30  # more often than once an epoch all the same

@@ -1,0 +1,248 @@
+"""Where the environment is in its data, kept so that a restart skips no problem and repeats none.
+
+A file of events, replayed at start: a snapshot in the first line, then one line for each group that begins, ends, or is
+cut off. The sampler and the test order are functions of these events, so that they come back as they were.
+
+ConfigError         the folder belongs to another run or to a process that lives
+└── ProgressError   the file is damaged; the message names the line
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from environments.livecode.groups import Group
+from environments.livecode.problems import Problem
+from environments.livecode.sampling import Sampler
+from environments.livecode.test_order import TestOrder
+from environments.settings import ConfigError
+
+FORMAT = 1
+COMPACT_ABOVE = 16 << 20  # bytes of events before a new snapshot takes their place
+
+
+class ProgressError(ConfigError):
+    """The file of events is damaged."""
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A group that began and has not ended."""
+
+    group_id: str
+    problem: Problem
+    version: int
+
+
+class Progress:
+    """The sampler and the test order with the events that made them what they are.
+
+    Args:
+        folder: holds progress.jsonl; one living process may hold it.
+        settings: what the order of problems depends on beside the problems; another value is another run.
+        sampler: fresh; the events bring it to where it was.
+        order: fresh, as the sampler.
+
+    Raises:
+        ConfigError: the folder holds the progress of a run with other problems or settings, or another environment
+            holds it.
+        ProgressError: a line that cannot be read, or that this sampler could not have written.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        problems: Sequence[Problem],
+        settings: Mapping[str, Any],
+        sampler: Sampler,
+        order: TestOrder,
+    ) -> None:
+        self.path = folder / "progress.jsonl"
+        self.sampler, self.order = sampler, order
+        self.open: dict[str, Begun] = {}
+        self.again: deque[Problem] = deque()  # cut off; they begin before any new one
+        self.sent = 0  # groups that ended and were not dropped
+        self._problems = {problem.id: problem for problem in problems}
+        digest = hashlib.sha256("\n".join(self._problems).encode()).hexdigest()
+        self._settings = {"problems_sha256": digest, **settings}
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (folder / "progress.lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            self._lock.close()
+            raise ConfigError(
+                f"env.run_dir = {folder}: another environment is running there. Stop it or give another folder."
+            ) from None
+        try:
+            self._replay()
+            self._fd = self._compact()
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def close(self) -> None:
+        """Lets another process have the folder."""
+        os.close(self._fd)
+        self._lock.close()
+
+    # -- Events -----------------------------------------------------------------------------------------------
+
+    def begin(self, version: int) -> Begun:
+        """The next problem, as a group that begins at this weight version."""
+        again = bool(self.again)
+        problem = self.again.popleft() if again else self.sampler.next()
+        begun = Begun(str(uuid.uuid4()), problem, version)
+        self.open[begun.group_id] = begun
+        self._write({"begin": begun.group_id, "problem": problem.id, "version": version, "again": again})
+        return begun
+
+    def end(self, group: Group) -> None:
+        """A group that is finished: in the outbox, or dropped for good."""
+        rate = None if group.dropped == "infrastructure" else group.pass_rate
+        runs = [
+            {"status": rollout.verdict["status"], "tests": [[t["index"], t["status"], t["cpu_s"]] for t in tests]}
+            for rollout in group.rollouts
+            if rollout.verdict is not None and (tests := rollout.verdict.get("tests"))
+        ]
+        event = {"end": group.group_id, "rate": rate, "sent": group.dropped is None, "runs": runs}
+        self._apply(event)
+        self._write(event)
+
+    def cut_off(self, group_id: str) -> None:
+        """A group that ends unfinished; its problem begins again before any new one."""
+        event = {"cut_off": group_id}
+        self._apply(event)
+        self._write(event)
+
+    def recover(self, waiting: Iterable[tuple[str, list[float]]], on_lost: Callable[[Begun], None]) -> int:
+        """Settles what an earlier process left open: (group id, scores) of groups in the outbox have ended.
+
+        `on_lost` is called for each group that was lost unfinished, before its problem is put back to begin again, so
+        that a death between the two records it twice and not never.
+
+        Returns:
+            The number of groups that were lost.
+        """
+        for group_id, scores in waiting:
+            if group_id in self.open:
+                rate = sum(score > 0 for score in scores) / len(scores)
+                event = {"end": group_id, "rate": rate, "sent": True, "runs": []}
+                self._apply(event)
+                self._write(event)
+        lost = list(self.open.values())
+        for begun in lost:
+            on_lost(begun)
+            self.cut_off(begun.group_id)
+        return len(lost)
+
+    def sync(self) -> None:
+        """Puts the events on the disk; for a thread."""
+        os.fdatasync(self._fd)
+
+    def _apply(self, event: dict[str, Any]) -> None:
+        if "cut_off" in event:
+            self.again.append(self.open.pop(event["cut_off"]).problem)
+            return
+        problem = self.open.pop(event["end"]).problem
+        self.sent += event["sent"]
+        if event["rate"] is not None:
+            self.sampler.update(problem, event["rate"])
+        for run in event["runs"]:
+            tests = [{"index": index, "status": status, "cpu_s": cpu} for index, status, cpu in run["tests"]]
+            self.order.record(problem.id, {"status": run["status"], "tests": tests})
+
+    # -- The file ---------------------------------------------------------------------------------------------
+
+    def _write(self, event: dict[str, Any]) -> None:
+        data = json.dumps(event, separators=(",", ":")).encode() + b"\n"
+        while data:
+            data = data[os.write(self._fd, data) :]
+        if os.fstat(self._fd).st_size > COMPACT_ABOVE:
+            os.close(self._fd)
+            self._fd = self._compact()
+
+    def _compact(self) -> int:
+        """A file with nothing but a snapshot takes the place of the old one; its descriptor."""
+        snapshot = {
+            "format": FORMAT,
+            "settings": self._settings,
+            "sampler": self.sampler.state(),
+            "order": self.order.state(),
+            "open": [[begun.group_id, begun.problem.id, begun.version] for begun in self.open.values()],
+            "again": [problem.id for problem in self.again],
+            "sent": self.sent,
+        }
+        new = self.path.with_suffix(".new")
+        with new.open("wb") as file:
+            file.write(json.dumps(snapshot, separators=(",", ":")).encode() + b"\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(new, self.path)
+        sync_folder(self.path.parent)
+        return os.open(self.path, os.O_WRONLY | os.O_APPEND)
+
+    def _replay(self) -> None:
+        try:
+            data = self.path.read_bytes()
+        except FileNotFoundError:
+            return
+        lines = data[: data.rfind(b"\n") + 1].splitlines()  # what follows is a line that a death cut off
+        for number, line in enumerate(lines, 1):
+            try:
+                event = json.loads(line)
+                if number == 1:
+                    self._restore(event)
+                elif "begin" in event:
+                    self._begin_again(event)
+                else:
+                    self._apply(event)
+            except ConfigError:
+                raise
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise ProgressError(
+                    f"{self.path} line {number}: cannot be read ({type(error).__name__}: {error}). Restore the file, "
+                    "or remove it to begin the order of problems anew."
+                ) from None
+
+    def _restore(self, snapshot: dict[str, Any]) -> None:
+        if snapshot["format"] != FORMAT:
+            raise ProgressError(f"{self.path}: format {snapshot['format']}, this version reads {FORMAT}")
+        theirs = snapshot["settings"]
+        for name in {**theirs, **self._settings}:
+            if theirs.get(name) != self._settings.get(name):
+                raise ConfigError(
+                    f"env.run_dir = {self.path.parent}: holds a run with {name} {theirs.get(name)!r}, this one has "
+                    f"{self._settings.get(name)!r}. Give another folder, or go on with the same settings."
+                )
+        self.sampler.restore(snapshot["sampler"])
+        self.order.restore(snapshot["order"])
+        for group_id, problem_id, version in snapshot["open"]:
+            self.open[group_id] = Begun(group_id, self._problems[problem_id], version)
+        self.again.extend(self._problems[problem_id] for problem_id in snapshot["again"])
+        self.sent = snapshot["sent"]
+
+    def _begin_again(self, event: dict[str, Any]) -> None:
+        problem = self.again.popleft() if event["again"] else self.sampler.next()
+        if problem.id != event["problem"]:
+            raise ValueError(f"problem {event['problem']!r} stands where {problem.id!r} came next")
+        self.open[event["begin"]] = Begun(event["begin"], problem, event["version"])
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts a folder's entries on the disk (fsync(2) of a file does not)."""
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
