@@ -66,6 +66,7 @@ class LivecodeEnv(FixedBaseEnv):
             overlong_baseline=config.overlong_baseline,
             dynamic_sampling=config.dynamic_sampling,
         )
+        self._keeping: set[asyncio.Task[Any]] = set()
         self._lost_in_a_row = 0
         self._closed_since: float | None = None
 
@@ -178,22 +179,32 @@ class LivecodeEnv(FixedBaseEnv):
         settled at the next start.
         """
         group = await self.make_group(begun.problem, begun.group_id)
-        kept = None
-        if group.dropped is None:
-            body = await self.encode(self.scored_data(group))
-            kept = await asyncio.to_thread(self.outbox.put, group.group_id, body)
-        self.records.group(group, sent=kept is not None)
-        self.meter.add(group)
-        self.progress.end(group)
+        keeping = asyncio.create_task(self._keep(group))
+        self._keeping.add(keeping)
+        keeping.add_done_callback(self._keeping.discard)
+        kept = await asyncio.shield(keeping)  # half kept it would be sent by the next process and made anew as well
         if kept is None:
             return
-        await asyncio.to_thread(self.progress.sync)
+        path, body = kept
         await self.deliver(body)
-        kept.unlink()
+        path.unlink()
         self.sent += 1
         if self.config.use_wandb:
             self.completion_lengths += [len(rollout.sample.ids) for rollout in group.rollouts]
             await self.add_rollouts_for_wandb(self.scored_data(group), begun.problem)
+
+    async def _keep(self, group: Group) -> tuple[Path, bytes] | None:
+        """Outbox, records, progress, in this order; the file and the body that it holds, None for a dropped group."""
+        kept = None
+        if group.dropped is None:
+            body = await self.encode(self.scored_data(group))
+            kept = await asyncio.to_thread(self.outbox.put, group.group_id, body), body
+        self.records.group(group, sent=kept is not None)
+        self.meter.add(group)
+        self.progress.end(group)
+        if kept is not None:
+            await asyncio.to_thread(self.progress.sync)
+        return kept
 
     async def resume(self) -> None:
         """Takes up what an earlier process of this run left in its folder.
@@ -218,7 +229,7 @@ class LivecodeEnv(FixedBaseEnv):
         ]
         lost = self.progress.recover(
             ((group_id, scores) for _, group_id, scores in waiting),
-            lambda begun: self._record_unfinished(begun, "lost_inflight"),
+            lambda begun, scores: self._record_bare(begun, None if scores else "lost_inflight", scores),
         )
         delivered = self.progress.sent - len(waiting)
         if delivered > 0 and not self.api_groups:
@@ -239,10 +250,13 @@ class LivecodeEnv(FixedBaseEnv):
                 "begin again", self.progress.sent, len(waiting), lost,
             )  # fmt: skip
 
-    def _record_unfinished(self, begun: Begun, reason: str) -> None:
-        group = Group(begun.problem, self.prompts(begun.problem), begun.version, begun.group_id, dropped=reason)
-        self.dropped[reason] += 1
-        self.records.group(group, sent=False)
+    def _record_bare(self, begun: Begun, dropped: str | None, scores: list[float] | None = None) -> None:
+        """Records a group whose rollouts this process does not have (any more)."""
+        group = Group(begun.problem, self.prompts(begun.problem), begun.version, begun.group_id, dropped=dropped)
+        group.scores = scores or []
+        if dropped is not None:
+            self.dropped[dropped] += 1
+        self.records.group(group, sent=dropped is None)
 
     # -- Serving a trainer ----------------------------------------------------------------------------------
 
@@ -363,10 +377,11 @@ class LivecodeEnv(FixedBaseEnv):
         for task in self.in_flight:
             task.cancel()
         await asyncio.gather(*self.in_flight, return_exceptions=True)
+        await asyncio.gather(*self._keeping, return_exceptions=True)
         for begun in self.in_flight.values():
             if begun.group_id in self.progress.open:  # not in the outbox, which sends it at the next start
                 self.progress.cut_off(begun.group_id)
-                self._record_unfinished(begun, "stopped")
+                self._record_bare(begun, "stopped")
         self.in_flight.clear()
 
     # -- Without a trainer ----------------------------------------------------------------------------------

@@ -125,24 +125,27 @@ class Progress:
         self._apply(event)
         self._write(event)
 
-    def recover(self, waiting: Iterable[tuple[str, list[float]]], on_lost: Callable[[Begun], None]) -> int:
+    def recover(
+        self, waiting: Iterable[tuple[str, list[float]]], record: Callable[[Begun, list[float] | None], None]
+    ) -> int:
         """Settles what an earlier process left open: (group id, scores) of groups in the outbox have ended.
 
-        `on_lost` is called for each group that was lost unfinished, before its problem is put back to begin again, so
-        that a death between the two records it twice and not never.
+        `record` is called for each open group with its scores, None for one that was lost unfinished and begins
+        again; it comes before the event, so that a death between the two records it twice and not never.
 
         Returns:
             The number of groups that were lost.
         """
         for group_id, scores in waiting:
             if group_id in self.open:
+                record(self.open[group_id], scores)
                 rate = sum(score > 0 for score in scores) / len(scores)
                 event = {"end": group_id, "rate": rate, "sent": True, "runs": []}
                 self._apply(event)
                 self._write(event)
         lost = list(self.open.values())
         for begun in lost:
-            on_lost(begun)
+            record(begun, None)
             self.cut_off(begun.group_id)
         return len(lost)
 

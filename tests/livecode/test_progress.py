@@ -156,9 +156,11 @@ def test_open_groups_end_by_the_outbox_or_begin_again_in_their_order(tmp_path: P
     begun = [progress.begin(0) for _ in range(3)]
     progress.close()
     again = opened(tmp_path)
-    lost: list[Begun] = []
-    assert again.recover([(begun[1].group_id, [1.0, -1.0]), ("known long ago", [1.0])], lost.append) == 2
-    assert [one.group_id for one in lost] == [begun[0].group_id, begun[2].group_id]
+    recorded: list[tuple[str, list[float] | None]] = []
+    waiting = [(begun[1].group_id, [1.0, -1.0]), ("known long ago", [1.0])]
+    assert again.recover(waiting, lambda one, scores: recorded.append((one.group_id, scores))) == 2
+    ids = [one.group_id for one in begun]
+    assert recorded == [(ids[1], [1.0, -1.0]), (ids[0], None), (ids[2], None)]
     assert again.sent == 1
     assert [again.begin(1).problem for _ in range(2)] == [begun[0].problem, begun[2].problem]
     assert again.begin(1).problem.id not in {one.problem.id for one in begun}

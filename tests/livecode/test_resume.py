@@ -84,8 +84,8 @@ def test_kill_minus_nine_at_any_write_loses_skips_and_repeats_nothing(
             lives.stdin.flush()  # type: ignore[union-attr]
             return int(lives.stdout.readline())  # type: ignore[union-attr]
 
-        codes = [life(draw.randrange(1, 40)) for _ in range(10)]
-        assert codes.count(-9) >= 8, codes
+        codes = [life(draw.randrange(1, 150)) for _ in range(10)]
+        assert codes.count(-9) >= 6, codes
 
         def end_when_all_is_sent() -> None:
             while len(consumer.groups) < 2 * STEPS:
