@@ -11,7 +11,8 @@ from typing import Any, ClassVar
 
 KEPT = 64  # runs of a test that count in full; older ones fade, since the model that writes the programs changes
 PRIOR_RUNS = 2.0
-PRIOR_KILLS = 0.5
+PRIOR_KILLS = 0.5  # of a test of middling size
+PRIOR_SLOPE = 0.3  # share by which the largest test counts for more, and the smallest for less
 PRIOR_CPU_S = 0.02  # of a test with little input
 BYTES_PER_S = 5e6  # input that a program reads and works through in a second
 
@@ -20,7 +21,7 @@ class TestOrder:
     """Per problem and test: runs under programs that were wrong, kills, and mean CPU seconds.
 
     A test behind the one that failed was not run and learns nothing. An accepted program's run says what a test costs,
-    not whether it finds wrong programs.
+    not whether it finds wrong programs. Before anything is known large inputs come first: they fail more programs.
     """
 
     __test__: ClassVar[bool] = False  # the name is not pytest's
@@ -29,16 +30,19 @@ class TestOrder:
         self._seen: dict[str, dict[int, list[float]]] = {}  # problem -> test -> [runs, kills, cpu seconds, cpu runs]
 
     def order(self, problem_id: str, sizes: Sequence[int]) -> list[int] | None:
-        """A permutation of the tests, given the sizes of their inputs in bytes; None while file order is as good."""
-        seen = self._seen.get(problem_id)
-        if not seen:
+        """A permutation of the tests, given the sizes of their inputs in bytes; None for one test or none."""
+        if len(sizes) < 2:
             return None
+        seen = self._seen.get(problem_id, {})
+        by_size = sorted(range(len(sizes)), key=lambda index: (sizes[index], index))
+        rank = {index: place / (len(sizes) - 1) for place, index in enumerate(by_size)}
 
         def worth(index: int) -> float:
             runs, kills, cpu, cpu_runs = seen.get(index, (0.0, 0.0, 0.0, 0.0))
-            prior = PRIOR_CPU_S + sizes[index] / BYTES_PER_S
-            likely = (kills + PRIOR_KILLS) / (runs + PRIOR_RUNS)
-            return likely / ((cpu + prior) / (cpu_runs + 1))
+            prior_kills = PRIOR_KILLS * (1 + PRIOR_SLOPE * (2 * rank[index] - 1))
+            prior_cpu = PRIOR_CPU_S + sizes[index] / BYTES_PER_S
+            likely = (kills + prior_kills) / (runs + PRIOR_RUNS)
+            return likely / ((cpu + prior_cpu) / (cpu_runs + 1))
 
         return sorted(range(len(sizes)), key=lambda index: (-worth(index), index))
 

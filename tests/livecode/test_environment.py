@@ -245,7 +245,7 @@ async def test_faults_on_our_side_never_become_scores_and_end_the_run_when_they_
     generation.script = lambda prompt, number: {"text": RIGHT, "delay": 60.0}
     await trainer.register(batch=8)
     async with serving(config) as (env, task):
-        with pytest.raises(InfrastructureError, match=r"3 groups in a row were lost.*no rollout within 0.3 s"):
+        with pytest.raises(InfrastructureError, match=r"[34] groups in a row were lost.*no rollout within 0.3 s"):
             await asyncio.wait_for(task, 30)
         assert env.sent == 0
     lost = [row for row in groups_of(config) if row["dropped"] == "infrastructure"]
