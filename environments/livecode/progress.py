@@ -4,11 +4,12 @@ A file of events, replayed at start: a snapshot in the first line, then one line
 cut off. The sampler and the test order are functions of these events, so that they come back as they were.
 
 ConfigError         the folder belongs to another run or to a process that lives
-└── ProgressError   the file is damaged; the message names the line
+└── ProgressError   the file is damaged (the message names the line) or cannot be written
 """
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -31,7 +32,7 @@ COMPACT_ABOVE = 16 << 20  # bytes of events before a new snapshot takes their pl
 
 
 class ProgressError(ConfigError):
-    """The file of events is damaged."""
+    """The file of events is damaged or cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Progress:
         self.open: dict[str, Begun] = {}
         self.again: deque[Problem] = deque()  # cut off; they begin before any new one
         self.sent = 0  # groups that ended and were not dropped
+        self._torn = False
         self._problems = {problem.id: problem for problem in problems}
         digest = hashlib.sha256("\n".join(self._problems).encode()).hexdigest()
         self._settings = {"problems_sha256": digest, **settings}
@@ -169,8 +171,16 @@ class Progress:
 
     def _write(self, event: dict[str, Any]) -> None:
         data = json.dumps(event, separators=(",", ":")).encode() + b"\n"
-        while data:
-            data = data[os.write(self._fd, data) :]
+        try:
+            if self._torn:
+                raise OSError(errno.EIO, "an earlier line could not be written")
+            while data:
+                data = data[os.write(self._fd, data) :]
+        except OSError as error:
+            self._torn = True  # half a line may stand there: it must stay the last one
+            raise ProgressError(
+                f"{self.path}: cannot be written ({error.strerror}). Free space on that disk and start again."
+            ) from None
         if os.fstat(self._fd).st_size > COMPACT_ABOVE:
             os.close(self._fd)
             self._fd = self._compact()

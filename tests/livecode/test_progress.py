@@ -199,3 +199,28 @@ def test_a_full_disk_is_named_and_leaves_no_half_group(tmp_path: Path, monkeypat
         with pytest.raises(OutboxError, match=r"x\.json\.gz: a group of .*No space left.*Free space"):
             outbox.put("x", body("x"))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_after_a_line_that_did_not_fit_none_is_written_and_the_next_start_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = opened(tmp_path)
+    history(progress, 10, seed=0)
+    before = everything(progress)
+    whole = os.write
+
+    def full(fd: int, data: bytes) -> int:
+        if len(data) < 30:
+            raise OSError(28, "No space left on device")
+        return whole(fd, data[:-20])
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        with pytest.raises(ProgressError, match=r"cannot be written \(No space left on device\)\. Free space"):
+            progress.begin(0)
+    with pytest.raises(ProgressError, match="an earlier line could not be written"):
+        progress.begin(0)
+    progress.close()
+    again = opened(tmp_path)
+    assert everything(again) == before
+    again.close()
