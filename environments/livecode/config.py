@@ -109,8 +109,15 @@ class LivecodeEnvConfig(BaseEnvConfig):
     max_concurrent_rollouts: int = Field(256, ge=1, description="Rollouts at the servers at the same time.")
     rollout_deadline_s: float = Field(3600.0, gt=0, description="Longest time of one rollout, resubmissions included.")
 
-    verifier: Literal["local"] = Field("local", description="Where programs are judged: local, judges on this machine.")
-    verifier_workers: int = Field(2, ge=1, description="Judges at the same time.")
+    verifier: Literal["local", "http"] = Field(
+        "local",
+        description="Where programs are judged: local, judges on this machine; http, services on others.",
+    )
+    verifier_workers: int = Field(2, ge=1, description="Judges at the same time on this machine.")
+    verifier_urls: list[str] = Field(
+        [], description="http: addresses of `python -m verifier_app serve`, comma-separated; the token: VERIFIER_TOKEN."
+    )
+    verifier_concurrency: int = Field(64, ge=1, description="http: calls at the same time, over all services.")
     verifier_deadline_s: float = Field(
         600.0, gt=0, description="Longest wait for one verdict, queue and retries included."
     )
@@ -156,6 +163,11 @@ class LivecodeEnvConfig(BaseEnvConfig):
             raise ValueError(
                 f"fewshot_path {self.fewshot_path} with prompt_style livecodebench: set prompt_style to fewshot "
                 "or leave fewshot_path empty"
+            )
+        if (self.verifier == "http") != bool(self.verifier_urls):
+            raise ValueError(
+                f"verifier {self.verifier} with verifier_urls {self.verifier_urls}: http needs the addresses of its "
+                "services, and nothing else takes them"
             )
         if self.total_steps == 0:
             raise ValueError("total_steps 0: set 1 or more, or -1 for the trainer's own number")

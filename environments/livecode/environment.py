@@ -91,7 +91,11 @@ class LivecodeEnv(FixedBaseEnv):
         )
         await self.client.check(context=config.context, need_versions=versions)
         verifier = build_verifier(
-            config.verifier, workers=config.verifier_workers, deadline_s=config.verifier_deadline_s
+            config.verifier,
+            workers=config.verifier_workers,
+            deadline_s=config.verifier_deadline_s,
+            urls=config.verifier_urls,
+            concurrency=config.verifier_concurrency,
         )
         self._changed = asyncio.Event()
         self.pipeline = Pipeline(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from types import TracebackType
 from typing import Any, Protocol, Self
 
@@ -125,9 +125,20 @@ def judge_request(
     }
 
 
-def build_verifier(kind: str, *, workers: int, deadline_s: float) -> Verifier:
+def build_verifier(
+    kind: str, *, workers: int, deadline_s: float, urls: Sequence[str] = (), concurrency: int = 64
+) -> Verifier:
     """The verifier that `env.verifier` names."""
-    makers: dict[str, Callable[[], Verifier]] = {"local": lambda: LocalVerifier(workers=workers, deadline_s=deadline_s)}
+
+    def http() -> Verifier:
+        from environments.livecode.http_verifier import HttpVerifier
+
+        return HttpVerifier(urls, concurrency=concurrency, deadline_s=deadline_s)
+
+    makers: dict[str, Callable[[], Verifier]] = {
+        "local": lambda: LocalVerifier(workers=workers, deadline_s=deadline_s),
+        "http": http,
+    }
     if kind not in makers:
         raise ValueError(f"env.verifier = {kind!r}: unknown. Known: {', '.join(makers)}.")
     return makers[kind]()

@@ -42,6 +42,8 @@ OPTIONS = [
     "env.rollout_deadline_s",
     "env.verifier",
     "env.verifier_workers",
+    "env.verifier_urls",
+    "env.verifier_concurrency",
     "env.verifier_deadline_s",
     "env.test_order",
     "env.time_limit_s",
