@@ -115,6 +115,8 @@ def test_an_option_of_atropos_without_effect_here_is_refused(name: str) -> None:
         (["--env.prompt_style", "chat"], "env.prompt_style = 'chat'"),
         (["--servers", "localhost:8000"], "write it as http://HOST:PORT"),
         (["--model", "./nowhere"], "no model there"),
+        (["--env.verifier", "http"], "http needs the addresses of its services"),
+        (["--env.verifier_urls", "http://h:1"], "and nothing else takes them"),
     ],
 )
 def test_a_refused_value_names_field_value_and_fix(flags: list[str], message: str) -> None:

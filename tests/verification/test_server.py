@@ -158,6 +158,8 @@ def test_a_caller_that_hangs_up_frees_its_judge(start: Start) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_finishes_what_runs_refuses_what_comes_and_leaves_nothing(start: Start, number: int) -> None:
     service = start()
+    with service.client() as client:
+        client.post("/verify", json=RIGHT)  # so that its judge runs
     slow = {"code": "import time; time.sleep(1.5); print(3)", "tests": TESTS[:1]}
     thread, answers = in_background(service, slow)
     family = psutil.Process(service.process.pid).children(recursive=True)
