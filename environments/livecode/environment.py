@@ -68,6 +68,7 @@ class LivecodeEnv(FixedBaseEnv):
         )
         self._keeping: set[asyncio.Task[Any]] = set()
         self._lost_in_a_row = 0
+        self._asked = -_POLL_S
         self._closed_since: float | None = None
 
     # -- Set-up ---------------------------------------------------------------------------------------------
@@ -281,7 +282,9 @@ class LivecodeEnv(FixedBaseEnv):
         )
         await self._refresh()
         await self.resume()
-        self.sent = max(self.api_groups, self.progress.sent)
+        self._asked = -_POLL_S
+        await self._refresh()  # with what the outbox held: by a count of our own the last group might never begin
+        self.sent = self.api_groups
         logger.info("feeding %d steps of %d groups", self.config.total_steps, self.groups_per_batch)
         try:
             while self.served < self.config.total_steps:
@@ -335,7 +338,7 @@ class LivecodeEnv(FixedBaseEnv):
     async def _refresh(self) -> None:
         """The served weight version and the API's count of groups, asked at most every half second."""
         now = time.monotonic()
-        if now - self.__dict__.get("_asked", 0.0) < _POLL_S:
+        if now - self._asked < _POLL_S:
             return
         self._asked = now
         version, status = await asyncio.gather(self.client.weight_version(), self.call_api("GET", "/status"))

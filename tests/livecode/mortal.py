@@ -4,67 +4,40 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 from pathlib import Path
 from typing import Any
 
 from environments.livecode import environment, modes, outbox, progress
 from environments.livecode.config import RunConfig
+from tests.api.mortal import Mortal
 
 
-class Mortal:
-    """The module `os` for progress and outbox: it dies before, in the middle of, or after the n-th change."""
-
-    def __init__(self, operations: int) -> None:
-        self.left = operations
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(os, name)
-
-    def tick(self) -> bool:
-        self.left -= 1
-        return self.left == 0
-
-    def die(self) -> None:
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def _around(self, name: str, *arguments: Any) -> Any:
-        if self.tick():
-            self.die()
-        result = getattr(os, name)(*arguments)
-        if self.tick():
-            self.die()
-        return result
+class MortalWriter(Mortal):
+    """Also before, in the middle of, or after a write(2) or fdatasync(2)."""
 
     def write(self, fd: int, data: bytes) -> int:
-        if self.tick():
+        if self._tick():
             os.write(fd, data[: len(data) // 2])  # torn
-            self.die()
+            self._die()
         return int(self._around("write", fd, data))
-
-    def fsync(self, *arguments: Any) -> Any:
-        return self._around("fsync", *arguments)
 
     def fdatasync(self, *arguments: Any) -> Any:
         return self._around("fdatasync", *arguments)
 
-    def replace(self, *arguments: Any) -> Any:
-        return self._around("replace", *arguments)
-
 
 def live(options: dict[str, Any], operations: int) -> int:
     """Feeds the trainer until the process dies, or to the run's end; its exit code."""
-    mortal = Mortal(operations)
+    mortal = MortalWriter(operations)
     progress.os = outbox.os = mortal  # type: ignore[attr-defined]
     whole = environment.LivecodeEnv.deliver
 
     async def deliver(self: Any, body: bytes) -> None:
-        if mortal.tick():
-            mortal.die()
+        if mortal._tick():
+            mortal._die()
         await whole(self, body)
-        if mortal.tick():
-            mortal.die()
+        if mortal._tick():
+            mortal._die()
 
     environment.LivecodeEnv.deliver = deliver  # type: ignore[method-assign]
     return modes.run("serve", RunConfig.model_validate(options))
