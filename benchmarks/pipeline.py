@@ -8,7 +8,8 @@ Ours: LivecodeEnv against this project's API server and a trainer that takes eve
 are always the newest, so that admission is no bound. Upstream: atroposlib 0.4.0 counts a worker (max_num_workers) until
 its group is scored, so that waiting for verdicts takes the place of generation; here as many workers as there
 are slots for groups, each generating a group's rollouts and then having them judged, on the same client, server and
-delays. Busy: time average of requests at the server over its slots, in the second half of the run.
+delays. Groups a second: ours are those sent (flat ones are dropped), upstream's are all. Busy: time average of requests
+at the server over its slots, in the second half of the run.
 """
 
 from __future__ import annotations
