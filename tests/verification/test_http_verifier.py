@@ -120,7 +120,8 @@ async def test_a_service_that_stays_away_is_no_verdict_and_no_score() -> None:
     finally:
         served.stop()
     assert verifier.causes["deadline"] == 1
-    assert verifier.causes["closed"] == script.calls
+    assert script.calls - verifier.causes["closed"] in (0, 1), "the deadline may cut the last call short"
+    assert verifier.causes["closed"] >= 1
 
 
 async def test_a_service_that_dies_costs_no_verdict(start: Start) -> None:
