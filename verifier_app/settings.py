@@ -6,8 +6,10 @@ import ipaddress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, model_validator
+from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+PROGRAM_MEMORY_MB = 4096  # the recipe's limit for one program
 
 
 class ServerSettings(BaseSettings):
@@ -49,3 +51,60 @@ class ServerSettings(BaseSettings):
                 f"host {self.host}: others can reach it, and there is no token: set VERIFIER_TOKEN, or host 127.0.0.1"
             )
         return self
+
+
+class ModalSettings(BaseSettings):
+    """`modal deploy -m verifier_app`. Each field is VERIFIER_NAME in the environment of the deploying command.
+
+    They become the function's definition; a container never reads them.
+    """
+
+    model_config = SettingsConfigDict(env_prefix="VERIFIER_", extra="ignore", frozen=True)
+
+    app: str = Field("livecode-verifier", pattern=r"^[A-Za-z0-9_.-]{1,63}$", description="Name of the app.")
+    volume: str = Field("livecode-tests", pattern=r"^[A-Za-z0-9_.-]{1,63}$", description="Volume of the test sets.")
+    cpu: float = Field(1.0, gt=0, le=16, description="Cores that a container reserves.")
+    cpu_limit: float = Field(2.0, gt=0, le=16, description="Cores that a container may use.")
+    memory_mb: int = Field(1024, ge=256, description="MiB that a container reserves.")
+    memory_limit_mb: int = Field(6144, ge=256, description="MiB at which a container is killed.")
+    timeout_s: int = Field(900, ge=60, le=86400, description="Longest judging of one call.")
+    startup_timeout_s: int = Field(300, ge=10, le=3600, description="Longest start of a container.")
+    retries: int = Field(2, ge=0, le=10, description="New tries for a call whose container died.")
+    min_containers: int = Field(0, ge=0, description="Containers that are always warm.")
+    buffer_containers: int = Field(16, ge=0, description="Idle containers kept ready while calls come.")
+    max_containers: int = Field(256, ge=1, description="Containers at the same time.")
+    scaledown_window_s: int = Field(60, ge=2, le=1200, description="Seconds before an idle container is given back.")
+
+    @model_validator(mode="after")
+    def _fits(self) -> ModalSettings:
+        # At its limit a container is killed and its call starts anew elsewhere: the program's limit must come first.
+        if self.memory_limit_mb < PROGRAM_MEMORY_MB + 1024:
+            raise ValueError(
+                f"memory_limit_mb {self.memory_limit_mb}: a program may use {PROGRAM_MEMORY_MB} MiB, and the container"
+                f" must hold more: give at least {PROGRAM_MEMORY_MB + 1024}"
+            )
+        for low, high in (("cpu", "cpu_limit"), ("memory_mb", "memory_limit_mb"), ("min_containers", "max_containers")):
+            if getattr(self, low) > getattr(self, high):
+                raise ValueError(
+                    f"{low} {getattr(self, low)}: above {high} {getattr(self, high)}; lower it or raise {high}"
+                )
+        return self
+
+
+def describe(error: ValidationError) -> list[str]:
+    """A line for each wrong setting: variable, value, what is wrong. A token's value is never shown."""
+    lines = []
+    for one in error.errors():
+        name = "_".join(str(part) for part in one["loc"]).upper()
+        what = one["msg"].removeprefix("Value error, ")
+        given = "" if "token" in name.lower() or not name else f" = {one['input']!r}"
+        lines.append(f"error: {f'VERIFIER_{name}{given}: ' if name else ''}{what}")
+    return lines
+
+
+def modal_settings() -> ModalSettings:
+    """The deploying command's settings; it ends with a line for each wrong one."""
+    try:
+        return ModalSettings()
+    except ValidationError as error:
+        raise SystemExit("\n".join(describe(error))) from None

@@ -109,15 +109,30 @@ class LivecodeEnvConfig(BaseEnvConfig):
     max_concurrent_rollouts: int = Field(256, ge=1, description="Rollouts at the servers at the same time.")
     rollout_deadline_s: float = Field(3600.0, gt=0, description="Longest time of one rollout, resubmissions included.")
 
-    verifier: Literal["local", "http"] = Field(
+    verifier: Literal["local", "http", "modal"] = Field(
         "local",
-        description="Where programs are judged: local, judges on this machine; http, services on others.",
+        description="Where programs are judged: local, on this machine; http, services on others; modal, containers.",
     )
     verifier_workers: int = Field(2, ge=1, description="Judges at the same time on this machine.")
+    tests_dir: str | None = Field(
+        None, description="local: folder of test sets above 1 MiB; empty: tests in env.run_dir."
+    )
     verifier_urls: list[str] = Field(
         [], description="http: addresses of `python -m verifier_app serve`, comma-separated; the token: VERIFIER_TOKEN."
     )
-    verifier_concurrency: int = Field(64, ge=1, description="http: calls at the same time, over all services.")
+    verifier_concurrency: int = Field(
+        64,
+        ge=1,
+        le=1500,
+        description="http, modal: calls at the same time. modal: about max_containers + buffer_containers.",
+    )
+    verifier_strategy: Literal["rollout", "problem"] = Field(
+        "rollout",
+        description="modal: rollout, a container for each; problem, one for a group's rollouts when all are there.",
+    )
+    modal_app: str = Field("livecode-verifier", description="modal: the app's name (VERIFIER_APP at its deployment).")
+    modal_volume: str = Field("livecode-tests", description="modal: its volume of test sets (VERIFIER_VOLUME).")
+    modal_environment: str | None = Field(None, description="modal: Modal's environment; empty: the profile's own.")
     verifier_deadline_s: float = Field(
         600.0, gt=0, description="Longest wait for one verdict, queue and retries included."
     )
@@ -168,6 +183,11 @@ class LivecodeEnvConfig(BaseEnvConfig):
             raise ValueError(
                 f"verifier {self.verifier} with verifier_urls {self.verifier_urls}: http needs the addresses of its "
                 "services, and nothing else takes them"
+            )
+        if self.verifier_strategy == "problem" and self.verifier != "modal":
+            raise ValueError(
+                f"verifier_strategy problem with verifier {self.verifier}: it is about containers; set verifier modal, "
+                "or verifier_strategy rollout"
             )
         if self.total_steps == 0:
             raise ValueError("total_steps 0: set 1 or more, or -1 for the trainer's own number")

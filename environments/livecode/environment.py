@@ -91,13 +91,7 @@ class LivecodeEnv(FixedBaseEnv):
             RolloutClient(self.run_config.servers, deadline_s=config.rollout_deadline_s)
         )
         await self.client.check(context=config.context, need_versions=versions)
-        verifier = build_verifier(
-            config.verifier,
-            workers=config.verifier_workers,
-            deadline_s=config.verifier_deadline_s,
-            urls=config.verifier_urls,
-            concurrency=config.verifier_concurrency,
-        )
+        verifier = build_verifier(config)
         self._changed = asyncio.Event()
         self.pipeline = Pipeline(
             client=self.client,
@@ -108,6 +102,7 @@ class LivecodeEnv(FixedBaseEnv):
             memory_limit_mb=config.memory_limit_mb,
             on_free=self._changed.set,
             order=self._order_of,
+            judge_together=config.verifier_strategy == "problem",
         )
         self.order = TestOrder()
         self.meter = Meter(config.max_concurrent_rollouts)

@@ -10,7 +10,7 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -19,11 +19,19 @@ from environments.livecode.problems import Problem
 from environments.livecode.prompts import Prompt, PromptBuilder
 from environments.livecode.rewards import FAIL, PASS, drop_reason, reward
 from environments.livecode.rollouts import RolloutClient, RolloutDeadlineExceeded, Sample, Sampling
-from environments.livecode.verifiers import Verdict, Verifier, VerifierError, judge_request
+from environments.livecode.verifiers import (
+    GroupVerifier,
+    ManyVerifier,
+    Verdict,
+    Verifier,
+    VerifierError,
+    judge_request,
+)
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+Verify = Callable[[dict[str, Any]], Awaitable[Verdict]]
 
 NO_CODE: Verdict = {"status": "no_code", "passed": 0, "total": 0, "message": "no fenced block in the answer"}
 _REGENERATIONS = 2  # new rollouts in place of one that got no verdict, before its group is given up
@@ -86,6 +94,7 @@ class Pipeline:
         max_concurrent: rollouts at the servers at the same time.
         on_free: called each time a generation slot becomes free.
         order: the order to run a problem's tests in; None is the order of its file.
+        judge_together: one call for the programs of a group, when all of them are there.
     """
 
     def __init__(
@@ -99,6 +108,7 @@ class Pipeline:
         memory_limit_mb: int,
         on_free: Callable[[], None] = lambda: None,
         order: Callable[[Problem], list[int] | None] = lambda _: None,
+        judge_together: bool = False,
     ) -> None:
         self.prompts = prompts
         self.generating = 0  # at a server or waiting for a slot
@@ -108,7 +118,15 @@ class Pipeline:
         self._limits: dict[str, Any] = {"time_limit_s": time_limit_s, "memory_limit_mb": memory_limit_mb}
         self._on_free = on_free
         self._order = order
+        self._judge_together = judge_together
         self._taken, self._slot_seconds, self._since = 0, 0.0, time.monotonic()
+
+    def together(self, members: int) -> GroupVerifier | None:
+        """The verifier of a group whose programs share a container; None where each has its own."""
+        if not self._judge_together:
+            return None
+        assert isinstance(self._verifier, ManyVerifier)
+        return GroupVerifier(self._verifier.verify_many, members)
 
     def slot_seconds(self) -> float:
         """Time that generation slots were taken since the last call, summed over the slots."""
@@ -121,8 +139,10 @@ class Pipeline:
         self._slot_seconds += self._taken * (now - self._since)
         self._taken, self._since = self._taken + slots, now
 
-    async def run(self, problem: Problem, sampling: Sampling, *, judge_overlong: bool = True) -> Judged:
-        """One rollout, judged.
+    async def run(
+        self, problem: Problem, sampling: Sampling, *, judge_overlong: bool = True, verify: Verify | None = None
+    ) -> Judged:
+        """One rollout, judged; by `verify` where it is given, otherwise by the pipeline's verifier.
 
         Raises:
             RolloutError: no rollout could be had.
@@ -147,7 +167,8 @@ class Pipeline:
         if code is None:
             return Judged(sample, text, None, NO_CODE, 0.0)
         started = time.monotonic()
-        verdict = await self._verifier.verify(judge_request(problem, code, order=self._order(problem), **self._limits))
+        request = judge_request(problem, code, order=self._order(problem), **self._limits)
+        verdict = await (verify or self._verifier.verify)(request)
         return Judged(sample, text, code, verdict, time.monotonic() - started)
 
 
@@ -182,7 +203,8 @@ async def make_group(
     """
     started = time.monotonic()
     group = Group(problem, pipeline.prompts(problem), version, group_id or str(uuid.uuid4()))
-    tasks = [asyncio.create_task(_rollout(pipeline, problem, rules)) for _ in range(rules.group_size)]
+    together = pipeline.together(rules.group_size)
+    tasks = [asyncio.create_task(_rollout(pipeline, problem, rules, together)) for _ in range(rules.group_size)]
     try:
         results = await asyncio.gather(*tasks, return_exceptions=True)
     finally:
@@ -213,14 +235,23 @@ async def all_of(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _rollout(pipeline: Pipeline, problem: Problem, rules: GroupRules) -> Judged:
-    for left in reversed(range(_REGENERATIONS + 1)):
-        try:
-            return await pipeline.run(problem, rules.sampling, judge_overlong=rules.overlong_baseline == "include")
-        except VerifierError as error:
-            if not left:
-                raise
-            logger.warning("problem %s: no verdict (%s): a new rollout takes its place", problem.id, error)
+async def _rollout(pipeline: Pipeline, problem: Problem, rules: GroupRules, together: GroupVerifier | None) -> Judged:
+    try:
+        for left in reversed(range(_REGENERATIONS + 1)):
+            try:
+                return await pipeline.run(
+                    problem,
+                    rules.sampling,
+                    judge_overlong=rules.overlong_baseline == "include",
+                    verify=None if together is None else together.verify,
+                )
+            except VerifierError as error:
+                if not left:
+                    raise
+                logger.warning("problem %s: no verdict (%s): a new rollout takes its place", problem.id, error)
+    finally:
+        if together is not None:
+            together.leave()
     raise AssertionError("unreachable: the last try returns or raises")
 
 

@@ -10,13 +10,20 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
+from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from environments.livecode.problems import Problem
+from environments.livecode.test_sets import LargeSets
 from verifier_app.judge import JudgeError
 from verifier_app.judge.pool import JudgePool
+from verifier_app.judge.store import TestStore
+
+if TYPE_CHECKING:
+    from environments.livecode.config import LivecodeEnvConfig
 
 logger = logging.getLogger(__name__)
 
@@ -52,18 +59,30 @@ class Verifier(Protocol):
     ) -> None: ...
 
 
+@runtime_checkable
+class ManyVerifier(Protocol):
+    """Judges the programs of one problem in one call."""
+
+    async def verify_many(self, requests: Sequence[dict[str, Any]]) -> list[Verdict | VerifierError]:
+        """The verdicts in order; an error where there is none."""
+        ...
+
+
 class LocalVerifier:
     """The judge on this machine: a pool of judge processes.
 
     Args:
         workers: judges at the same time.
         deadline_s: longest wait for one verdict, queue and retries included.
+        tests_dir: folder for test sets above 1 MiB, written once and read by the judges; None: they travel inline.
     """
 
-    def __init__(self, *, workers: int, deadline_s: float = 600.0) -> None:
+    def __init__(self, *, workers: int, deadline_s: float = 600.0, tests_dir: str | Path | None = None) -> None:
         self.deadline_s = deadline_s
         self.retries = 0
-        self._pool = JudgePool(workers=workers)
+        self._pool = JudgePool(workers=workers, tests_dir=tests_dir)
+        self._store = None if tests_dir is None else TestStore(tests_dir)
+        self._sets = LargeSets()
 
     async def __aenter__(self) -> Self:
         await self._pool.__aenter__()
@@ -79,7 +98,23 @@ class LocalVerifier:
             self.retries += 1
             logger.warning("verification is tried again: %s", error)
 
+        if self._store is not None:
+            request = await self._by_reference(request, self._store)
         return await with_retries(lambda: self._pool.verify(request), self.deadline_s, count)
+
+    async def _by_reference(self, request: dict[str, Any], store: TestStore) -> dict[str, Any]:
+        referring, large = await self._sets.refer(request)
+        if large is None:
+            return request
+
+        async def write() -> None:
+            await asyncio.to_thread(store.put, request["tests"])
+
+        try:
+            await self._sets.upload("", large, 0, write)
+        except OSError as error:
+            raise VerifierError(f"env.tests_dir = {store.folder}: cannot be written ({error.strerror})") from error
+        return referring
 
 
 async def with_retries(
@@ -108,6 +143,21 @@ async def with_retries(
     raise AssertionError("unreachable: the last try returns or raises")
 
 
+_forms: OrderedDict[int, tuple[Any, list[dict[str, str]]]] = OrderedDict()
+_KEPT_FORMS = 256
+
+
+def _judge_tests(problem: Problem) -> list[dict[str, str]]:
+    """The tests in the judge's form: one list object for a problem's requests, by which `LargeSets` knows it again."""
+    key = id(problem.tests)
+    if key not in _forms:
+        form = [{"input": test.input, "output": test.output} for test in problem.tests]
+        _forms[key] = (problem.tests, form)  # the tests are kept with it: their id stays their own
+        while len(_forms) > _KEPT_FORMS:
+            _forms.popitem(last=False)
+    return _forms[key][1]
+
+
 def judge_request(
     problem: Problem, code: str, *, time_limit_s: float, memory_limit_mb: int, order: list[int] | None = None
 ) -> dict[str, Any]:
@@ -115,7 +165,7 @@ def judge_request(
     return {
         "code": code,
         "fn_name": problem.fn_name,
-        "tests": [{"input": test.input, "output": test.output} for test in problem.tests],
+        "tests": _judge_tests(problem),
         "tests_ref": None,
         "order": order,
         "time_limit_s": time_limit_s,
@@ -125,20 +175,78 @@ def judge_request(
     }
 
 
-def build_verifier(
-    kind: str, *, workers: int, deadline_s: float, urls: Sequence[str] = (), concurrency: int = 64
-) -> Verifier:
-    """The verifier that `env.verifier` names."""
+class GroupVerifier:
+    """Collects the programs of one group; when the last rollout has one, or has ended, all are judged in one call.
 
-    def http() -> Verifier:
+    Args:
+        judge: the call; an error stands in the place of a program without a verdict.
+        members: rollouts of the group. Each enters `verify` as often as it likes and ends with `leave`.
+    """
+
+    def __init__(
+        self, judge: Callable[[Sequence[dict[str, Any]]], Awaitable[list[Verdict | VerifierError]]], members: int
+    ) -> None:
+        self._judge, self._members = judge, members
+        self._waiting: list[tuple[dict[str, Any], asyncio.Future[Verdict]]] = []
+        self._calls: set[asyncio.Task[None]] = set()
+
+    async def verify(self, request: dict[str, Any]) -> Verdict:
+        """The verdict on this member's program, once all members are here or gone."""
+        future: asyncio.Future[Verdict] = asyncio.get_running_loop().create_future()
+        self._waiting.append((request, future))
+        self._call_when_complete()
+        return await future
+
+    def leave(self) -> None:
+        """This member hands in nothing more."""
+        self._members -= 1
+        self._call_when_complete()
+        if self._members == 0:  # nobody waits for a call that is still under way
+            for call in self._calls:
+                call.cancel()
+
+    def _call_when_complete(self) -> None:
+        waiting = [(request, future) for request, future in self._waiting if not future.done()]
+        if waiting and len(waiting) >= self._members:
+            self._waiting = []
+            task = asyncio.create_task(self._call(waiting))
+            self._calls.add(task)
+            task.add_done_callback(self._calls.discard)
+
+    async def _call(self, waiting: list[tuple[dict[str, Any], asyncio.Future[Verdict]]]) -> None:
+        try:
+            results: Sequence[Verdict | BaseException] = await self._judge([request for request, _ in waiting])
+        except Exception as error:
+            results = [error] * len(waiting)
+        for (_, future), result in zip(waiting, results, strict=True):
+            if future.done():
+                continue
+            if isinstance(result, BaseException):
+                future.set_exception(result)
+            else:
+                future.set_result(result)
+
+
+def build_verifier(config: LivecodeEnvConfig) -> Verifier:
+    """The verifier that `env.verifier` names. What only one kind needs is imported only for it."""
+    if config.verifier == "http":
         from environments.livecode.http_verifier import HttpVerifier
 
-        return HttpVerifier(urls, concurrency=concurrency, deadline_s=deadline_s)
+        return HttpVerifier(
+            config.verifier_urls, concurrency=config.verifier_concurrency, deadline_s=config.verifier_deadline_s
+        )
+    if config.verifier == "modal":
+        from environments.livecode.modal_verifier import ModalVerifier
 
-    makers: dict[str, Callable[[], Verifier]] = {
-        "local": lambda: LocalVerifier(workers=workers, deadline_s=deadline_s),
-        "http": http,
-    }
-    if kind not in makers:
-        raise ValueError(f"env.verifier = {kind!r}: unknown. Known: {', '.join(makers)}.")
-    return makers[kind]()
+        return ModalVerifier(
+            app=config.modal_app,
+            volume=config.modal_volume,
+            environment=config.modal_environment,
+            concurrency=config.verifier_concurrency,
+            deadline_s=config.verifier_deadline_s,
+        )
+    return LocalVerifier(
+        workers=config.verifier_workers,
+        deadline_s=config.verifier_deadline_s,
+        tests_dir=config.tests_dir or Path(config.run_dir) / "tests",
+    )

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from environments.livecode import verifiers
+from environments.livecode.config import LivecodeEnvConfig
 from environments.livecode.problems import Problem, TestCase
 from environments.livecode.verifiers import (
     DeadlineExceeded,
+    GroupVerifier,
     LocalVerifier,
     Unreachable,
     VerifierError,
-    build_verifier,
     judge_request,
     with_retries,
 )
@@ -97,5 +100,48 @@ async def test_a_verdict_that_does_not_come_in_time_is_a_deadline() -> None:
 
 
 def test_an_unknown_verifier_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"env.verifier = 'cloud': unknown. Known: local"):
-        build_verifier("cloud", workers=1, deadline_s=1)
+    with pytest.raises(ValueError, match=r"Input should be 'local', 'http' or 'modal'"):
+        LivecodeEnvConfig(verifier="cloud")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"verifier_strategy problem with verifier local: it is about containers"):
+        LivecodeEnvConfig(verifier_strategy="problem")
+
+
+async def test_a_large_test_set_is_written_once_and_judged_by_reference(tmp_path: Path) -> None:
+    tests = [TestCase(input=f"{number}\n" + " " * 300_000, output=str(number + 1)) for number in range(5)]
+    problem = ADD.model_copy(update={"tests": tests})
+    request = judge_request(problem, "print(int(input()) + 1)", time_limit_s=5, memory_limit_mb=512)
+    async with LocalVerifier(workers=2, tests_dir=tmp_path) as verifier:
+        verdicts = await asyncio.gather(*(verifier.verify(request) for _ in range(4)))
+    assert [verdict["passed"] for verdict in verdicts] == [5] * 4
+    (path,) = await asyncio.to_thread(lambda: [path for path in tmp_path.rglob("*") if path.is_file()])
+    path.write_bytes(b"[]")
+    async with LocalVerifier(workers=1, tests_dir=tmp_path) as verifier:
+        with pytest.raises(VerifierError, match=path.name):
+            await verifier.verify(request)
+
+
+async def test_the_programs_of_a_group_are_judged_in_one_call_when_the_last_one_is_there() -> None:
+    calls: list[list[str]] = []
+
+    async def judge(requests: Sequence[dict[str, Any]]) -> list[Any]:
+        calls.append([request["code"] for request in requests])
+        return [
+            VerifierError("lost") if request["code"] == "bad" else {"status": request["code"]} for request in requests
+        ]
+
+    group = GroupVerifier(judge, 4)
+
+    async def member(*codes: str) -> list[Any]:
+        got: list[Any] = []
+        for code in codes:
+            await asyncio.sleep(0)
+            try:
+                got.append((await group.verify({"code": code}))["status"])
+            except VerifierError as error:
+                got.append(str(error))
+        group.leave()
+        return got
+
+    got = await asyncio.gather(member("a"), member("bad", "again"), member(), member("b"))
+    assert got == [["a"], ["lost", "again"], [], ["b"]]
+    assert calls == [["a", "bad", "b"], ["again"]]

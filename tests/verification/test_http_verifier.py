@@ -11,7 +11,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from environments.livecode import http_verifier
+from environments.livecode import remote, test_sets
+from environments.livecode.config import LivecodeEnvConfig
 from environments.livecode.http_verifier import HttpVerifier
 from environments.livecode.verifiers import DeadlineExceeded, Unreachable, VerifierError, build_verifier
 from tests.served import Served
@@ -22,7 +23,7 @@ REQUEST: dict[str, Any] = {"code": "print(int(input()) + 1)", "tests": [{"input"
 
 @pytest.fixture(autouse=True)
 def _quick_and_with_token(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_verifier, "BACKOFF_S", (0.01, 0.05))
+    monkeypatch.setattr(remote, "BACKOFF_S", (0.01, 0.05))
     monkeypatch.setenv("VERIFIER_TOKEN", TOKEN)
 
 
@@ -50,13 +51,14 @@ def fault(kind: str) -> dict[str, Any]:
 
 
 async def test_a_verdict_comes_from_the_real_service(service: Service) -> None:
-    async with build_verifier("http", workers=1, deadline_s=30, urls=[service.url]) as verifier:
+    config = LivecodeEnvConfig(verifier="http", verifier_urls=[service.url])
+    async with build_verifier(config) as verifier:
         right, wrong = await asyncio.gather(verifier.verify(REQUEST), verifier.verify({**REQUEST, "code": "print(1)"}))
     assert (right["status"], wrong["status"]) == ("accepted", "wrong_answer")
 
 
 async def test_a_large_test_set_is_uploaded_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http_verifier, "INLINE_BYTES", 1000)
+    monkeypatch.setattr(test_sets, "INLINE_BYTES", 1000)
     tests = [{"input": f"{n}\n" + " " * 500, "output": str(n + 1)} for n in range(5)]
     sent: list[str] = []
     async with HttpVerifier([service.url], deadline_s=30) as verifier:

@@ -39,6 +39,11 @@ class TestStore:
         TestSet(tests)
         data = encode_tests(tests)
         sha = hashlib.sha256(data).hexdigest()
+        self.put_bytes(sha, data)
+        return {"sha256": sha, "count": len(tests)}
+
+    def put_bytes(self, sha: str, data: bytes) -> None:
+        """Store a set's canonical bytes under their hash (atomic, idempotent)."""
         path = self.path(sha)
         if not path.exists():
             self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -47,7 +52,6 @@ class TestStore:
             with os.fdopen(handle, "wb") as file:
                 file.write(data)
             os.replace(name, path)
-        return {"sha256": sha, "count": len(tests)}
 
     def get(self, sha: str, count: int) -> TestSet:
         """The checked set. JudgeError test_set_missing or test_set_corrupt."""

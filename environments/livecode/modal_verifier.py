@@ -1,0 +1,188 @@
+"""Verification on Modal: one container per rollout, or one for the rollouts of a group."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any, Self
+
+from environments.livecode.remote import TryAgain, read_verdict, until_deadline
+from environments.livecode.test_sets import LargeSet, LargeSets
+from environments.livecode.verifiers import Unreachable, Verdict, VerifierError
+
+logger = logging.getLogger(__name__)
+
+DEPLOY = "modal deploy -m verifier_app"
+
+
+class ModalVerifier:
+    """Judges in Modal's containers. modal itself is imported when one is made.
+
+    A call that Modal refuses, loses or ends is made again until the deadline; a rollout then has no verdict, and its
+    cause (the name of Modal's exception, or of the judge's fault) is counted in `causes`; it is never scored.
+
+    Args:
+        app: name of the deployed app (VERIFIER_APP when it was deployed).
+        volume: name of the app's volume of test sets (VERIFIER_VOLUME).
+        environment: Modal's environment; None: the profile's own.
+        concurrency: calls at the same time: about max_containers + buffer_containers, far below the 2,000 pending
+            inputs that Modal takes.
+        deadline_s: longest wait for one verdict, retries included. A call that is given up ends by the app's own
+            timeout (VERIFIER_TIMEOUT_S): Modal's client cannot cancel it.
+    """
+
+    def __init__(
+        self,
+        *,
+        app: str = "livecode-verifier",
+        volume: str = "livecode-tests",
+        environment: str | None = None,
+        concurrency: int = 64,
+        deadline_s: float = 600.0,
+    ) -> None:
+        self.deadline_s = deadline_s
+        self.causes: Counter[str] = Counter()
+        self._app, self._environment = app, environment
+        self._bound = asyncio.Semaphore(concurrency)
+        self._sets = LargeSets()
+        self._modal = _import_modal()
+        self._volume = self._modal.Volume.from_name(volume, environment_name=environment)
+        self._verify, self._verify_many = (
+            self._modal.Function.from_name(app, name, environment_name=environment)
+            for name in ("verify", "verify_many")
+        )
+
+    async def __aenter__(self) -> Self:
+        """Asks Modal for the app: VerifierError with the command to run where there is none, or no account."""
+        modal = self._modal
+        try:
+            for function in (self._verify, self._verify_many):
+                await function.hydrate.aio()
+        except modal.exception.NotFoundError:
+            where = f" --env {self._environment}" if self._environment else ""
+            name = f"VERIFIER_APP={self._app} " if self._app != "livecode-verifier" else ""
+            raise VerifierError(
+                f"env.modal_app = {self._app}: no such app"
+                f"{f' in environment {self._environment}' if self._environment else ''}. Run: {name}{DEPLOY}{where}"
+            ) from None
+        except modal.exception.AuthError as error:
+            raise VerifierError(f"env.verifier = modal: no valid account ({error}). Run: modal token new") from None
+        except modal.exception.Error as error:
+            raise Unreachable(f"env.verifier = modal: Modal does not answer ({error})") from None
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.causes:
+            logger.info("verification on Modal: tries without a verdict, by cause: %s", dict(self.causes))
+
+    async def verify(self, request: dict[str, Any]) -> Verdict:
+        """The verdict on a request, from a container of its own.
+
+        Raises:
+            VerifierError: a request that no judge can take.
+            DeadlineExceeded: no verdict in time; the message ends with the last failure.
+        """
+        request, large = await self._sets.refer(request)
+
+        async def attempt() -> Verdict:
+            (answer,) = await self._call(self._verify, request, large=large)
+            return read_verdict(answer, "modal")
+
+        async with self._bound:
+            return await until_deadline(attempt, self.deadline_s, self.causes)
+
+    async def verify_many(self, requests: Sequence[dict[str, Any]]) -> list[Verdict | VerifierError]:
+        """The verdicts on the programs of one problem, from one container, in order; an error where there is none.
+
+        A program without a verdict is judged again, in a new container, together with the others that have none.
+        """
+        first, large = await self._sets.refer(requests[0])
+        own = ("code", "order")
+        shared = {name: value for name, value in first.items() if name not in own}
+        results: list[Verdict | VerifierError | None] = [None] * len(requests)
+
+        async def attempt() -> None:
+            left = [index for index, result in enumerate(results) if result is None]
+            programs = [{name: requests[index].get(name) for name in own} for index in left]
+            answers = await self._call(self._verify_many, shared, programs, large=large)
+            if len(answers) != len(left):
+                raise VerifierError(f"modal: {len(answers)} answers for {len(left)} programs; is it of this version?")
+            again: TryAgain | None = None
+            for index, answer in zip(left, answers, strict=True):
+                try:
+                    results[index] = read_verdict(answer, "modal")
+                except TryAgain as error:
+                    again = error
+                except VerifierError as error:
+                    results[index] = error
+            if again is not None:
+                raise again
+
+        try:
+            async with self._bound:
+                await until_deadline(attempt, self.deadline_s, self.causes)
+        except VerifierError as error:
+            return [error if result is None else result for result in results]
+        return [result for result in results if result is not None]
+
+    async def _call(self, function: Any, *arguments: Any, large: LargeSet | None) -> list[Any]:
+        """The answers of one call; a test set that the volume lacks is uploaded first."""
+        seen = self._sets.uploads("", large) if large else 0
+        answer = await self._remote(function, *arguments)
+        answers = answer if isinstance(answer, list) else [answer]
+        if large is None or not any(_missing(answer) for answer in answers):
+            return answers
+        await self._sets.upload("", large, seen, lambda: self._upload(large))
+        answer = await self._remote(function, *arguments)
+        answers = answer if isinstance(answer, list) else [answer]
+        if any(_missing(answer) for answer in answers):
+            # a container that was warm before the upload still sees the volume as it was
+            raise TryAgain("test_set_missing", f"the volume does not show {large.sha256} yet")
+        return answers
+
+    async def _remote(self, function: Any, *arguments: Any) -> Any:
+        exceptions = self._modal.exception
+        try:
+            return await function.remote.aio(*arguments)
+        except (exceptions.NotFoundError, exceptions.AuthError, exceptions.PermissionDeniedError) as error:
+            raise VerifierError(f"modal: {error}. Is the app deployed? Run: {DEPLOY}") from error
+        except exceptions.InvalidError as error:
+            raise VerifierError(f"modal: {error}") from error
+        except Exception as error:  # whatever came from there, it is no verdict
+            raise TryAgain(type(error).__name__, f"modal: {type(error).__name__}: {error}") from error
+
+    async def _upload(self, large: LargeSet) -> None:
+        try:
+            await upload_sets(self._volume, [(large.sha256, large.data)])
+        except self._modal.exception.Error as error:
+            raise TryAgain(type(error).__name__, f"modal: the upload failed: {error}") from error
+
+
+async def upload_sets(volume: Any, sets: Sequence[tuple[str, bytes]]) -> None:
+    """Puts test sets [(sha256, canonical bytes)] into the volume, where the judge's store looks for them.
+
+    What Modal holds already is not sent again; a file is only ever replaced by its own bytes.
+    """
+    async with volume.batch_upload(force=True) as batch:
+        for sha, data in sets:
+            batch.put_file(io.BytesIO(data), f"/{sha[:2]}/{sha}")
+
+
+def _missing(answer: Any) -> bool:
+    fault = answer.get("error") if isinstance(answer, dict) else None
+    return isinstance(fault, dict) and fault.get("kind") == "test_set_missing"
+
+
+def _import_modal() -> Any:
+    try:
+        import modal
+        import modal.exception
+    except ModuleNotFoundError:
+        raise VerifierError("env.verifier = modal: the package modal is missing. Run: pip install modal") from None
+    return modal

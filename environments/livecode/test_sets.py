@@ -1,0 +1,72 @@
+"""Large test sets travel by themselves, once: requests then name them by their hash."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections import Counter, OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from verifier_app.judge.store import encode_tests
+
+INLINE_BYTES = 1 << 20  # smaller sets travel in the request
+KEPT_SETS = 8  # encoded sets kept in memory: a group's rollouts come close together
+
+
+def is_large(tests: Sequence[dict[str, str]]) -> bool:
+    """Whether a set travels by itself."""
+    return sum(len(test["input"]) + len(test["output"]) for test in tests) >= INLINE_BYTES
+
+
+@dataclass(frozen=True)
+class LargeSet:
+    """A test set that travels by itself."""
+
+    sha256: str
+    count: int
+    data: bytes
+
+
+class LargeSets:
+    """Large test sets: each encoded once, and uploaded once to each place."""
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[int, tuple[Any, asyncio.Future[LargeSet]]] = OrderedDict()
+        self._uploads: Counter[tuple[str, str]] = Counter()
+        self._locks: dict[tuple[str, str], asyncio.Lock] = {}
+
+    async def refer(self, request: dict[str, Any]) -> tuple[dict[str, Any], LargeSet | None]:
+        """The request, by reference where its tests are large.
+
+        Equal requests of a problem share one list object (`judge_request`), which is what makes them known again.
+        """
+        tests = request.get("tests")
+        if not isinstance(tests, list) or not is_large(tests):
+            return request, None
+        if id(tests) not in self._kept:
+            work = asyncio.ensure_future(asyncio.to_thread(encode_set, tests))
+            self._kept[id(tests)] = (tests, work)  # the list is kept with it: its id stays its own
+            while len(self._kept) > KEPT_SETS:
+                self._kept.popitem(last=False)
+        large = await asyncio.shield(self._kept[id(tests)][1])
+        return request | {"tests": None, "tests_ref": {"sha256": large.sha256, "count": large.count}}, large
+
+    def uploads(self, place: str, large: LargeSet) -> int:
+        """Uploads of this set to this place so far; what `upload` is given as `seen`."""
+        return self._uploads[place, large.sha256]
+
+    async def upload(self, place: str, large: LargeSet, seen: int, send: Callable[[], Awaitable[None]]) -> None:
+        """Sends a set that was missing; not again where another caller did since `seen`."""
+        key = (place, large.sha256)
+        async with self._locks.setdefault(key, asyncio.Lock()):
+            if self._uploads[key] == seen:
+                await send()
+                self._uploads[key] += 1
+
+
+def encode_set(tests: list[dict[str, str]]) -> LargeSet:
+    """A set's canonical bytes and their hash."""
+    data = encode_tests(tests)
+    return LargeSet(hashlib.sha256(data).hexdigest(), len(tests), data)

@@ -1,0 +1,560 @@
+"""A control plane for Modal's own client, on loopback: a deployment is recorded, a call starts a container.
+
+A container is a process of `modal._container_entrypoint`, the program that Modal runs, with the mounted files and
+nothing else of the project. What this cannot show is what Modal itself adds: gVisor, the network's wall, the limits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import itertools
+import os
+import signal
+import sys
+import threading
+import time
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from google.protobuf.empty_pb2 import Empty
+from grpclib import GRPCError, Status
+from grpclib.events import RecvRequest, listen
+from grpclib.server import Server, Stream
+from modal_proto import api_pb2
+from modal_proto.api_grpc import ModalClientBase
+
+RESCHEDULES = 2  # times that a call whose container died is given to another one
+SUCCESS = api_pb2.GenericResult.GENERIC_STATUS_SUCCESS
+
+
+@dataclass
+class Call:
+    """One input of a function and what became of it."""
+
+    function_id: str
+    call_id: str
+    input_id: str
+    input: api_pb2.FunctionInput
+    deaths: int = 0
+    output: api_pb2.FunctionGetOutputsItem | None = None
+    done: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass
+class Container:
+    """A process that takes one call."""
+
+    task_id: str
+    function_id: str
+    process: asyncio.subprocess.Process
+    call: Call | None = None
+
+
+class _Server(Server):
+    """Knows its connections, which Modal's client of this process keeps open, so that they can be closed."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.protocols: list[Any] = []
+
+    def _protocol_factory(self) -> Any:
+        protocol = super()._protocol_factory()
+        self.protocols.append(protocol)
+        return protocol
+
+
+class ControlPlane(ModalClientBase):
+    """The routes that `modal deploy`, `Function.remote` and a container use.
+
+    faults: words that are spent one for each call: "resource_exhausted", "unavailable" (refused at the door), "killed"
+    (its container dies once), "lost" (every container of it dies), "timeout", "internal", "garbage" (a result that is
+    no verdict), "slow_start" (a second passes before its container begins).
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.url = ""
+        self.apps: dict[str, str] = {}  # name -> id
+        self.functions: dict[str, api_pb2.Function] = {}
+        self.published: dict[str, dict[str, str]] = {}  # app id -> function name -> id
+        self.app_of: dict[str, str] = {}
+        self.images: dict[str, api_pb2.Image] = {}
+        self.mounts: dict[str, list[api_pb2.MountFile]] = {}
+        self.volumes: dict[str, str] = {}
+        self.stopped: list[str] = []
+        self.faults: deque[str] = deque()
+        self.seen: Counter[str] = Counter()
+        self.received_bytes = 0
+        self.running = 0
+        self.most_in_flight = 0
+        self.started = 0
+        self.container_cpu_s = 0.0
+        self._numbers = itertools.count(1)
+        self._files: dict[str, bytes] = {}
+        self._calls: dict[str, Call] = {}
+        self._waiting: dict[str, asyncio.Queue[Call]] = {}
+        self._containers: dict[str, Container] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._faulty: dict[str, str] = {}
+        self._http: web.AppRunner | None = None
+        self._blob_url = ""
+
+    def new(self, kind: str) -> str:
+        """A fresh id of this kind."""
+        return f"{kind}-{next(self._numbers):06d}"
+
+    def volume_path(self, volume_id: str) -> Path:
+        """The folder that stands for a volume."""
+        return self.folder / "volumes" / volume_id / "files"
+
+    # -- Deploying ------------------------------------------------------------------------------------------
+
+    async def ClientHello(self, stream: Stream[Any, Any]) -> None:
+        await stream.recv_message()
+        await stream.send_message(api_pb2.ClientHelloResponse(image_builder_version="2025.06"))
+
+    async def EnvironmentGetOrCreate(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        metadata = api_pb2.EnvironmentMetadata(
+            name=request.deployment_name or "main",
+            settings=api_pb2.EnvironmentSettings(image_builder_version="2025.06"),
+        )
+        await stream.send_message(api_pb2.EnvironmentGetOrCreateResponse(environment_id="en-1", metadata=metadata))
+
+    async def AppGetByDeploymentName(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        await stream.send_message(api_pb2.AppGetByDeploymentNameResponse(app_id=self.apps.get(request.name, "")))
+
+    async def AppCreate(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        app_id = self.new("ap")
+        if request.app_state == api_pb2.APP_STATE_INITIALIZING:
+            self.apps[request.description] = app_id
+        await stream.send_message(api_pb2.AppCreateResponse(app_id=app_id, app_page_url="http://app"))
+
+    async def AppGetLayout(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        await stream.send_message(api_pb2.AppGetLayoutResponse(app_layout=self._layout(request.app_id)))
+
+    async def AppPublish(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        self.published[request.app_id] = dict(request.function_ids)
+        await stream.send_message(api_pb2.AppPublishResponse(url="http://app", deployed_at=time.time()))
+
+    async def AppHeartbeat(self, stream: Stream[Any, Any]) -> None:
+        await stream.recv_message()
+        await stream.send_message(Empty())
+
+    async def AppClientDisconnect(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        self.stopped.append(request.app_id)
+        await stream.send_message(Empty())
+
+    async def AppStop(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        self.stopped.append(request.app_id)
+        self.apps = {name: app_id for name, app_id in self.apps.items() if app_id != request.app_id}
+        await stream.send_message(Empty())
+
+    async def AppGetLogs(self, stream: Stream[Any, Any]) -> None:
+        await stream.recv_message()
+        await stream.send_message(api_pb2.TaskLogsBatch(app_done=True))
+
+    async def ImageGetOrCreate(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        image_id = self.new("im")
+        self.images[image_id] = request.image
+        result = api_pb2.GenericResult(status=SUCCESS)
+        await stream.send_message(api_pb2.ImageGetOrCreateResponse(image_id=image_id, result=result))
+
+    async def MountBatchedCheckExistence(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        missing = [sha for sha in request.sha256_hex_hashes if sha not in self._files]
+        await stream.send_message(api_pb2.MountBatchedCheckExistenceResponse(missing_sha256_hex_hashes=missing))
+
+    async def MountPutFile(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        data = self._files.get(request.data_blob_id) if request.data_blob_id else request.data
+        self.received_bytes += request.ByteSize()
+        if data and request.sha256_hex not in self._files:
+            assert hashlib.sha256(data).hexdigest() == request.sha256_hex
+            self._files[request.sha256_hex] = data
+        exists = request.sha256_hex in self._files or request.sha256_hex == hashlib.sha256(b"").hexdigest()
+        await stream.send_message(api_pb2.MountPutFileResponse(exists=exists))
+
+    async def MountGetOrCreate(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        mount_id = self.new("mo")
+        self.mounts[mount_id] = list(request.files)
+        await stream.send_message(api_pb2.MountGetOrCreateResponse(mount_id=mount_id))
+
+    async def VolumeGetOrCreate(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        create = request.object_creation_type == api_pb2.OBJECT_CREATION_TYPE_CREATE_IF_MISSING
+        if request.deployment_name not in self.volumes and not create:
+            raise GRPCError(Status.NOT_FOUND, f"Volume '{request.deployment_name}' not found")
+        volume_id = self.volumes.setdefault(request.deployment_name, self.new("vo"))
+        self.volume_path(volume_id).mkdir(parents=True, exist_ok=True)
+        version = api_pb2.VOLUME_FS_VERSION_V1
+        metadata = api_pb2.VolumeMetadata(version=version, name=request.deployment_name)
+        await stream.send_message(
+            api_pb2.VolumeGetOrCreateResponse(volume_id=volume_id, version=version, metadata=metadata)
+        )
+
+    async def VolumePutFiles(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        for file in request.files:
+            path = self.volume_path(request.volume_id) / file.filename.lstrip("/")
+            if path.exists() and request.disallow_overwrite_existing_files:
+                raise GRPCError(Status.ALREADY_EXISTS, f"{file.filename} exists")
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(self._files[file.sha256_hex])
+        await stream.send_message(Empty())
+
+    async def VolumeListFiles(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        root = self.volume_path(request.volume_id)
+        entries = [
+            api_pb2.FileEntry(path=str(path.relative_to(root)), type=api_pb2.FileEntry.FILE, size=path.stat().st_size)
+            for path in sorted(root.rglob("*"))
+            if path.is_file()
+        ]
+        await stream.send_message(api_pb2.VolumeListFilesResponse(entries=entries))
+
+    async def BlobCreate(self, stream: Stream[Any, Any]) -> None:
+        await stream.recv_message()
+        blob_id = self.new("bl")
+        await stream.send_message(
+            api_pb2.BlobCreateResponse(
+                blob_id=blob_id,
+                blob_ids=[blob_id],
+                upload_urls=api_pb2.UploadUrlList(items=[f"{self._blob_url}/{blob_id}"]),
+            )
+        )
+
+    async def BlobGet(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        await stream.send_message(api_pb2.BlobGetResponse(download_url=f"{self._blob_url}/{request.blob_id}"))
+
+    async def FunctionPrecreate(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        function_id = request.existing_function_id or self.new("fu")
+        self.app_of[function_id] = request.app_id
+        metadata = api_pb2.FunctionHandleMetadata(
+            function_name=request.function_name, function_type=request.function_type, app_id=request.app_id
+        )
+        await stream.send_message(api_pb2.FunctionPrecreateResponse(function_id=function_id, handle_metadata=metadata))
+
+    async def FunctionCreate(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        function_id = request.existing_function_id or self.new("fu")
+        self.functions[function_id] = request.function
+        self.app_of[function_id] = request.app_id
+        self.published.setdefault(request.app_id, {})[request.function.function_name] = function_id
+        await stream.send_message(
+            api_pb2.FunctionCreateResponse(
+                function_id=function_id,
+                function=request.function,
+                handle_metadata=self._handle(function_id),
+                function_data=self._data(function_id),
+            )
+        )
+
+    async def FunctionGet(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        if request.environment_name not in ("", "main"):
+            raise GRPCError(Status.NOT_FOUND, f"Environment '{request.environment_name}' not found")
+        function_id = self.published.get(self.apps.get(request.app_name, ""), {}).get(request.object_tag)
+        if function_id is None:
+            raise GRPCError(Status.NOT_FOUND, f"App '{request.app_name}' not found in environment 'main'")
+        await stream.send_message(
+            api_pb2.FunctionGetResponse(
+                function_id=function_id,
+                handle_metadata=self._handle(function_id),
+                function=self._data(function_id),
+            )
+        )
+
+    def _data(self, function_id: str) -> api_pb2.FunctionData:
+        function = self.functions[function_id]
+        ranked = api_pb2.FunctionData.RankedFunction(rank=0, function=function)
+        return api_pb2.FunctionData(function_name=function.function_name, ranked_functions=[ranked])
+
+    def _handle(self, function_id: str) -> api_pb2.FunctionHandleMetadata:
+        function = self.functions[function_id]
+        return api_pb2.FunctionHandleMetadata(
+            function_name=function.function_name,
+            function_type=function.function_type,
+            app_id=self.app_of[function_id],
+            supported_input_formats=function.supported_input_formats,
+            supported_output_formats=function.supported_output_formats,
+        )
+
+    def _layout(self, app_id: str) -> api_pb2.AppLayout:
+        ids = self.published.get(app_id, {})
+        objects = [
+            api_pb2.Object(object_id=function_id, function_handle_metadata=self._handle(function_id))
+            for function_id in ids.values()
+        ]
+        for function_id in ids.values():
+            for needed in self.functions[function_id].object_dependencies:
+                objects.append(api_pb2.Object(object_id=needed.object_id))
+        return api_pb2.AppLayout(objects=objects, function_ids=ids)
+
+    # -- Calling --------------------------------------------------------------------------------------------
+
+    async def FunctionMap(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        fault = self.faults.popleft() if self.faults else ""
+        self.seen["calls"] += 1
+        self.received_bytes += request.ByteSize()
+        if fault == "resource_exhausted":
+            raise GRPCError(Status.RESOURCE_EXHAUSTED, "too many pending inputs")
+        if fault == "unavailable":
+            raise GRPCError(Status.UNAVAILABLE, "the control plane is away")
+        (item,) = request.pipelined_inputs
+        call = Call(request.function_id, self.new("fc"), self.new("in"), item.input)
+        self._calls[call.call_id] = call
+        self.most_in_flight = max(self.most_in_flight, sum(call.output is None for call in self._calls.values()))
+        if fault:
+            self._faulty[call.input_id] = fault
+        self._begin(self._serve(call, fault))
+        await stream.send_message(
+            api_pb2.FunctionMapResponse(
+                function_call_id=call.call_id,
+                pipelined_inputs=[api_pb2.FunctionPutInputsResponseItem(idx=0, input_id=call.input_id, input_jwt="j")],
+            )
+        )
+
+    async def FunctionGetOutputs(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        call = self._calls[request.function_call_id]
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(call.done.wait(), max(request.timeout, 0.01))
+        outputs = [] if call.output is None else [call.output]
+        await stream.send_message(
+            api_pb2.FunctionGetOutputsResponse(outputs=outputs, num_unfinished_inputs=0 if outputs else 1)
+        )
+
+    async def _serve(self, call: Call, fault: str) -> None:
+        """Containers for a call until one answers or there were too many."""
+        failures = {
+            "timeout": api_pb2.GenericResult.GENERIC_STATUS_TIMEOUT,
+            "internal": api_pb2.GenericResult.GENERIC_STATUS_INTERNAL_FAILURE,
+        }
+        if fault in failures:
+            return self._finish(call, api_pb2.GenericResult(status=failures[fault], exception="scripted"))
+        if fault == "garbage":
+            import cbor2
+
+            data = cbor2.dumps({"verdict": {"status": "fine"}})
+            return self._finish(call, api_pb2.GenericResult(status=SUCCESS, data=data))
+        if fault == "slow_start":
+            await asyncio.sleep(1.0)
+        while call.output is None and call.deaths <= RESCHEDULES:
+            self._waiting.setdefault(call.function_id, asyncio.Queue()).put_nowait(call)
+            await self._run_container(call.function_id)
+        if call.output is None:
+            status = api_pb2.GenericResult.GENERIC_STATUS_FAILURE
+            self._finish(call, api_pb2.GenericResult(status=status, exception="Runner failed too many times"))
+        return None
+
+    def _finish(self, call: Call, result: api_pb2.GenericResult) -> None:
+        call.output = api_pb2.FunctionGetOutputsItem(
+            result=result, input_id=call.input_id, data_format=api_pb2.DATA_FORMAT_CBOR
+        )
+        call.done.set()
+
+    async def _run_container(self, function_id: str) -> None:
+        function, task_id = self.functions[function_id], self.new("ta")
+        root = self.folder / "containers" / task_id
+        self._mount(function, root)
+        arguments = api_pb2.ContainerArguments(
+            task_id=task_id,
+            function_id=function_id,
+            app_id=self.app_of[function_id],
+            function_def=function,
+            app_layout=self._layout(self.app_of[function_id]),
+            environment_name="main",
+        )
+        (root / "arguments").write_bytes(arguments.SerializeToString())
+        (volume,) = function.volume_mounts
+        environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": str(root),
+            "PYTHONPATH": str(root / "root"),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "MODAL_IS_REMOTE": "1",
+            "MODAL_CONTAINER_ARGUMENTS_PATH": str(root / "arguments"),
+            "MODAL_SERVER_URL": self.url,
+            "MODAL_OVERRIDE_HEADERS": f"x-task-id:{task_id}",
+            # what Modal mounts at the path of the definition is this folder here
+            "VERIFIER_TESTS_DIR": str(self.volume_path(volume.volume_id)),
+        }
+        log = (root / "log").open("wb")
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "modal._container_entrypoint"),
+            env=environment,
+            cwd=root / "root",
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.DEVNULL,
+            stderr=log,
+            start_new_session=True,
+        )
+        log.close()
+        container = self._containers[task_id] = Container(task_id, function_id, process)
+        self.running += 1
+        self.started += 1
+        try:
+            await process.wait()
+        finally:
+            self.running -= 1
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+        call = container.call
+        if call is not None and call.output is None:
+            call.deaths += 1
+        elif call is None:  # died before it took anything: what waited is still there
+            self._waiting[function_id].get_nowait().deaths += 1
+
+    def _mount(self, function: api_pb2.Function, root: Path) -> None:
+        (root / "root").mkdir(parents=True)
+        for mount_id in function.mount_ids:
+            for file in self.mounts[mount_id]:
+                path = root / file.filename.lstrip("/")
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(self._files.get(file.sha256_hex, b""))
+
+    # -- A container's side ---------------------------------------------------------------------------------
+
+    async def ContainerHello(self, stream: Stream[Any, Any]) -> None:
+        await stream.recv_message()
+        await stream.send_message(Empty())
+
+    async def ContainerHeartbeat(self, stream: Stream[Any, Any]) -> None:
+        await stream.recv_message()
+        await stream.send_message(api_pb2.ContainerHeartbeatResponse())
+
+    async def FunctionGetInputs(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        container = self._containers[str(stream.metadata["x-task-id"])]
+        call = container.call = await self._waiting[request.function_id].get()
+        fault = self._faulty.get(call.input_id)
+        if fault == "lost" or (fault == "killed" and not call.deaths):
+            container.process.kill()
+            return
+        item = api_pb2.FunctionGetInputsItem(
+            input_id=call.input_id, input=call.input, function_call_id=call.call_id, retry_count=call.deaths
+        )
+        await stream.send_message(api_pb2.FunctionGetInputsResponse(inputs=[item]))
+
+    async def FunctionPutOutputs(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        for item in request.outputs:
+            call = next(call for call in self._calls.values() if call.input_id == item.input_id)
+            call.output = api_pb2.FunctionGetOutputsItem(
+                result=item.result, input_id=item.input_id, data_format=item.data_format
+            )
+            call.done.set()
+        await stream.send_message(Empty())
+
+    async def TaskResult(self, stream: Stream[Any, Any]) -> None:
+        request = await stream.recv_message()
+        self.seen[f"task failed: {request.result.exception}"] += 1
+        await stream.send_message(Empty())
+
+    async def VolumeCommit(self, stream: Stream[Any, Any]) -> None:
+        await stream.recv_message()
+        await stream.send_message(api_pb2.VolumeCommitResponse())
+
+    # -- Life -----------------------------------------------------------------------------------------------
+
+    def _begin(self, work: Any) -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _put_blob(self, request: web.Request) -> web.Response:
+        data = await request.read()
+        self._files[request.match_info["id"]] = data
+        self.seen["uploads"] += 1
+        self.received_bytes += len(data)
+        return web.Response(headers={"ETag": hashlib.md5(data).hexdigest()})
+
+    async def _get_blob(self, request: web.Request) -> web.Response:
+        return web.Response(body=self._files[request.match_info["id"]])
+
+    async def _check_account(self, event: RecvRequest) -> None:
+        if event.metadata.get("x-modal-token-secret") == "wrong":
+            raise GRPCError(Status.UNAUTHENTICATED, "Token secret is wrong")
+
+    @contextlib.asynccontextmanager
+    async def serve(self) -> AsyncIterator[None]:
+        """Both servers, until the block ends; every container ends with them."""
+        blobs = web.Application(client_max_size=1 << 30)
+        blobs.add_routes([web.put("/{id}", self._put_blob), web.get("/{id}", self._get_blob)])
+        runner = web.AppRunner(blobs, access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        self._blob_url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        server = _Server([self])
+        listen(server, RecvRequest, self._check_account)
+        await server.start("127.0.0.1", 0)
+        assert server._server is not None
+        self.url = f"http://127.0.0.1:{server._server.sockets[0].getsockname()[1]}"
+        try:
+            yield
+        finally:
+            for container in self._containers.values():
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(container.process.pid, signal.SIGKILL)
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+            server.close()
+            await server.wait_closed()
+            for protocol in server.protocols:
+                protocol.connection.close()
+            await asyncio.gather(*(container.process.wait() for container in self._containers.values()))
+            await asyncio.sleep(0.05)  # the transports close in the loop's next rounds
+            await runner.cleanup()
+
+
+def _unimplemented(name: str) -> Any:
+    async def refuse(self: ControlPlane, stream: Stream[Any, Any]) -> None:
+        self.seen[f"unimplemented: {name}"] += 1
+        raise GRPCError(Status.UNIMPLEMENTED, f"{name} is not part of the loopback control plane")
+
+    return refuse
+
+
+for _name in ControlPlane.__abstractmethods__:
+    setattr(ControlPlane, _name, _unimplemented(_name))
+ControlPlane.__abstractmethods__ = frozenset()
+
+
+@contextlib.contextmanager
+def control_plane(folder: Path) -> Iterator[ControlPlane]:
+    """A control plane in a thread of its own, with Modal's client in this process and its children pointed at it."""
+    plane, ready, stop = ControlPlane(folder), threading.Event(), threading.Event()
+
+    async def live() -> None:
+        async with plane.serve():
+            ready.set()
+            await asyncio.to_thread(stop.wait)
+
+    thread = threading.Thread(target=lambda: asyncio.run(live()), daemon=True)
+    thread.start()
+    assert ready.wait(30)
+    try:
+        yield plane
+    finally:
+        stop.set()
+        thread.join(30)

@@ -1,0 +1,69 @@
+"""The judge on Modal: `modal deploy -m verifier_app`, from the repository's root.
+
+`verify` judges one rollout, `verify_many` the rollouts of one group in turn. A container takes one call and is thrown
+away. It has no network and no access to the workspace, and sees the test sets read-only below a folder of root's.
+
+A container imports this module too. It has the standard library and numpy, not the project's other packages, and not
+the deploying machine's variables: what the settings decide is part of the deployed definition alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import version
+from typing import Any
+
+import modal
+
+from verifier_app.container import TESTS_DIR, judge_all
+
+APP, VOLUME = "livecode-verifier", "livecode-tests"
+OPTIONS: dict[str, Any] = {}
+NUMPY = ""
+
+if modal.is_local():
+    from verifier_app.settings import modal_settings
+
+    settings = modal_settings()
+    APP, VOLUME = settings.app, settings.volume
+    NUMPY = version("numpy")  # this machine's: programs must meet the same numpy here and there
+    OPTIONS = {
+        "cpu": (settings.cpu, settings.cpu_limit),
+        "memory": (settings.memory_mb, settings.memory_limit_mb),
+        "timeout": settings.timeout_s,
+        "startup_timeout": settings.startup_timeout_s,
+        "retries": modal.Retries(max_retries=settings.retries),
+        "max_containers": settings.max_containers,
+        "scaledown_window": settings.scaledown_window_s,
+    }
+    POOL = {"min_containers": settings.min_containers, "buffer_containers": settings.buffer_containers}
+else:
+    POOL = {}
+
+image = (
+    modal.Image.debian_slim(python_version=f"{sys.version_info.major}.{sys.version_info.minor}")
+    .uv_pip_install(f"numpy=={NUMPY}")
+    .add_local_python_source("verifier_app")  # the last layer: mounted at start, so that a change builds nothing
+)
+tests = modal.Volume.from_name(VOLUME, create_if_missing=True)
+app = modal.App(APP, include_source=False)
+OPTIONS |= {
+    "image": image,
+    "volumes": {TESTS_DIR: tests.with_mount_options(read_only=True)},
+    "block_network": True,
+    "restrict_modal_access": True,
+    "single_use_containers": True,
+    "_experimental_restrict_output": True,  # results are CBOR: a pickle from there could run code here
+}
+
+
+@app.function(**OPTIONS, **POOL)
+def verify(request: dict[str, Any]) -> dict[str, Any]:
+    """One rollout: {"verdict"} or {"error": {"kind", "message"}}; never an exception, which would come as a pickle."""
+    return judge_all([request])[0]
+
+
+@app.function(**OPTIONS)
+def verify_many(shared: dict[str, Any], programs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rollouts of one group, one after the other: `shared` fields of the requests and those that differ."""
+    return judge_all([shared | program for program in programs])
