@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from environments.dataset.cli import app as data_commands
 from environments.settings import ConfigError
 
 GROUP = "atropos.environments"
@@ -129,25 +130,7 @@ def verify(
     raise typer.Exit(code)
 
 
-data = typer.Typer(help="The problems and their tests.", no_args_is_help=True)
-app.add_typer(data, name="data")
-
-
-@data.command("push")
-def data_push(
-    problems: Annotated[Path, typer.Option(help="Problem file whose large test sets are uploaded.")],
-    to: Annotated[str, typer.Option(help="modal, or a folder that the judges share.")] = "modal",
-    volume: Annotated[str, typer.Option(help="Modal's volume (VERIFIER_VOLUME at deployment).")] = "livecode-tests",
-    environment: Annotated[str | None, typer.Option(help="Modal's environment; none: the profile's own.")] = None,
-) -> None:
-    """Upload test sets above 1 MiB, each once, to where the judges read them."""
-    from environments.data_push import push, report
-
-    folder = None if to == "modal" else Path(to)
-    try:
-        typer.echo(report(push(problems, folder, volume, environment), folder or f"Modal's volume {volume}"))
-    except ConfigError as error:
-        raise fail(str(error)) from None
+app.add_typer(data_commands, name="data")
 
 
 @app.command(context_settings=_PASS_THROUGH)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from environments.contract import terms
+from environments.dataset.stored import StoredTests
 from environments.livecode.admission import may_begin
 from environments.livecode.atropos_fixes import FixedBaseEnv, GroupRefused, server_configs
 from environments.livecode.config import LivecodeEnvConfig, RunConfig
@@ -19,7 +20,7 @@ from environments.livecode.evaluation import evaluate
 from environments.livecode.groups import Group, GroupRules, Pipeline, all_of, as_scored_data, make_group
 from environments.livecode.meter import Meter, flatten
 from environments.livecode.outbox import Outbox, OutboxError
-from environments.livecode.problems import Problem
+from environments.livecode.problems import Problem, TestCase
 from environments.livecode.progress import Begun, Progress
 from environments.livecode.prompts import PromptBuilder, PromptError, Turn, read_turns
 from environments.livecode.records import Records, append_jsonl, start_file
@@ -141,7 +142,7 @@ class LivecodeEnv(FixedBaseEnv):
     def _order_of(self, problem: Problem) -> list[int] | None:
         if self.config.test_order == "file":
             return None
-        return self.order.order(problem.id, [len(test.input) for test in problem.tests])
+        return self.order.order(problem.id, _input_sizes(problem))
 
     async def make_group(self, problem: Problem, group_id: str | None = None) -> Group:
         """A finished group of the problem, scored or dropped."""
@@ -454,3 +455,8 @@ class LivecodeEnv(FixedBaseEnv):
         from environments.livecode import modes
 
         return modes.run_command(mode, argv)
+
+
+def _input_sizes(problem: Problem) -> list[int]:
+    tests: Sequence[TestCase] = problem.tests
+    return tests.input_sizes() if isinstance(tests, StoredTests) else [len(test.input) for test in tests]

@@ -121,7 +121,7 @@ class HttpVerifier:
             path = f"/tests/{large.sha256}"
 
             async def send() -> None:
-                await self._send(service, "PUT", path, content=large.data)
+                await self._send(service, "PUT", path, content=await asyncio.to_thread(large.read))
 
             await self._sets.upload(service.url, large, seen, send)
             try:

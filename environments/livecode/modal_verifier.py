@@ -159,7 +159,7 @@ class ModalVerifier:
 
     async def _upload(self, large: LargeSet) -> None:
         try:
-            await upload_sets(self._volume, [(large.sha256, large.data)])
+            await upload_sets(self._volume, [(large.sha256, await asyncio.to_thread(large.read))])
         except self._modal.exception.Error as error:
             raise TryAgain(type(error).__name__, f"modal: the upload failed: {error}") from error
 

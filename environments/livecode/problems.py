@@ -77,11 +77,21 @@ class Problem(BaseModel):
 def load_problems(path: str | Path) -> list[Problem]:
     """The problems of a JSONL file in its order; normal form and LiveCodeBench rows are told apart by line.
 
+    A split that `atropos data build` made (its folder or problems.parquet) is read with its test sets left on disk.
+
     Raises:
         ProblemError: a file that is missing or empty, a line that is not a JSON object, a problem without
             tests, an unknown kind or field, an id that occurs twice.
     """
     path = Path(path)
+    if path.is_dir() or path.suffix == ".parquet":
+        from environments.dataset.stored import is_built, load_built
+
+        if not is_built(path):
+            raise ProblemError(
+                f"{path}: a folder without problems.parquet. Give a split that `atropos data build` made."
+            )
+        return load_built(path)
     try:
         stream = path.open(encoding="utf-8")
     except OSError as error:

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from environments.dataset.stored import StoredTests
 from verifier_app.judge.store import encode_tests
 
 INLINE_BYTES = 1 << 20  # smaller sets travel in the request
@@ -26,7 +27,7 @@ class LargeSet:
 
     sha256: str
     count: int
-    data: bytes
+    read: Callable[[], bytes]  # the canonical bytes; blocks
 
 
 class LargeSets:
@@ -43,6 +44,11 @@ class LargeSets:
         Equal requests of a problem share one list object (`judge_request`), which is what makes them known again.
         """
         tests = request.get("tests")
+        if isinstance(tests, StoredTests):
+            if tests.size < INLINE_BYTES:
+                return request | {"tests": await asyncio.to_thread(tests.plain)}, None
+            large = LargeSet(tests.sha256, tests.total, tests.read)
+            return request | _reference(large), large
         if not isinstance(tests, list) or not is_large(tests):
             return request, None
         if id(tests) not in self._kept:
@@ -51,7 +57,7 @@ class LargeSets:
             while len(self._kept) > KEPT_SETS:
                 self._kept.popitem(last=False)
         large = await asyncio.shield(self._kept[id(tests)][1])
-        return request | {"tests": None, "tests_ref": {"sha256": large.sha256, "count": large.count}}, large
+        return request | _reference(large), large
 
     def uploads(self, place: str, large: LargeSet) -> int:
         """Uploads of this set to this place so far; what `upload` is given as `seen`."""
@@ -66,7 +72,11 @@ class LargeSets:
                 self._uploads[key] += 1
 
 
+def _reference(large: LargeSet) -> dict[str, Any]:
+    return {"tests": None, "tests_ref": {"sha256": large.sha256, "count": large.count}}
+
+
 def encode_set(tests: list[dict[str, str]]) -> LargeSet:
     """A set's canonical bytes and their hash."""
     data = encode_tests(tests)
-    return LargeSet(hashlib.sha256(data).hexdigest(), len(tests), data)
+    return LargeSet(hashlib.sha256(data).hexdigest(), len(tests), lambda: data)

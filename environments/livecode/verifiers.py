@@ -16,7 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
-from environments.livecode.problems import Problem
+from environments.dataset.stored import TESTS, StoredTests, is_built
+from environments.livecode.problems import Problem, ProblemError, TestCase
 from environments.livecode.test_sets import LargeSets
 from verifier_app.judge import JudgeError
 from verifier_app.judge.pool import JudgePool
@@ -98,20 +99,30 @@ class LocalVerifier:
             self.retries += 1
             logger.warning("verification is tried again: %s", error)
 
-        if self._store is not None:
-            request = await self._by_reference(request, self._store)
+        request = await self._by_reference(request)
         return await with_retries(lambda: self._pool.verify(request), self.deadline_s, count)
 
-    async def _by_reference(self, request: dict[str, Any], store: TestStore) -> dict[str, Any]:
-        referring, large = await self._sets.refer(request)
-        if large is None:
+    async def _by_reference(self, request: dict[str, Any]) -> dict[str, Any]:
+        store = self._store
+        if store is None and isinstance(request.get("tests"), list):
             return request
+        try:
+            referring, large = await self._sets.refer(request)
+        except ProblemError as error:
+            raise VerifierError(str(error)) from error
+        if large is None:
+            return referring
+        if store is None:
+            raise VerifierError("env.tests_dir: needed for test sets that are on disk")
 
         async def write() -> None:
-            await asyncio.to_thread(store.put, request["tests"])
+            if not store.path(large.sha256).exists():
+                await asyncio.to_thread(lambda: store.put_bytes(large.sha256, large.read()))
 
         try:
             await self._sets.upload("", large, 0, write)
+        except ProblemError as error:
+            raise VerifierError(str(error)) from error
         except OSError as error:
             raise VerifierError(f"env.tests_dir = {store.folder}: cannot be written ({error.strerror})") from error
         return referring
@@ -161,11 +172,12 @@ def _judge_tests(problem: Problem) -> list[dict[str, str]]:
 def judge_request(
     problem: Problem, code: str, *, time_limit_s: float, memory_limit_mb: int, order: list[int] | None = None
 ) -> dict[str, Any]:
-    """The judge's request for one program: all tests inline, stop at the first that fails."""
+    """A verifier's request for one program: all tests, stop at the first that fails."""
+    tests: Sequence[TestCase] = problem.tests
     return {
         "code": code,
         "fn_name": problem.fn_name,
-        "tests": _judge_tests(problem),
+        "tests": tests if isinstance(tests, StoredTests) else _judge_tests(problem),
         "tests_ref": None,
         "order": order,
         "time_limit_s": time_limit_s,
@@ -248,5 +260,15 @@ def build_verifier(config: LivecodeEnvConfig) -> Verifier:
     return LocalVerifier(
         workers=config.verifier_workers,
         deadline_s=config.verifier_deadline_s,
-        tests_dir=config.tests_dir or Path(config.run_dir) / "tests",
+        tests_dir=_tests_dir(config),
     )
+
+
+def _tests_dir(config: LivecodeEnvConfig) -> Path:
+    """Built problems bring their test sets; other large ones are written into the run's folder."""
+    if config.tests_dir:
+        return Path(config.tests_dir)
+    problems = Path(config.problems)
+    if is_built(problems):
+        return (problems if problems.is_dir() else problems.parent).parent / TESTS
+    return Path(config.run_dir) / "tests"

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import Progress
 
-from environments.livecode.problems import Problem, load_problems
-from environments.livecode.test_sets import LargeSet, encode_set, is_large
+from environments.dataset.stored import StoredTests
+from environments.livecode.problems import Problem, TestCase, load_problems
+from environments.livecode.test_sets import INLINE_BYTES, LargeSet, encode_set, is_large
 from environments.settings import ConfigError
 from verifier_app.judge.store import TestStore
 
@@ -44,10 +45,17 @@ def large_sets(problems: Iterable[Problem]) -> Iterator[LargeSet]:
     """The distinct sets that travel by themselves."""
     seen = set()
     for problem in problems:
-        tests = [{"input": test.input, "output": test.output} for test in problem.tests]
-        if is_large(tests) and (found := encode_set(tests)).sha256 not in seen:
+        found = _large(problem.tests)
+        if found is not None and found.sha256 not in seen:
             seen.add(found.sha256)
             yield found
+
+
+def _large(tests: Sequence[TestCase]) -> LargeSet | None:
+    if isinstance(tests, StoredTests):
+        return LargeSet(tests.sha256, tests.total, tests.read) if tests.size >= INLINE_BYTES else None
+    plain = [{"input": test.input, "output": test.output} for test in tests]
+    return encode_set(plain) if is_large(plain) else None
 
 
 def push_to_folder(sets: Iterable[LargeSet], folder: Path) -> tuple[int, int, int]:
@@ -56,8 +64,9 @@ def push_to_folder(sets: Iterable[LargeSet], folder: Path) -> tuple[int, int, in
     for one in sets:
         total += 1
         if not store.path(one.sha256).exists():
-            store.put_bytes(one.sha256, one.data)
-            sent, size = sent + 1, size + len(one.data)
+            data = one.read()
+            store.put_bytes(one.sha256, data)
+            sent, size = sent + 1, size + len(data)
     return total, sent, size
 
 
@@ -85,8 +94,9 @@ async def push_to_modal(sets: Iterable[LargeSet], volume: str, environment: str 
                 total += 1
                 if one.sha256 in there:
                     continue
-                batch.append((one.sha256, one.data))
-                waiting += len(one.data)
+                data = one.read()
+                batch.append((one.sha256, data))
+                waiting += len(data)
                 if waiting >= BATCH_BYTES:
                     await send()
             if batch:

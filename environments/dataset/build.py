@@ -1,0 +1,243 @@
+"""`atropos data build`: sources to parts, parts to splits, and a manifest that says what became of every row."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from importlib.metadata import version
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from environments.dataset.parts import make_part, rows_of
+from environments.dataset.similar import Match, Overlap, Signature, duplicates
+from environments.dataset.solutions import check_solutions
+from environments.dataset.sources import LCB, LCB_FILES, LCB_LICENCE, Recipe, Source, download, find_files
+from environments.dataset.stored import write_json, write_rows
+from environments.dataset.window import KNOWN_BAD, complaints
+from environments.settings import ConfigError
+
+CLEANING = ("few_tests", "duplicate", "contaminated", "solution_fails")
+Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
+
+
+@dataclass(frozen=True)
+class Options:
+    """What a build does. `skip`: steps of CLEANING that are left out."""
+
+    out: Path
+    local: Path | None = None
+    min_tests: int = 5
+    skip: frozenset[str] = frozenset()
+    validation_from: str | None = None
+    leave_out_known_bad: bool = False
+    any_count: bool = False
+    workers: int = 2
+
+
+def build(recipe: Recipe, options: Options, say: Callable[[str], None], progress: Progress) -> dict[str, Any]:
+    """Builds OUT/train, OUT/test (and OUT/validation), OUT/tests and OUT/manifest.json; returns the manifest.
+
+    Parts that are done, and solutions that were judged, are not done again. The splits and the manifest are replaced
+    at the end, each when it is whole: what was built before stays until then.
+
+    Raises:
+        ConfigError: files that are missing or cannot be read, counts that differ from the published ones.
+    """
+    sources = list(recipe.sources)
+    if options.validation_from:
+        sources.append(
+            Source("livecodebench_validation", LCB, LCB_FILES, "livecodebench", LCB_LICENCE, "validation",
+                   options.validation_from, "2024-07-31")
+        )  # fmt: skip
+    skip = options.skip if recipe.clean else frozenset(CLEANING)
+    files = {}
+    for source in sources:
+        say(f"{source.name}: {source.repo}, licence: {source.licence}")
+        files[source.name] = find_files(source, options.local) if options.local else download(source)
+    records = _parts(sources, files, options, 0 if "few_tests" in skip else options.min_tests, say)
+    _check_counts(sources, records, options)
+
+    rows = {source.name: rows_of(options.out, source) for source in sources}
+    dropped: dict[str, Counter[str]] = {source.name: Counter(records[source.name]["dropped"]) for source in sources}
+    held_out = [row for source in sources if source.split != "train" for row in rows[source.name]]
+    train = [row for source in sources if source.split == "train" for row in rows[source.name]]
+    test = [row for source in sources if source.split == "test" for row in rows[source.name]]
+    if wrong := complaints(test):
+        if not options.any_count:
+            raise ConfigError(_other("the test split", wrong))
+        say("the test split is not the known one: " + "; ".join(wrong))
+    if options.leave_out_known_bad:
+        for row in test:
+            dropped[row["source"]]["known_bad"] += row["id"] in KNOWN_BAD
+        test = [row for row in test if row["id"] not in KNOWN_BAD]
+
+    matches: list[Match] = []
+    if "duplicate" not in skip:
+        with progress("near-duplicates", len(train)) as tick:
+            same = duplicates(_ticking(train, tick))
+        train = _without(train, same, "duplicate", dropped)
+    if "contaminated" not in skip:
+        with progress("held-out problems in training", len(train)) as tick:
+            overlap = Overlap([_signature(row) for row in held_out])
+            found = {one.id: hit for one in _ticking(train, tick) if (hit := overlap.match(one))}
+        matches = list(found.values())
+        _report(options.out / "decontamination.jsonl", matches, [*train, *held_out])
+        train = _without(train, found, "contaminated", dropped)
+    if "solution_fails" not in skip:
+        train = _by_solutions(train, options, progress, dropped)
+
+    splits = {"train": train, "test": test}
+    if options.validation_from:
+        splits["validation"] = rows["livecodebench_validation"]
+    for name, kept in splits.items():
+        write_rows(options.out / name / "problems.parquet", kept)
+    manifest = _manifest(recipe, options, skip, sources, files, records, dropped, splits, matches)
+    write_json(options.out / "manifest.json", manifest)
+    return manifest
+
+
+def _parts(
+    sources: Sequence[Source],
+    files: dict[str, list[Path]],
+    options: Options,
+    min_tests: int,
+    say: Callable[[str], None],
+) -> dict[str, dict[str, Any]]:
+    """Every source in a process of its own."""
+    with ProcessPoolExecutor(min(options.workers, len(sources)), mp_context=get_context("spawn")) as pool:
+        work = {
+            source.name: pool.submit(make_part, source, files[source.name], options.out, min_tests)
+            for source in sources
+        }
+        records = {}
+        for name, future in work.items():
+            records[name] = future.result()
+            say(f"{name}: {records[name]['kept']} of {records[name]['rows']} rows" + _reasons(records[name]["dropped"]))
+    return records
+
+
+def _reasons(dropped: dict[str, int]) -> str:
+    return "; left out: " + ", ".join(f"{reason} {count}" for reason, count in dropped.items()) if dropped else ""
+
+
+def _check_counts(sources: Sequence[Source], records: dict[str, dict[str, Any]], options: Options) -> None:
+    wrong = [
+        f"{source.name}: {records[source.name]['read']} problems instead of {source.expected}"
+        for source in sources
+        if source.expected is not None and records[source.name]["read"] != source.expected
+    ]
+    if wrong and not options.any_count:
+        raise ConfigError(_other("the sources", wrong))
+
+
+def _other(what: str, wrong: Sequence[str]) -> str:
+    return (
+        f"data build: {what} are not the published ones: {'; '.join(wrong)}. Fetch the files again, or build from what "
+        "is there with --any-count."
+    )
+
+
+def _signature(row: dict[str, Any]) -> Signature:
+    return Signature(row["id"], row["statement"], row["tests_sha256"])
+
+
+def _ticking(rows: Sequence[dict[str, Any]], tick: Callable[[], None]) -> Any:
+    for row in rows:
+        yield _signature(row)
+        tick()
+
+
+def _without(
+    rows: list[dict[str, Any]], gone: dict[str, Match], reason: str, dropped: dict[str, Counter[str]]
+) -> list[dict[str, Any]]:
+    for row in rows:
+        if row["id"] in gone:
+            dropped[row["source"]][f"{reason}_{gone[row['id']].how}"] += 1
+    return [row for row in rows if row["id"] not in gone]
+
+
+def _by_solutions(
+    rows: list[dict[str, Any]], options: Options, progress: Progress, dropped: dict[str, Counter[str]]
+) -> list[dict[str, Any]]:
+    tests, cache = options.out / "tests", options.out / "parts" / "solutions.jsonl"
+    with progress("known solutions", sum(bool(row["solutions"]) for row in rows)) as tick:
+        found = asyncio.run(check_solutions(rows, tests, cache, options.workers, tick))
+    kept = []
+    for row in rows:
+        sha = found.get(row["id"], row["tests_sha256"])
+        if sha is None:
+            dropped[row["source"]]["solution_fails"] += 1
+        elif sha != row["tests_sha256"]:
+            kept.append(row | {"tests_sha256": sha, "tests_bytes": row["unwrapped"][1]})
+        else:
+            kept.append(row)
+    return kept
+
+
+def _report(path: Path, matches: Sequence[Match], rows: Sequence[dict[str, Any]]) -> None:
+    """A line for each pair, with the beginnings of both statements."""
+    statements = {row["id"]: row["statement"][:400] for row in rows}
+    lines = [
+        json.dumps(
+            {
+                "train": match.id,
+                "held_out": match.other,
+                "how": match.how,
+                "score": match.score,
+                "train_statement": statements[match.id],
+                "held_out_statement": statements[match.other],
+            }
+        )
+        for match in matches
+    ]
+    path.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+
+
+def _manifest(
+    recipe: Recipe, options: Options, skip: frozenset[str], sources: Sequence[Source], files: dict[str, list[Path]],
+    records: dict[str, dict[str, Any]], dropped: dict[str, Counter[str]], splits: dict[str, list[dict[str, Any]]],
+    matches: Sequence[Match],
+) -> dict[str, Any]:  # fmt: skip
+    return {
+        "format": 1,
+        "recipe": recipe.name,
+        "cleaning": {step: step not in skip for step in CLEANING} | {"min_tests": options.min_tests},
+        "leave_out_known_bad": options.leave_out_known_bad,
+        "validation_from": options.validation_from,
+        "versions": {name: version(name) for name in ("atropos-livecode", "pyarrow", "rensa")},
+        "sources": {
+            source.name: {
+                "repo": source.repo,
+                "licence": source.licence,
+                "split": source.split,
+                "files": {path.name: _sha256(path) for path in files[source.name]},
+                "rows": records[source.name]["rows"],
+                "outside_window": records[source.name]["outside_window"],
+                "problems": sum(row["source"] == source.name for rows in splits.values() for row in rows),
+                "dropped": dict(sorted((+dropped[source.name]).items())),
+            }
+            for source in sources
+        },
+        "splits": {
+            name: {
+                "problems": len(rows),
+                "kinds": dict(sorted(Counter(row["kind"] for row in rows).items())),
+                "tests": sum(row["tests_count"] for row in rows),
+                "sha256": _sha256(options.out / name / "problems.parquet"),
+            }
+            for name, rows in splits.items()
+        },
+        "contaminated": dict(sorted(Counter(match.how for match in matches).items())),
+    }
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -1,0 +1,174 @@
+"""`atropos data build|check|show|push`."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.text import Text
+
+from environments.settings import ConfigError
+
+if TYPE_CHECKING:
+    from environments.dataset.similar import Signature
+
+app = typer.Typer(help="The problems and their tests.", no_args_is_help=True)
+_errors = Console(stderr=True, highlight=False)
+
+
+def _fail(message: str, code: int = 2) -> typer.Exit:
+    _errors.print(Text.assemble(("error ", "bold red"), message), soft_wrap=True)
+    return typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_errors) as progress:
+        row = progress.add_task(what, total=total)
+        yield lambda: progress.advance(row)
+
+
+@app.command()
+def build(
+    out: Annotated[Path, typer.Option(help="Folder to build into; a second run does only what is missing.")],
+    recipe: Annotated[
+        str, typer.Option(help="nouscoder, deepcoder, original or rlvr; --recipe list says what.")
+    ] = "nouscoder",
+    local: Annotated[Path | None, typer.Option("--from", help="Folder of the sources' files; none: the hub.")] = None,
+    min_tests: Annotated[int, typer.Option(help="Training problems with fewer tests are left out.", min=1)] = 5,
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(help="A cleaning step to leave out: few_tests, duplicate, contaminated, solution_fails."),
+    ] = None,
+    validation_from: Annotated[
+        str | None,
+        typer.Option(help="Date from which LiveCodeBench problems before 2024-07-31 become a validation split."),
+    ] = None,
+    leave_out_known_bad: Annotated[
+        bool, typer.Option("--leave-out-known-bad", help="Leave the two test problems out whose tests are wrong.")
+    ] = False,
+    any_count: Annotated[
+        bool, typer.Option("--any-count", help="Go on where counts differ from the published ones.")
+    ] = False,
+    workers: Annotated[int, typer.Option(help="Processes; 0: one per core.", min=0)] = 0,
+) -> None:
+    """Build training, test and validation problems from their sources."""
+    from environments.dataset.build import CLEANING, Options
+    from environments.dataset.build import build as run
+    from environments.dataset.sources import RECIPES
+
+    if recipe not in RECIPES:
+        listed = "\n".join(f"  {name}: {one.description}" for name, one in RECIPES.items())
+        raise _fail(f"--recipe {recipe}: choose one of\n{listed}")
+    if unknown := set(skip or ()) - set(CLEANING):
+        raise _fail(f"--skip {', '.join(sorted(unknown))}: no such step. Known: {', '.join(CLEANING)}.")
+    options = Options(
+        out, local, min_tests, frozenset(skip or ()), validation_from, leave_out_known_bad, any_count,
+        workers or len(os.sched_getaffinity(0)),
+    )  # fmt: skip
+    try:
+        manifest = run(RECIPES[recipe], options, lambda line: _errors.print(line, soft_wrap=True), _progress)
+    except ConfigError as error:
+        raise _fail(str(error)) from None
+    for name, split in manifest["splits"].items():
+        typer.echo(f"{out / name}: {split['problems']} problems, {split['tests']} tests")
+    for name, source in manifest["sources"].items():
+        for reason, count in source["dropped"].items():
+            typer.echo(f"  left out of {name}: {count} {reason}")
+    typer.echo(f"{out / 'manifest.json'} has it all, {out / 'decontamination.jsonl'} the pairs that were in both")
+
+
+@app.command()
+def check(
+    train: Annotated[Path, typer.Argument(help="Training problems: a built split, or a JSONL file.")],
+    test: Annotated[Path, typer.Argument(help="Held-out problems, likewise.")],
+) -> None:
+    """Prove that no held-out problem is in training; exit code 1 where one is."""
+    from environments.dataset.similar import Overlap
+    from environments.livecode.problems import ProblemError
+
+    try:
+        known, ours = _signatures(test), _signatures(train)
+    except ProblemError as error:
+        raise _fail(f"data check: {error}") from None
+    overlap = Overlap(known)
+    with _progress("comparing", len(ours)) as tick:
+        found = []
+        for problem in ours:
+            if match := overlap.match(problem):
+                found.append(match)
+            tick()
+    for match in found:
+        typer.echo(f"{match.id} is {match.other} of {test} ({match.how}, {match.score:g})")
+    if found:
+        raise _fail(f"data check: {len(found)} of {len(ours)} training problems are in {test}: leave them out", 1)
+    typer.echo(f"{len(ours)} problems of {train} and {len(known)} of {test}: none in both")
+
+
+def _signatures(path: Path) -> list[Signature]:
+    import hashlib
+
+    from environments.dataset.similar import Signature
+    from environments.dataset.stored import StoredTests
+    from environments.livecode.problems import load_problems
+    from verifier_app.judge.store import encode_tests
+
+    found = []
+    for problem in load_problems(path):
+        tests = problem.tests
+        sha = (
+            tests.sha256
+            if isinstance(tests, StoredTests)
+            else hashlib.sha256(encode_tests([test.model_dump() for test in tests])).hexdigest()
+        )
+        found.append(Signature(problem.id, problem.statement, sha))
+    return found
+
+
+@app.command()
+def show(
+    path: Annotated[Path, typer.Argument(help="Problems: a built split, or a JSONL file.")],
+    problem: Annotated[str | None, typer.Option(help="Id of one problem to read.")] = None,
+    tests: Annotated[int, typer.Option(help="Tests to show of it.", min=0)] = 2,
+) -> None:
+    """Show what is in a set of problems, or one of them."""
+    from environments.dataset.show import one, table
+    from environments.livecode.problems import ProblemError, load_problems
+
+    try:
+        problems = load_problems(path)
+        if problem is None:
+            return table(problems, Console())
+        chosen = next((one for one in problems if one.id == problem), None)
+        if chosen is None:
+            near = ", ".join(one.id for one in problems[:5])
+            raise ProblemError(f"--problem {problem}: not in {path}. Its first ids: {near}, ...")
+        return one(chosen, Console(), tests)
+    except ProblemError as error:
+        raise _fail(f"data show: {error}") from None
+
+
+@app.command()
+def push(
+    problems: Annotated[Path, typer.Option(help="Problems whose large test sets are uploaded.")],
+    to: Annotated[str, typer.Option(help="modal, or a folder that the judges share.")] = "modal",
+    volume: Annotated[str, typer.Option(help="Modal's volume (VERIFIER_VOLUME at deployment).")] = "livecode-tests",
+    environment: Annotated[str | None, typer.Option(help="Modal's environment; none: the profile's own.")] = None,
+) -> None:
+    """Upload test sets above 1 MiB, each once, to where the judges read them."""
+    from environments.dataset.push import push as send
+    from environments.dataset.push import report
+
+    folder = None if to == "modal" else Path(to)
+    try:
+        typer.echo(report(send(problems, folder, volume, environment), folder or f"Modal's volume {volume}"))
+    except ConfigError as error:
+        raise _fail(str(error)) from None

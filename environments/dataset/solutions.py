@@ -1,0 +1,101 @@
+"""Problems whose own solution fails are left out; which form of wrapped outputs is meant, the solution decides."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from environments.livecode.verifiers import LocalVerifier, VerifierError
+from environments.settings import ConfigError
+
+TIME_LIMIT_S, MEMORY_LIMIT_MB = 15.0, 4096
+
+
+async def check_solutions(
+    rows: Sequence[dict[str, Any]], tests: Path, kept: Path, workers: int, progress: Callable[[], None]
+) -> dict[str, str | None]:
+    """Judges the known solutions: {id: the sha256 of the tests that one passes, None where none passes any}.
+
+    Problems without a known solution are not in the answer. Each outcome is in the file `kept` before the next one
+    counts, so that a run that is cut off goes on, and a second run judges nothing.
+
+    Raises:
+        ConfigError: the judge fails; the message names the problem.
+    """
+    known = _read(kept)
+    found: dict[str, str | None] = {}
+    waiting = [row for row in rows if row["solutions"]]
+    bound = asyncio.Semaphore(2 * workers)
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    with kept.open("a", encoding="utf-8") as stream:
+        async with LocalVerifier(workers=workers, tests_dir=tests) as verifier:
+
+            async def one(row: dict[str, Any]) -> None:
+                key = _key(row)
+                if key not in known:
+                    async with bound:
+                        known[key] = await _first_that_passes(verifier, row)
+                    stream.write(json.dumps([key, known[key]]) + "\n")
+                    stream.flush()
+                found[row["id"]] = known[key]
+                progress()
+
+            try:
+                async with asyncio.TaskGroup() as group:
+                    for row in waiting:
+                        group.create_task(one(row))
+            except* VerifierError as errors:
+                raise ConfigError(
+                    f"data build: solutions: {errors.exceptions[0]}. Run the same command again."
+                ) from None
+    return found
+
+
+async def _first_that_passes(verifier: LocalVerifier, row: dict[str, Any]) -> str | None:
+    for sha in forms(row):
+        for code in row["solutions"]:
+            request = {
+                "code": code,
+                "fn_name": row["fn_name"],
+                "tests_ref": {"sha256": sha, "count": row["tests_count"]},
+                "time_limit_s": TIME_LIMIT_S,
+                "memory_limit_mb": MEMORY_LIMIT_MB,
+            }
+            try:
+                verdict = await verifier.verify(request)
+            except VerifierError as error:
+                if "bad_request" in str(error):  # a program that no judge takes: too long, say
+                    continue
+                raise VerifierError(f"problem {row['id']}: {error}") from error
+            if verdict["status"] == "accepted":
+                return sha
+    return None
+
+
+def forms(row: dict[str, Any]) -> Iterator[str]:
+    """The test sets that may be meant."""
+    yield row["tests_sha256"]
+    if row["unwrapped"]:
+        yield row["unwrapped"][0]
+
+
+def _key(row: dict[str, Any]) -> str:
+    parts = [*forms(row), row["fn_name"] or "", *row["solutions"]]
+    return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def _read(kept: Path) -> dict[str, str | None]:
+    if not kept.is_file():
+        return {}
+    known = {}
+    for line in kept.read_text(encoding="utf-8").splitlines():
+        try:
+            key, value = json.loads(line)
+        except ValueError:
+            continue  # the last line of a run that was cut off: judged again
+        known[key] = value
+    return known

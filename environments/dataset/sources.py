@@ -1,0 +1,174 @@
+"""Where the problems come from: the files of each source, and the recipes that put sources together."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+from pyarrow.lib import ArrowException
+
+from environments.dataset.readers import parse_line
+from environments.dataset.rows import Dropped
+from environments.settings import ConfigError
+
+BATCH_ROWS = 64  # of a parquet file in memory at a time: a row may hold tens of MB
+
+
+@dataclass(frozen=True)
+class Source:
+    """Files of one data set on the hub, read by one reader into one split.
+
+    `after` and `before` bound the contest's date (ISO, before is exclusive). `expected` is the published number of
+    rows that come out of the reader; None where none is published.
+    """
+
+    name: str
+    repo: str
+    patterns: tuple[str, ...]
+    reader: str
+    licence: str
+    split: str = "train"
+    after: str | None = None
+    before: str | None = None
+    expected: int | None = None
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Sources in their order, which decides who is kept of two that are the same."""
+
+    name: str
+    sources: tuple[Source, ...]
+    description: str
+    clean: bool = True
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+DEEPCODER = "agentica-org/DeepCoder-Preview-Dataset"
+LCB = "livecodebench/code_generation_lite"
+LCB_FILES = ("test.jsonl", "test2.jsonl", "test3.jsonl", "test4.jsonl", "test5.jsonl", "test6.jsonl")
+CARD = "see its card"
+LCB_LICENCE = "cc, without a version: read it, do not ship its rows"
+
+TEST = Source(
+    "livecodebench_v6", LCB, LCB_FILES, "livecodebench", LCB_LICENCE, "test", "2024-08-01", "2025-05-02", expected=454
+)
+
+
+def _deepcoder(config: str, expected: int) -> Source:
+    pattern = (f"{config}/train-*.parquet",)
+    return Source(f"deepcoder_{config}", DEEPCODER, pattern, f"deepcoder_{config}", "MIT", expected=expected)
+
+
+RECIPES = {
+    recipe.name: recipe
+    for recipe in (
+        Recipe(
+            "nouscoder",
+            (_deepcoder("lcbv5", 599), _deepcoder("taco", 7436), _deepcoder("primeintellect", 16252), TEST),
+            "the recipe's 24k training problems through DeepCoder's published configurations, and LiveCodeBench v6",
+        ),
+        Recipe(
+            "deepcoder",
+            (_deepcoder("lcbv5", 599), _deepcoder("taco", 7436), _deepcoder("primeintellect", 16252), TEST),
+            "the same, as published: 24,287 problems by DeepCoder's own filter, nothing further left out",
+            clean=False,
+        ),
+        Recipe(
+            "original",
+            (
+                Source("livecodebench", LCB, LCB_FILES, "livecodebench", LCB_LICENCE, before="2024-07-31"),
+                Source(
+                    "taco_verified", "likaixin/TACO-verified", ("**/*.parquet", "**/*.json*"), "taco_verified", CARD
+                ),
+                Source("synthetic1", "PrimeIntellect/SYNTHETIC-1", ("**/*.parquet",), "synthetic1", CARD),
+                TEST,
+            ),
+            "the same sources from their first publications: counts are reported, not promised",
+        ),
+        Recipe(
+            "rlvr",
+            (
+                Source("rlvr", "NousResearch/RLVR_Coding_Problems", ("**/*.jsonl",), "rlvr", "Apache-2.0"),
+                TEST,
+            ),
+            "NousResearch's published training problems, and LiveCodeBench v6",
+        ),
+    )
+}
+
+
+def find_files(source: Source, folder: Path) -> list[Path]:
+    """The source's files below FOLDER/owner/name, FOLDER/name or FOLDER, in a fixed order.
+
+    Raises:
+        ConfigError: none there; the message names where they were looked for.
+    """
+    owner, name = source.repo.split("/")
+    for root in (folder / owner / name, folder / name, folder):
+        files = [path for pattern in source.patterns for path in sorted(root.glob(pattern)) if path.is_file()]
+        if files:
+            return list(dict.fromkeys(files))
+    raise ConfigError(
+        f"data build: source {source.name}: no file {' or '.join(source.patterns)} in {folder / owner / name}, "
+        f"{folder / name} or {folder}. Put the files of {source.repo} there, or leave --from out to download them."
+    )
+
+
+def download(source: Source) -> list[Path]:
+    """The source's files from the hub: resumed where they were begun, kept in the hub's cache.
+
+    Raises:
+        ConfigError: no access, or no such files.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    try:
+        folder = snapshot_download(source.repo, repo_type="dataset", allow_patterns=list(source.patterns))
+    except (HfHubHTTPError, OSError, ValueError) as error:
+        raise ConfigError(
+            f"data build: source {source.name}: {source.repo} cannot be downloaded ({type(error).__name__}: {error}). "
+            "Run the same command again to go on, or give local copies with --from DIR."
+        ) from None
+    return find_files(source, Path(folder))
+
+
+def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Dropped]]:
+    """(number from 1, row) of a JSONL or parquet file, streamed; an unreadable line is a Dropped in its place.
+
+    Raises:
+        ConfigError: a file that is cut off or of another format; the message names it.
+    """
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path)
+        return
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if not line.strip():
+                continue
+            try:
+                yield number, parse_line(line)
+            except Dropped as error:
+                if not line.endswith(b"\n"):
+                    raise ConfigError(
+                        f"data build: {path}:{number}: the file ends in the middle of a row ({error}). Fetch it again."
+                    ) from None
+                yield number, error
+
+
+def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    number = 0
+    try:
+        with pq.ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=BATCH_ROWS):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except (ArrowException, OSError) as error:
+        raise ConfigError(
+            f"data build: {path}: cannot be read after row {number} ({error}). Fetch the file again."
+        ) from None

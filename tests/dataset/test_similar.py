@@ -1,0 +1,64 @@
+"""The same problem is found in other clothes, and different problems are not the same."""
+
+from __future__ import annotations
+
+import pytest
+
+from environments.dataset import window
+from environments.dataset.similar import Overlap, Signature, duplicates
+from tests.dataset.conftest import statement
+
+BOILERPLATE = (
+    "The input is given from standard input in the following format and you print the answer to standard output. "
+)
+KNOWN = [Signature(f"t{n}", BOILERPLATE + statement(f"t{n}"), f"sha{n}") for n in range(8)]
+
+
+@pytest.mark.parametrize(
+    ("text", "tests", "how"),
+    [
+        (KNOWN[3].statement.upper().replace(" ", "\n\n"), "", "exact"),
+        ("Quite another story.", "sha3", "tests"),
+        ("Alice has a story of her own first. " + statement("x", 200) + " " + statement("t3"), "", "ngram"),
+        (KNOWN[3].statement.replace("badan", "zzz", 1), "", "ngram"),
+    ],
+)
+def test_a_held_out_problem_is_found(text: str, tests: str, how: str) -> None:
+    match = Overlap(KNOWN).match(Signature("mine", text, tests))
+    assert match is not None
+    assert (match.other, match.how) == ("t3", how)
+
+
+def test_short_statements_are_found_by_their_shingles() -> None:
+    short = Signature("t", "Print the sum of two numbers a and b.")
+    match = Overlap([short]).match(Signature("mine", "Print the sum of two numbers a and b, please."))
+    assert match is not None
+    assert match.how == "near"
+
+
+def test_shared_boilerplate_is_no_match() -> None:
+    assert Overlap(KNOWN).match(Signature("mine", BOILERPLATE + statement("mine"), "other")) is None
+
+
+def test_the_first_of_equal_problems_is_kept() -> None:
+    rows = [Signature("a", statement("a")), Signature("b", statement("b")), Signature("c", statement("a") + " Hi."),
+            Signature("d", statement("b").lower())]  # fmt: skip
+    assert {name: (match.other, match.how) for name, match in duplicates(rows).items()} == {
+        "c": ("a", "near"), "d": ("b", "exact"),
+    }  # fmt: skip
+
+
+def test_the_window_is_known_by_its_ids_kinds_and_difficulties() -> None:
+    names = sorted(window.ids())
+    kinds = ["stdin"] * 287 + ["function"] * 167
+    levels = ["easy"] * 110 + ["medium"] * 141 + ["hard"] * 203
+    rows = [{"id": i, "kind": k, "difficulty": d} for i, k, d in zip(names, kinds, levels, strict=True)]
+    assert len(names) == 454
+    assert set(window.KNOWN_BAD) <= set(names)
+    assert window.complaints(rows) == []
+    other = [*rows[1:], {"id": "new", "kind": "function", "difficulty": "easy"}]
+    assert window.complaints(other) == [
+        f"1 missing: {names[0]}", "1 not of the window: new",
+        "by kind {'function': 168, 'stdin': 286} instead of {'stdin': 287, 'function': 167}",
+    ]  # fmt: skip
+    assert window.complaints(rows[1:])[0] == "453 problems instead of 454"
