@@ -36,10 +36,16 @@ from environments.dataset.sources import RECIPES, Source
 ROW_TEST_BYTES = (2_000, 200_000, 4_000_000)  # small, middling and large sets, in turn
 
 
+NUMBERS: list[str] = []  # made once: drawing every number anew would take longer than what is measured
+
+
 def tests(number: int, draw: random.Random) -> tuple[list[str], list[str]]:
     """Ten tests of random numbers: text that packs as real tests do, about 2 to 1."""
     size = ROW_TEST_BYTES[number % 3] // 10
-    inputs = [" ".join(str(draw.randrange(10**6)) for _ in range(size // 7)) + "\n" for _ in range(10)]
+    if not NUMBERS:
+        NUMBERS.append(" ".join(str(draw.randrange(10**6)) for _ in range(1_000_000)))
+    starts = [draw.randrange(len(NUMBERS[0]) - size) for _ in range(10)]
+    inputs = [f"{number} {NUMBERS[0][start : start + size]}\n" for start in starts]
     return inputs, [str(draw.randrange(10**6)) for _ in range(10)]
 
 
@@ -81,6 +87,9 @@ def write_taco(path: Path, size: int) -> None:
                 rows.append({"problem": f"Problem {number}.", "tests": text, "starter_code": "", "metadata": "{}"})
                 written, number = written + len(text), number + 1
             writer.write_table(pa.Table.from_pylist(rows, schema))
+
+
+WORK = (("livecodebench_v6", write_lcb, "jsonl"), ("deepcoder_taco", write_taco, "parquet"))
 
 
 def read(source: Source, path: Path, out: Path) -> dict[str, float]:

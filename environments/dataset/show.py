@@ -15,7 +15,11 @@ from environments.livecode.problems import Problem
 
 def table(problems: Sequence[Problem], console: Console) -> None:
     """A row for each source: kinds, difficulties, dates, tests per problem."""
-    grid = Table("source", "problems", "stdin", "function", "difficulty", "dates", "tests: median (most)")
+    grid = Table(box=None)
+    for name in ("source", "problems", "stdin", "function"):
+        grid.add_column(name, no_wrap=True, justify="left" if name == "source" else "right")
+    for name in ("difficulty", "dates", "tests: median (most)"):
+        grid.add_column(name)
     by_source: dict[str, list[Problem]] = {}
     for problem in problems:
         by_source.setdefault(problem.source, []).append(problem)

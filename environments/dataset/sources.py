@@ -14,7 +14,7 @@ from environments.dataset.readers import parse_line
 from environments.dataset.rows import Dropped
 from environments.settings import ConfigError
 
-BATCH_ROWS = 64  # of a parquet file in memory at a time: a row may hold tens of MB
+BATCH_ROWS = 8  # of a parquet file in memory at a time: a row may hold tens of MB
 
 
 @dataclass(frozen=True)
@@ -163,11 +163,13 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Dropped]]:
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     try:
-        with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=BATCH_ROWS):
-                for row in batch.to_pylist():
-                    number += 1
-                    yield number, row
+        # By row group and through a small buffer: otherwise pyarrow keeps what it has read of the whole file.
+        with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
+            for group in range(file.num_row_groups):
+                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], use_threads=False):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield number, row
     except (ArrowException, OSError) as error:
         raise ConfigError(
             f"data build: {path}: cannot be read after row {number} ({error}). Fetch the file again."

@@ -438,6 +438,8 @@ class LivecodeEnv(FixedBaseEnv):
                 "%s%s: pass@1 %.3f [%.3f, %.3f]", record["set"], " greedy" if record["greedy"] else "",
                 record["pass_at_1"], *record["ci95"],
             )  # fmt: skip
+            if (rest := record["without_known_bad"]) is not None:
+                logger.info("%s without known-bad problems: pass@1 %.3f", record["set"], rest["pass_at_1"])
         return records
 
     # -- The command ----------------------------------------------------------------------------------------

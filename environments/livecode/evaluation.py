@@ -6,12 +6,13 @@ import hashlib
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from environments.dataset.window import KNOWN_BAD
 from environments.livecode.groups import Judged, Pipeline, all_of
 from environments.livecode.problems import Problem
 from environments.livecode.rollouts import Sampling
@@ -50,9 +51,10 @@ async def evaluate(
         name: what the set is called in the record.
 
     Returns:
-        {set, temperature, n, greedy, problems, correct, total, pass_at_1, ci95, per_template, per_problem, verdicts,
-        overlong, no_verdict, mean_length, weight_version, seconds}. `no_verdict` rollouts are in neither correct
-        nor total: a fault of ours is never a wrong answer.
+        {set, temperature, n, greedy, problems, correct, total, pass_at_1, ci95, per_template, per_problem,
+        without_known_bad (None where nothing is known to be bad), verdicts, overlong, no_verdict, mean_length,
+        weight_version, seconds}. `no_verdict` rollouts are in neither correct nor total: a fault of ours is never a
+        wrong answer.
 
     `seconds` is wall time, other evaluations that run beside it included.
 
@@ -102,6 +104,7 @@ async def evaluate(
         "ci95": list(pass_interval(per_problem)),
         "per_template": per_template,
         "per_problem": per_problem,
+        "without_known_bad": without(per_problem, KNOWN_BAD),
         "verdicts": dict(Counter(judged.status for judged in judged_ones)),
         "overlong": sum(judged.overlong for judged in judged_ones),
         "no_verdict": len(results) - len(judged_ones),
@@ -110,6 +113,20 @@ async def evaluate(
         "weight_version": weight_version,
         "seconds": round(time.monotonic() - started, 3),
     }
+
+
+def without(per_problem: Mapping[str, Sequence[Any]], names: Collection[str]) -> dict[str, Any] | None:
+    """pass@1 and interval without these problems; None where none of them was evaluated.
+
+    Args:
+        per_problem: {problem id: [template, correct, total]}.
+    """
+    left = {name: row for name, row in per_problem.items() if name not in names}
+    total = sum(row[2] for row in left.values())
+    if len(left) == len(per_problem) or not total:
+        return None
+    low, high = pass_interval(left)
+    return {"pass_at_1": sum(row[1] for row in left.values()) / total, "ci95": [low, high], "problems": len(left)}
 
 
 def pass_interval(per_problem: Mapping[str, Sequence[Any]]) -> tuple[float, float]:

@@ -107,7 +107,7 @@ def deepcoder_rows(config: str) -> list[dict[str, Any]]:
             row("few", {"inputs": inputs[:4], "outputs": outputs[:4]}),
             row("uneven", {"inputs": inputs, "outputs": outputs[:3]}),
             row("empty", {"inputs": [], "outputs": []}),
-            row("same", {"inputs": inputs, "outputs": outputs}, problem=statement("taco-good").upper().replace(" ", "\n")),
+            row("same", {"inputs": inputs, "outputs": outputs}, problem=statement("taco-good").upper()),
             row("near", {"inputs": inputs, "outputs": outputs}, problem="Hello! " + statement("taco-good")),
             row("from-the-test", {"inputs": inputs, "outputs": outputs}, problem=statement("abc365_e") + " Good luck."),
         ]  # fmt: skip

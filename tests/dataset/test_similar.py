@@ -20,7 +20,7 @@ KNOWN = [Signature(f"t{n}", BOILERPLATE + statement(f"t{n}"), f"sha{n}") for n i
         (KNOWN[3].statement.upper().replace(" ", "\n\n"), "", "exact"),
         ("Quite another story.", "sha3", "tests"),
         ("Alice has a story of her own first. " + statement("x", 200) + " " + statement("t3"), "", "ngram"),
-        (KNOWN[3].statement.replace("badan", "zzz", 1), "", "ngram"),
+        (" ".join("zzz" if n == 40 else word for n, word in enumerate(KNOWN[3].statement.split())), "", "ngram"),
     ],
 )
 def test_a_held_out_problem_is_found(text: str, tests: str, how: str) -> None:

@@ -12,6 +12,7 @@ from environments.livecode.evaluation import (
     paired_difference,
     pass_interval,
     request_seed,
+    without,
 )
 from environments.livecode.groups import Pipeline
 from environments.livecode.problems import Problem, TestCase
@@ -78,6 +79,14 @@ async def test_greedy_is_one_answer_without_sampling(generation: Any, tokenizer:
 
 def test_a_requests_seed_fits_into_31_bits() -> None:
     assert all(0 <= request_seed(0, f"p{n}", 1) < 2**31 for n in range(1000))
+
+
+def test_both_scores_are_reported_where_a_known_bad_problem_was_evaluated() -> None:
+    rows = {"arc185_c": ["arc185_c", 0, 4], "a": ["a", 3, 4], "b": ["b", 1, 4]}
+    assert without(rows, {"arc185_c", "arc189_a"}) == {
+        "pass_at_1": 0.5, "ci95": list(pass_interval({"a": rows["a"], "b": rows["b"]})), "problems": 2,
+    }  # fmt: skip
+    assert without(rows, {"arc189_a"}) is None
 
 
 def test_problems_that_are_all_solved_have_no_spread() -> None:
