@@ -14,7 +14,7 @@ PINS   := requirements/$(DEVICE).txt
 READY  := $(VENV)/.ready-$(DEVICE)
 MODEL  := models/SmolLM2-135M-Instruct
 
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: browser help setup demo test test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -32,7 +32,14 @@ $(MODEL)/complete.json: | $(READY)
 demo: $(READY) $(MODEL)/complete.json  ## the whole loop on this machine: STEPS=n SEED=n ARGS="--flag value"
 	@$(BIN)/atropos demo $(if $(STEPS),--steps $(STEPS)) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
-test: lint $(MODEL)/complete.json  ## lint, types and tests
+# The report is tested in a browser; where there is none and none can be installed, those tests say that they did not run.
+browser:
+	@command -v chromium >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 && \
+	  echo "test: installing chromium for the tests of the report" && \
+	  apt-get install -y -qq --no-install-recommends chromium >/dev/null 2>&1; } || \
+	  echo "test: no chromium: the tests that open the report in a browser do not run"
+
+test: lint browser $(MODEL)/complete.json  ## lint, types and tests
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
 test-slow: $(READY) $(MODEL)/complete.json  ## the tests that take longer, each with its reason

@@ -90,6 +90,21 @@ def run_api(
         raise fail(str(error)) from None
 
 
+@app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    out: Annotated[Path | None, typer.Option(help="File to write; none: report.html in the folder.")] = None,
+    rollouts: Annotated[int, typer.Option(help="Rollouts to show, the newest ones.", min=0)] = 5000,
+) -> None:
+    """Write one HTML page of a run: curves, evaluations, and a browser of its rollouts. It needs no network."""
+    from environments.report.page import write_report
+
+    try:
+        typer.echo(write_report(run, out, rollouts))
+    except ConfigError as error:
+        raise fail(str(error)) from None
+
+
 @app.command("serve-model", context_settings=_PASS_THROUGH)
 def serve_model(context: typer.Context) -> None:
     """Start vLLM with the flags this project needs: [--config FILE] [--model DIR ...] [--dry-run true]"""

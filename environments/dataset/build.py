@@ -96,10 +96,16 @@ def build(recipe: Recipe, options: Options, say: Callable[[str], None], progress
     splits = {"train": train, "test": test}
     if options.validation_from:
         splits["validation"] = rows["livecodebench_validation"]
-    for name, kept in splits.items():
-        write_rows(options.out / name / "problems.parquet", kept)
-    manifest = _manifest(recipe, options, skip, sources, files, records, dropped, splits, matches)
-    write_json(options.out / "manifest.json", manifest)
+    try:
+        for name, kept in splits.items():
+            write_rows(options.out / name / "problems.parquet", kept)
+        manifest = _manifest(recipe, options, skip, sources, files, records, dropped, splits, matches)
+        write_json(options.out / "manifest.json", manifest)
+    except OSError as error:
+        raise ConfigError(
+            f"data build: {error.filename or options.out}: {error.strerror}. Mend it and run the same command again: "
+            "what was built before stays."
+        ) from None
     return manifest
 
 

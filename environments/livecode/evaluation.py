@@ -51,7 +51,7 @@ async def evaluate(
         name: what the set is called in the record.
 
     Returns:
-        {set, temperature, n, greedy, problems, correct, total, pass_at_1, ci95, per_template, per_problem,
+        {set, temperature, n, greedy, problems, correct, total, pass_at_1, ci95, per_template, per_problem, by,
         without_known_bad (None where nothing is known to be bad), verdicts, overlong, no_verdict, mean_length,
         weight_version, seconds}. `no_verdict` rollouts are in neither correct nor total: a fault of ours is never a
         wrong answer.
@@ -104,6 +104,7 @@ async def evaluate(
         "ci95": list(pass_interval(per_problem)),
         "per_template": per_template,
         "per_problem": per_problem,
+        "by": breakdown(problems, per_problem),
         "without_known_bad": without(per_problem, KNOWN_BAD),
         "verdicts": dict(Counter(judged.status for judged in judged_ones)),
         "overlong": sum(judged.overlong for judged in judged_ones),
@@ -113,6 +114,23 @@ async def evaluate(
         "weight_version": weight_version,
         "seconds": round(time.monotonic() - started, 3),
     }
+
+
+def breakdown(problems: Sequence[Problem], per_problem: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, list[int]]]:
+    """{difficulty, kind, platform, month: {value: [correct, total]}} of the problems where it is known."""
+    found: dict[str, dict[str, list[int]]] = {}
+    for problem in problems:
+        known = {
+            "difficulty": problem.difficulty,
+            "kind": problem.kind,
+            "platform": problem.platform,
+            "month": (problem.date or "")[:7],
+        }
+        for name, value in known.items():
+            if value:
+                cell = found.setdefault(name, {}).setdefault(value, [0, 0])
+                cell[0], cell[1] = cell[0] + per_problem[problem.id][1], cell[1] + per_problem[problem.id][2]
+    return {name: dict(sorted(cells.items())) for name, cells in found.items()}
 
 
 def without(per_problem: Mapping[str, Sequence[Any]], names: Collection[str]) -> dict[str, Any] | None:

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from environments.dataset.stored import StoredTests
 from environments.livecode.groups import Group, Judged
+from environments.livecode.problems import TestCase
+from environments.livecode.test_sets import INLINE_BYTES
 from environments.settings import ConfigError
+
+KEPT_OF_A_TEST = 2000  # characters of a failing test's input and output
 
 
 class Records:
@@ -61,6 +67,8 @@ def group_record(group: Group, *, sent: bool) -> dict[str, Any]:
         "template": group.problem.template,
         "difficulty": group.problem.difficulty,
         "source": group.problem.source,
+        "kind": group.problem.kind,
+        "date": group.problem.date,
         "weight_version": group.weight_version,
         "begun_at_version": group.begun_at_version,
         "scores": group.scores,
@@ -84,10 +92,12 @@ def rollout_record(group: Group, index: int) -> dict[str, Any]:
         "group_id": group.group_id,
         "problem_id": group.problem.id,
         "template": group.problem.template,
+        "difficulty": group.problem.difficulty,
         "index": index,
         "score": group.scores[index] if group.scores else None,
         "status": rollout.status,
         "verdict": _short(rollout),
+        "failing_test": _failing_test(group, rollout),
         "finish_reason": rollout.sample.finish_reason,
         "prompt_tokens": len(group.prompt.ids),
         "length": len(rollout.sample.ids),
@@ -117,6 +127,16 @@ def _short(rollout: Judged) -> dict[str, Any] | None:
         return None
     kept = ("status", "passed", "ran", "total", "failed_test", "message")
     return {name: rollout.verdict[name] for name in kept if name in rollout.verdict}
+
+
+def _failing_test(group: Group, rollout: Judged) -> dict[str, str] | None:
+    """The beginning of the first test that failed; None where there is none, or its set is large and on disk."""
+    index = (rollout.verdict or {}).get("failed_test")
+    tests: Sequence[TestCase] = group.problem.tests
+    if index is None or (isinstance(tests, StoredTests) and tests.size > INLINE_BYTES):
+        return None
+    test = tests[index]
+    return {"input": test.input[:KEPT_OF_A_TEST], "output": test.output[:KEPT_OF_A_TEST]}
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import resource
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -204,6 +207,23 @@ def test_a_line_that_is_no_json_is_counted_with_file_and_line(sources: Path, tmp
     assert manifest["sources"]["livecodebench_v6"]["dropped"] == {"invalid_json": 1}
     (line,) = (tmp_path / "out" / "parts" / "livecodebench_v6.dropped.jsonl").read_text().splitlines()
     assert (json.loads(line)["file"], json.loads(line)["line"]) == ("test2.jsonl", 1)
+
+
+def test_a_full_disk_is_one_error_and_the_same_command_goes_on(sources: Path, tmp_path: Path) -> None:
+    words = f"data build --from {sources} --out {tmp_path} --any-count --skip solution_fails --workers 2"
+    command = [Path(sys.executable).with_name("atropos"), *words.split()]
+
+    def small_files() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))
+
+    full = subprocess.run(command, capture_output=True, text=True, preexec_fn=small_files, check=False)
+    assert full.returncode == 2, full.stderr
+    assert "File too large. Mend it and run the same command again" in full.stderr.replace("\n", " ")
+    assert "Traceback" not in full.stderr
+    assert not (tmp_path / "train" / "problems.parquet").exists()
+    again = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert again.returncode == 0, again.stderr
+    assert len(load_problems(tmp_path / "test")) == 454
 
 
 def test_missing_files_name_the_folders_that_were_looked_in(tmp_path: Path) -> None:

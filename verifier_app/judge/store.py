@@ -64,7 +64,7 @@ class TestStore:
             except OSError as error:
                 raise JudgeError("test_set_missing", f"{sha}: cannot be read: {error.strerror}") from None
             if hashlib.sha256(data).hexdigest() != sha:
-                raise JudgeError("test_set_corrupt", f"{sha}: the file's hash differs: remove it and upload again")
+                raise JudgeError("test_set_corrupt", f"{self.path(sha)}: its hash differs: remove it and upload again")
             found = self._kept[sha] = TestSet(json.loads(data), "tests_ref")
             while len(self._kept) > KEPT_SETS:
                 self._kept.popitem(last=False)

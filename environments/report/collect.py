@@ -1,0 +1,181 @@
+"""What a run folder holds, as the page's data. Damaged lines are counted and left out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from environments.report.code import tokens
+from environments.settings import ConfigError
+
+MAX_TEXT = 20_000  # characters of an answer that the page keeps: its beginning and its end
+Rows = list[dict[str, Any]]
+
+CURVES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
+    ("Reward", "mean reward of the trained rollouts", ("reward",)),
+    ("pass@1", "share of the trained rollouts that passed", ("pass_at_1", "pass_at_group")),
+    ("Length", "sampled tokens", ("length_passed", "length_failed", "length_overlong")),
+    ("Entropy", "nats a token", ("entropy",)),
+    ("Clipped tokens", "share", ("clip_low_tokens", "clip_high_tokens")),
+    ("Trainer against sampler", "mean |difference| of log-probabilities", ("mismatch_abs", "mismatch_abs_after_sync")),
+    ("Staleness", "steps", ("staleness", "staleness_max")),
+    ("Seconds", "by phase of a step", ("seconds_wait", "seconds_old_logprobs", "seconds_train", "seconds_sync")),
+    ("Gradient norm", "before clipping", ("grad_norm",)),
+)  # fmt: skip
+
+
+def collect(run: Path, most_rollouts: int) -> dict[str, Any]:
+    """The page's data: {title, curves, evaluations, tables, rollouts, damaged, notes}.
+
+    Raises:
+        ConfigError: not a run folder.
+    """
+    if not run.is_dir():
+        raise ConfigError(f"report: {run}: no such folder. Give the folder that env.run_dir or --run_dir names.")
+    damaged: Counter[str] = Counter()
+    metrics = read(run / "metrics.jsonl", damaged)
+    groups = read(run / "environment.jsonl", damaged)
+    evaluations = read(run / "evaluations.jsonl", damaged)
+    files = sorted((run / "rollouts").glob("*.jsonl"))
+    rollouts = _newest((read(path, damaged) for path in reversed(files)), most_rollouts)
+    if not (metrics or groups or evaluations or rollouts):
+        raise ConfigError(
+            f"report: {run}: none of metrics.jsonl, environment.jsonl, evaluations.jsonl and rollouts/ is in it. "
+            "Give a run's folder."
+        )
+    return {
+        "title": run.resolve().name,
+        "curves": curves(metrics) + left_out(groups),
+        "evaluations": [evaluation(record) for record in evaluations if "pass_at_1" in record],
+        "tables": tables(groups),
+        "rollouts": [rollout(record) for record in rollouts],
+        "damaged": dict(damaged),
+        "notes": [] if metrics or not groups else ["No step was trained yet: there are no curves."],
+    }
+
+
+def read(path: Path, damaged: Counter[str]) -> Rows:
+    """The objects of a JSONL file; what is not one is counted under the file's name."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_bytes().splitlines():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            row = None
+        if isinstance(row, dict):
+            rows.append(row)
+        elif line.strip():
+            damaged[path.name] += 1
+    return rows
+
+
+def _newest(files: Iterable[Rows], most: int) -> Rows:
+    kept: Rows = []
+    for rows in files:
+        if len(kept) >= most:
+            break
+        kept = rows[-(most - len(kept)) :] + kept
+    return kept
+
+
+def curves(metrics: Rows) -> list[dict[str, Any]]:
+    """One chart for each row of CURVES that has a value, over steps."""
+    found = []
+    for title, unit, names in CURVES:
+        series = []
+        for name in names:
+            points = [
+                [row["step"], row[name]] for row in metrics if _number(row.get("step")) and _number(row.get(name))
+            ]
+            if points:
+                series.append({"name": name, "points": points})
+        if series:
+            found.append({"title": title, "unit": unit, "series": series})
+    return found
+
+
+def left_out(groups: Rows) -> list[dict[str, Any]]:
+    """A chart of the groups that were left out, by reason, over weight versions."""
+    counts = Counter((group.get("weight_version"), group.get("dropped")) for group in groups)
+    versions = sorted({version for version, _ in counts if isinstance(version, int)})
+    reasons = sorted({reason for _, reason in counts if isinstance(reason, str)})
+    if not reasons:
+        return []
+    series = [{"name": name, "points": [[v, counts[v, name]] for v in versions]} for name in reasons]
+    return [{"title": "Groups left out", "unit": "groups, by the weights that sampled them", "series": series}]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value and abs(value) < 1e300
+
+
+def evaluation(record: dict[str, Any]) -> dict[str, Any]:
+    """One evaluation's line, and its parts by difficulty, kind, platform and month."""
+    kept = ("set", "temperature", "n", "greedy", "problems", "correct", "total", "pass_at_1", "ci95", "overlong",
+            "no_verdict", "mean_length", "weight_version", "verdicts", "without_known_bad")  # fmt: skip
+    return {name: record.get(name) for name in kept} | {"by": record.get("by") or {}}
+
+
+def tables(groups: Rows) -> list[dict[str, Any]]:
+    """Pass rates of all rollouts by difficulty, kind, source and month, verdicts, and why groups were left out."""
+    found = []
+    for title, key in (("difficulty", "difficulty"), ("kind", "kind"), ("source", "source"), ("month", "date")):
+        cells: dict[str, list[int]] = defaultdict(lambda: [0, 0])
+        for group in groups:
+            name = group.get(key)
+            if not isinstance(name, str) or not isinstance(group.get("verdicts"), list):
+                continue
+            cell = cells[name[:7] if key == "date" else name]
+            cell[0] += sum(verdict == "accepted" for verdict in group["verdicts"])
+            cell[1] += len(group["verdicts"])
+        if cells:
+            rows = [[name, total, passed / total] for name, (passed, total) in sorted(cells.items()) if total]
+            found.append({"title": f"Rollouts by {title}", "columns": [title, "rollouts", "passed"], "rows": rows})
+    verdicts = Counter(verdict for group in groups for verdict in group.get("verdicts") or ())
+    dropped = Counter(str(group.get("dropped") or "trained on") for group in groups)
+    for title, counts in (("Verdicts", verdicts), ("Groups", dropped)):
+        if counts:
+            rows = [[name, count, count / counts.total()] for name, count in counts.most_common()]
+            found.append({"title": title, "columns": [title.lower(), "count", "share"], "rows": rows})
+    return found
+
+
+def rollout(record: dict[str, Any]) -> dict[str, Any]:
+    """One rollout as the page shows it: texts cut in their middle, the program as coloured pieces."""
+    given = record.get("verdict")
+    verdict: dict[str, Any] = given if isinstance(given, dict) else {}
+    code = record.get("code")
+    return {
+        "problem": str(record.get("problem_id", "")),
+        "status": str(record.get("status", "")),
+        "difficulty": str(record.get("difficulty") or "-"),
+        "score": record.get("score"),
+        "length": record.get("length"),
+        "version": _version(record.get("versions")),
+        "finish": record.get("finish_reason"),
+        "passed": verdict.get("passed"),
+        "total": verdict.get("total"),
+        "failed": verdict.get("failed_test"),
+        "message": str(verdict.get("message") or ""),
+        "test": record.get("failing_test"),
+        "prompt": cut(str(record.get("prompt", ""))),
+        "answer": cut(str(record.get("completion", ""))),
+        "code": tokens(code[:MAX_TEXT]) if isinstance(code, str) else None,
+    }
+
+
+def _version(spans: Any) -> Any:
+    return spans[0][0] if isinstance(spans, list) and spans and isinstance(spans[0], Sequence) and spans[0] else None
+
+
+def cut(text: str) -> str:
+    """At most MAX_TEXT characters: the beginning and the end."""
+    if len(text) <= MAX_TEXT:
+        return text
+    half = MAX_TEXT // 2
+    return f"{text[:half]}\n\n[... {len(text) - 2 * half} characters ...]\n\n{text[-half:]}"
