@@ -7,7 +7,8 @@ import json
 import pickle
 import random
 import zlib
-from collections.abc import Callable
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -139,4 +140,8 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-Say = Callable[[str], None]
+@pytest.fixture(scope="package", autouse=True)
+def _no_process_left() -> Iterator[None]:
+    """Builds read their sources in processes; Python's tracker of them would stay until pytest ends."""
+    yield
+    resource_tracker._resource_tracker._stop()  # type: ignore[attr-defined]

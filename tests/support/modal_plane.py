@@ -94,7 +94,7 @@ class ControlPlane(ModalClientBase):
         self.running = 0
         self.most_in_flight = 0
         self.started = 0
-        self.container_cpu_s = 0.0
+        self.died: list[str] = []  # what containers that ended without an answer had to say
         self._numbers = itertools.count(1)
         self._files: dict[str, bytes] = {}
         self._calls: dict[str, Call] = {}
@@ -418,10 +418,12 @@ class ControlPlane(ModalClientBase):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
         call = container.call
-        if call is not None and call.output is None:
-            call.deaths += 1
-        elif call is None:  # died before it took anything: what waited is still there
-            self._waiting[function_id].get_nowait().deaths += 1
+        if call is not None and call.output is not None:
+            return
+        self.died.append((root / "log").read_text(errors="replace")[-2000:])
+        if call is None:  # died before it took anything: what waited is still there
+            call = self._waiting[function_id].get_nowait()
+        call.deaths += 1
 
     def _mount(self, function: api_pb2.Function, root: Path) -> None:
         (root / "root").mkdir(parents=True)
