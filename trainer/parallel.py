@@ -8,6 +8,7 @@ Numbers and Python objects travel over a gloo group of their own, so a control m
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -127,6 +128,36 @@ def broadcast(value: T | None, parallel: Parallel) -> T:
     box = [value if parallel.is_main else None]
     dist.broadcast_object_list(box, src=0, group=parallel.control)
     return box[0]  # type: ignore[return-value]
+
+
+@contextmanager
+def together(parallel: Parallel) -> Iterator[None]:
+    """An error that one rank raises in the block is raised on every rank, the lowest rank's first; a collective.
+
+    For work outside of collectives: the other ranks would wait for one that has already left. An error that does not
+    pickle reaches the others as a ParallelError with its text.
+    """
+    own: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        own = error
+    if parallel.world_size > 1:
+        every: list[Any] = [None] * parallel.world_size
+        dist.all_gather_object(every, None if own is None else _portable(own), group=parallel.control)
+        raised = next((error for error in every if error is not None), None)
+        if raised is not None:
+            raise raised from own
+    elif own is not None:
+        raise own
+
+
+def _portable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever a foreign class does in there
+        return ParallelError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def barrier(parallel: Parallel, deadline_s: float, what: str) -> None:

@@ -51,6 +51,10 @@ def test_every_rank_gets_what_rank_0_has(two_ranks: dict[Any, Any]) -> None:
     assert two_ranks["broadcast of rank 1"] == {"groups": [1, 2]}
 
 
+def test_an_error_of_one_rank_is_raised_on_every_rank(two_ranks: dict[Any, Any]) -> None:
+    assert two_ranks["together"] == two_ranks["together of rank 1"] == "field = 3: choose 4"
+
+
 def test_full_weights_of_two_ranks_are_whole(two_ranks: dict[Any, Any]) -> None:
     full, trained = two_ranks["full"], two_ranks["after three"]
     assert full.keys() == trained.keys()
