@@ -139,14 +139,17 @@ class Checkpoints:
         """Waits for this rank's writing thread, whether its save succeeds or not."""
         self._finisher.shutdown(wait=True)
 
-    def load(self, which: str, policy: Policy, optimizer: PolicyOptimizer | None) -> Restored:
-        """Puts a checkpoint's state in place. which: "latest", "best", a name in this folder, or a path.
+    def load(
+        self, which: str, policy: Policy, optimizer: PolicyOptimizer | None, folder: Path | None = None
+    ) -> Restored:
+        """Puts a checkpoint's state in place. which: "latest", "best", a name in this folder (or in `folder`, another
+        run's), or a path.
 
         optimizer None: its moments, its schedule and the random state are left alone, as for the beginning of a new
         stage. The random state of a rank that did not save is left as it is. Raises CheckpointError when there is
         none, it is incomplete, or it belongs to another model.
         """
-        here: Any = self._find(which) if self.parallel.is_main else None
+        here: Any = self._find(folder or self.folder, which) if self.parallel.is_main else None
         found = broadcast(here, self.parallel)
         if isinstance(found, CheckpointError):
             raise found
@@ -178,10 +181,10 @@ class Checkpoints:
         """Complete checkpoints, oldest first."""
         return complete_checkpoints(self.folder)
 
-    def _find(self, which: str) -> str | CheckpointError:
+    def _find(self, folder: Path, which: str) -> str | CheckpointError:
         """On rank 0: the folder, or the error that every rank will raise."""
         try:
-            return str(find_checkpoint(self.folder, which))
+            return str(find_checkpoint(folder, which))
         except CheckpointError as error:
             return error
 

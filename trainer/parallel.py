@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -92,9 +93,12 @@ def shard(root: nn.Module, blocks: Iterable[nn.Module], parallel: Parallel, dtyp
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
     # With one rank nothing is saved by giving a block's weights back before its backward.
     reshard = parallel.world_size > 1
-    for block in blocks:
-        fully_shard(block, mesh=parallel.mesh, mp_policy=precision, reshard_after_forward=reshard)
-    fully_shard(root, mesh=parallel.mesh, mp_policy=precision, reshard_after_forward=False)
+    options: dict[str, Any] = {"mesh": parallel.mesh, "mp_policy": precision}
+    sharded = [fully_shard(block, reshard_after_forward=reshard, **options) for block in blocks]
+    for block, following in pairwise(sharded):
+        # Asked for before the block computes, so that a slow host does not let the GPU wait for the next weights.
+        block.set_modules_to_forward_prefetch([following])
+    fully_shard(root, reshard_after_forward=False, **options)
 
 
 def all_reduce_sums(values: Mapping[str, float | int], parallel: Parallel) -> dict[str, float | int]:

@@ -26,7 +26,7 @@ def assert_equal_gradients(ours: dict[str, Tensor], reference: dict[str, Tensor]
 def test_the_gradient_is_the_same_for_every_world_size_and_packing(
     alone: Parallel, models: dict[str, Path], two_ranks: dict[Any, Any], kind: str
 ) -> None:
-    reference = gradients(models[kind], alone, SHAPES, 1000, checkpointing=False)
+    reference = gradients(models[kind], alone, SHAPES, 1000, checkpointing="none")
     assert_equal_gradients(gradients(models[kind], alone, SHAPES, 20), reference)
     assert_equal_gradients(two_ranks["gradient", kind, 20], reference)
     assert_equal_gradients(two_ranks["gradient", kind, 1000], reference)

@@ -17,6 +17,7 @@ from trainer.optimizer import OptimizerConfig, PolicyOptimizer
 from trainer.packing import pack
 from trainer.parallel import Parallel, ParallelError, all_reduce_sums, barrier, broadcast, distributed, together
 from trainer.policy import Policy
+from trainer.recompute import Recompute
 
 SHAPES = [(11, [4, 2, 6]), (3, [8, 9]), (6, [1, 5]), (5, [3, 3, 3])]
 ONE_GROUP = [(7, [4, 2])]
@@ -49,7 +50,11 @@ def whole(values: dict[str, Tensor | None]) -> dict[str, Tensor]:
 
 
 def gradients(
-    path: Path, parallel: Parallel, shapes: list[tuple[int, list[int]]], max_tokens: int, checkpointing: bool = True
+    path: Path,
+    parallel: Parallel,
+    shapes: list[tuple[int, list[int]]],
+    max_tokens: int,
+    checkpointing: Recompute = "full",
 ) -> dict[str, Tensor]:
     """The whole gradient of `accumulate`, and its loss under "loss"."""
     policy = Policy(path, parallel, activation_checkpointing=checkpointing, logprob_chunk=5)
