@@ -128,6 +128,7 @@ class Run:
                 deadline_s=config.weights.deadline_s,
                 initial=config.model,
             )
+            self.publisher.check()
         self.client = opened.enter_context(AtroposClient(config.api.url))
         self.client.register(
             batch_size=config.batch.rollouts,
