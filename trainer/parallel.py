@@ -149,9 +149,9 @@ def together(parallel: Parallel) -> Iterator[None]:
     if parallel.world_size > 1:
         every: list[Any] = [None] * parallel.world_size
         dist.all_gather_object(every, None if own is None else _portable(own), group=parallel.control)
-        raised = next((error for error in every if error is not None), None)
-        if raised is not None:
-            raise raised from own
+        first = next((rank for rank, error in enumerate(every) if error is not None), None)
+        if first is not None:
+            raise (own if first == parallel.rank and own is not None else every[first])
     elif own is not None:
         raise own
 
