@@ -223,6 +223,7 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: Attentio
     )
 
 
+@torch.compiler.disable  # a layout's lengths differ from pack to pack; blocks are compiled around this call
 def attention(
     module: nn.Module,
     query: Tensor,

@@ -3,7 +3,8 @@
     BatchError              a group that cannot be trained on, or a batch that cannot be had
     ├── ApiUnreachable      no connection or server errors, until the attempts were used up
     ├── ApiRefused          a client error or an answer that is none: address, request or contract is wrong
-    └── BatchTimeout        no batch within the deadline
+    ├── BatchTimeout        no batch within the deadline
+    └── StopWaiting         the process was asked to end while it waited
 
 Nothing is retried into silence: an invalid group stops the trainer with its id, field, value and fix.
 """
@@ -29,6 +30,7 @@ __all__ = [
     "BatchTimeout",
     "Group",
     "Rollout",
+    "StopWaiting",
     "broadcast_groups",
     "parse_group",
     "staleness",
@@ -47,6 +49,10 @@ class ApiRefused(BatchError):
 
 class BatchTimeout(BatchError):
     """No batch became ready within the deadline."""
+
+
+class StopWaiting(BatchError):
+    """Raised by `on_wait` of a lease when the process is to end; reaches every rank like the others."""
 
 
 class AtroposClient:

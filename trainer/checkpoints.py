@@ -1,34 +1,40 @@
-"""Checkpoints of a run: weights, AdamW's moments, step and random state, whole or not at all.
+"""Checkpoints of a run: weights, AdamW's moments, step, schedule and random state, whole or not at all.
 
     checkpoints/step-00000012/    DCP's files, random-<rank>.pt, and meta.json, which is written last
     checkpoints/latest            the name of the newest one
+    checkpoints/best              the name of the one with the best score (`trainer.scores`); never removed
     checkpoints/.step-00000012    one being written; never loaded, removed by the next save
 
-A checkpoint is written beside its place, synced to the disk and renamed. It loads on any number of ranks: weights and
-moments stand under their names. Saving is synchronous; `save` returns the folder and `wait` does nothing, so that
-an asynchronous one can come behind the same calls.
+A checkpoint is written beside its place, synced to the disk and renamed. `save` returns as soon as the state is copied
+to the host's memory; files are written by a thread, over a gloo group of their own, while training goes on. It
+loads on any number of ranks: weights and moments stand under their names.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import random
 import re
 import shutil
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
+from trainer.durable import publish_folder, write_text
 from trainer.optimizer import PolicyOptimizer
-from trainer.parallel import Parallel, barrier, broadcast
+from trainer.parallel import Parallel, barrier, broadcast, together
 from trainer.policy import Policy
 
-FORMAT = 1
+FORMAT = 2
 """Version of the folder's layout; a checkpoint of another one is refused."""
 
 _NAME = re.compile(r"step-\d{8}")
@@ -48,116 +54,195 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints in one folder, which all ranks share. Every method is a collective."""
+    """The checkpoints in one folder, which all ranks share. `save`, `wait` and `load` are collectives."""
 
     def __init__(self, folder: str | Path, parallel: Parallel, keep_last: int = 2, deadline_s: float = 600.0) -> None:
-        """keep_last: complete checkpoints kept, at least 1. deadline_s: longest wait for the slowest rank."""
+        """keep_last: complete checkpoints kept, at least 1, the best one beside them. deadline_s: longest wait for the
+        slowest rank. A collective.
+        """
         if keep_last < 1:
             raise ValueError(f"keep_last {keep_last}: keep at least 1")
         self.folder = Path(folder)
         self.parallel = parallel
         self.keep_last = keep_last
         self.deadline_s = deadline_s
+        # The writing threads talk to each other while the main threads do: two groups, or their messages mix.
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=deadline_s))
+        self._finisher = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._pending: Future[None] | None = None
+        self._durable: int | None = None
 
     def save(self, policy: Policy, optimizer: PolicyOptimizer, step: int, extra: dict[str, Any] | None = None) -> Path:
-        """Writes the state after `step` and points `latest` to it; returns its folder.
+        """Begins to write the state after `step`; returns the folder that it will have.
 
-        extra: anything JSON, from rank 0. A checkpoint of the same step is replaced. When the process dies on the way
-        the other ones, and `latest`, are untouched.
+        Waits for the save before it, and raises CheckpointError when that one failed. extra: anything JSON, from rank
+        0. A checkpoint of the same step is replaced. When the process dies on the way the other ones, and `latest`,
+        are untouched.
         """
+        self.wait()
         final = self.folder / f"step-{step:08d}"
         partial = self.folder / f".{final.name}"
-        if self.parallel.is_main:
-            for left_over in self.folder.glob(".step-*"):
-                shutil.rmtree(left_over)  # of a save that was cut off, or replaced
-            partial.mkdir(parents=True)
-        self._meet(f"checkpoint of step {step}, begin")
-        dcp.save(_state(policy, optimizer), checkpoint_id=partial)
-        torch.save(_random_state(), partial / f"random-{self.parallel.rank}.pt")
-        self._meet(f"checkpoint of step {step}, every rank has written")
-        if self.parallel.is_main:
-            meta = {
-                "format": FORMAT,
-                "step": step,
-                "updates": optimizer.updates,
-                "world_size": self.parallel.world_size,
-                "shapes": _shapes(policy),
-                "extra": extra or {},
-            }
-            (partial / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
-            _publish(partial, final, self.folder / "latest")
-            self._retain(final)
-        self._meet(f"checkpoint of step {step}, end")
+        with together(self.parallel):
+            if self.parallel.is_main:
+                for left_over in self.folder.glob(".step-*"):
+                    shutil.rmtree(left_over)  # of a save that was cut off, or replaced
+                partial.mkdir(parents=True)
+        meta = {
+            "format": FORMAT,
+            "step": step,
+            "updates": optimizer.updates,
+            "world_size": self.parallel.world_size,
+            "shapes": _shapes(policy),
+            "extra": extra or {},
+        }
+        with together(self.parallel):
+            torch.save(_random_state(), partial / f"random-{self.parallel.rank}.pt")
+        writing = dcp.async_save(_state(policy, optimizer), checkpoint_id=partial, process_group=self._group)
+        self._pending = self._finisher.submit(self._finish, writing, partial, final, meta)
         return final
 
+    def _finish(self, writing: Any, partial: Path, final: Path, meta: dict[str, Any]) -> None:
+        """In the writing thread: DCP's coordinator, rank 0, is done when every rank has written and synced."""
+        try:
+            writing.result()
+        except CheckpointException as error:
+            raise OSError(_reason(error)) from error
+        if self.parallel.is_main:
+            write_text(partial / "meta.json", json.dumps(meta))
+            publish_folder(partial, final)
+            write_text(self.folder / "latest", final.name + "\n")
+            self._retain(final)
+            self._durable = meta["step"]
+
+    @property
+    def durable(self) -> int | None:
+        """On rank 0: the step of the newest checkpoint that this process has finished; what it includes may go."""
+        return self._durable
+
     def wait(self) -> None:
-        """Returns when the last `save` is durable: at once, since saving is synchronous."""
+        """Returns when the last `save` is durable. Raises CheckpointError on every rank when it failed."""
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return
+        with together(self.parallel):
+            try:
+                pending.result(self.deadline_s)
+            except TimeoutError as error:
+                raise CheckpointError(f"{self.folder}: a checkpoint took more than {self.deadline_s:g} s") from error
+            except Exception as error:
+                raise CheckpointError(
+                    f"{self.folder}: the checkpoint was not written ({type(error).__name__}: {error}); the older ones "
+                    "are untouched: check the disk's space and rights, then resume from 'latest'"
+                ) from error
 
-    def load(self, which: str, policy: Policy, optimizer: PolicyOptimizer) -> Restored:
-        """Puts a checkpoint's state in place. which: "latest", a name in this folder ("step-00000012"), or a path.
+    def close(self) -> None:
+        """Waits for this rank's writing thread, whether its save succeeds or not."""
+        self._finisher.shutdown(wait=True)
 
-        The random state of a rank that did not save is left as it is. Raises CheckpointError when there is none,
-        it is incomplete, or it belongs to another model.
+    def load(
+        self, which: str, policy: Policy, optimizer: PolicyOptimizer | None, folder: Path | None = None
+    ) -> Restored:
+        """Puts a checkpoint's state in place. which: "latest", "best", a name in this folder (or in `folder`, another
+        run's), or a path.
+
+        optimizer None: its moments, its schedule and the random state are left alone, as for the beginning of a new
+        stage. The random state of a rank that did not save is left as it is. Raises CheckpointError when there is
+        none, it is incomplete, or it belongs to another model.
         """
-        here: Any = self._find(which) if self.parallel.is_main else None
+        here: Any = self._find(folder or self.folder, which) if self.parallel.is_main else None
         found = broadcast(here, self.parallel)
         if isinstance(found, CheckpointError):
             raise found
         path = Path(found)
-        meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-        _check_meta(path, meta, _shapes(policy))
+        with together(self.parallel):
+            meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
+            _check_meta(path, meta, _shapes(policy))
         state = _state(policy, optimizer)
-        dcp.load(state, checkpoint_id=path)
+        try:
+            dcp.load(state, checkpoint_id=path, process_group=self._group)
+        except CheckpointException as error:
+            raise CheckpointError(f"checkpoint {path} cannot be read ({_reason(error)}); give an older one") from error
         set_state_dict(
-            policy.model, optimizer.adamw, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+            policy.model,
+            optimizer.adamw if optimizer else (),
+            model_state_dict=state["model"],
+            optim_state_dict=state.get("optimizer", {}),
+            options=None if optimizer else StateDictOptions(strict=True),
         )
-        optimizer.updates = meta["updates"]
-        saved = path / f"random-{self.parallel.rank}.pt"
-        if saved.is_file():
-            _restore_random_state(torch.load(saved, weights_only=True))
-        self._meet(f"checkpoint {path.name}, loaded")
+        if optimizer is not None:
+            optimizer.updates = meta["updates"]
+            saved = path / f"random-{self.parallel.rank}.pt"
+            if saved.is_file():
+                _restore_random_state(torch.load(saved, weights_only=True))
+        barrier(self.parallel, self.deadline_s, f"checkpoint {path.name}, loaded")
         return Restored(path, meta["step"], meta["extra"])
 
     def complete(self) -> list[Path]:
         """Complete checkpoints, oldest first."""
-        if not self.folder.is_dir():
-            return []
-        return sorted(
-            path for path in self.folder.iterdir() if _NAME.fullmatch(path.name) and (path / "meta.json").is_file()
-        )
+        return complete_checkpoints(self.folder)
 
-    def _find(self, which: str) -> str | CheckpointError:
+    def _find(self, folder: Path, which: str) -> str | CheckpointError:
         """On rank 0: the folder, or the error that every rank will raise."""
-        if which == "latest":
-            pointer = self.folder / "latest"
-            if not pointer.is_file():
-                return CheckpointError(
-                    f"checkpoint 'latest': {self.folder} has none; give a checkpoint's folder, or start without resume"
-                )
-            which = pointer.read_text(encoding="utf-8").strip()
-        path = self.folder / which if _NAME.fullmatch(which) else Path(which)
-        if not (path / "meta.json").is_file():
-            known = ", ".join(one.name for one in self.complete()) or "none"
-            return CheckpointError(
-                f"checkpoint {which!r}: {path} is missing or incomplete; complete ones here: {known}"
-            )
-        return str(path)
+        try:
+            return str(find_checkpoint(folder, which))
+        except CheckpointError as error:
+            return error
 
     def _retain(self, newest: Path) -> None:
         # By time of writing: after a resume from an older step, the higher numbers belong to an abandoned line.
-        others = sorted((path for path in self.complete() if path != newest), key=lambda path: path.stat().st_mtime)
+        kept = {newest.name, _pointed_to(self.folder / "best")}
+        others = sorted(
+            (path for path in self.complete() if path.name not in kept), key=lambda path: path.stat().st_mtime
+        )
         for old in others[: len(others) + 1 - self.keep_last]:
             # Its meta.json goes first, so that a half-removed checkpoint is never taken for a complete one.
             (old / "meta.json").unlink()
             shutil.rmtree(old)
 
-    def _meet(self, what: str) -> None:
-        barrier(self.parallel, self.deadline_s, what)
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints in a folder, oldest first; none where the folder does not exist."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / "meta.json").is_file())
 
 
-def _state(policy: Policy, optimizer: PolicyOptimizer) -> dict[str, Any]:
-    model, moments = get_state_dict(policy.model, optimizer.adamw)
-    return {"model": model, "optimizer": moments}
+def find_checkpoint(folder: Path, which: str) -> Path:
+    """The folder of "latest", "best", a name in `folder`, or a path; CheckpointError unless it is complete."""
+    path = Path(which)
+    if which in ("latest", "best"):
+        name = _pointed_to(folder / which)
+        if name is None:
+            raise CheckpointError(
+                f"checkpoint {which!r}: {folder} has none; give a checkpoint's folder, or start without one"
+            )
+        path = folder / name
+    elif _NAME.fullmatch(which):
+        path = folder / which
+    if not (path / "meta.json").is_file():
+        known = ", ".join(one.name for one in complete_checkpoints(folder)) or "none"
+        raise CheckpointError(f"checkpoint {which!r}: {path} is missing or incomplete; complete ones here: {known}")
+    return path
+
+
+def point_best(folder: Path, name: str) -> None:
+    """Has `best` name a complete checkpoint of the folder, which retention then spares; CheckpointError otherwise."""
+    write_text(folder / "best", find_checkpoint(folder, name).name + "\n")
+
+
+def _pointed_to(pointer: Path) -> str | None:
+    return pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
+
+
+def _reason(error: CheckpointException) -> str:
+    """What the first rank raised: DCP wraps it, a BaseException with every rank's trace, and raises it on all ranks."""
+    first, _ = next(iter(error.failures.values()))
+    return f"{type(first).__name__}: {first}".removesuffix(": ")
+
+
+def _state(policy: Policy, optimizer: PolicyOptimizer | None) -> dict[str, Any]:
+    model, moments = get_state_dict(policy.model, optimizer.adamw if optimizer else ())
+    return {"model": model, "optimizer": moments} if optimizer else {"model": model}
 
 
 def _shapes(policy: Policy) -> dict[str, list[int]]:
@@ -177,7 +262,11 @@ def _check_meta(path: Path, meta: dict[str, Any], shapes: dict[str, list[int]]) 
 
 
 def _random_state() -> dict[str, Any]:
-    state: dict[str, Any] = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    state: dict[str, Any] = {
+        "torch": torch.get_rng_state(),
+        "python": random.getstate(),
+        "numpy": [torch.from_numpy(part) if isinstance(part, np.ndarray) else part for part in np.random.get_state()],
+    }
     if torch.cuda.is_available():
         state["cuda"] = torch.cuda.get_rng_state()
     return state
@@ -186,33 +275,7 @@ def _random_state() -> dict[str, Any]:
 def _restore_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(state["torch"])
     random.setstate(state["python"])
+    name, keys, *rest = state["numpy"]
+    np.random.set_state((name, keys.numpy(), *rest))
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])
-
-
-def _sync(path: Path) -> None:
-    """Flushes a file, or a folder with everything in it, to the disk."""
-    for part in (*path.rglob("*"), path):
-        _sync_one(part)
-
-
-def _publish(partial: Path, final: Path, pointer: Path) -> None:
-    """Puts a complete folder in its place, then has the pointer name it; each in one step."""
-    _sync(partial)
-    if final.exists():
-        final.rename(final.with_name(f".{final.name}-replaced"))
-    partial.rename(final)
-    _sync_one(final.parent)
-    beside = pointer.with_name(".latest")
-    beside.write_text(final.name + "\n", encoding="utf-8")
-    _sync(beside)
-    beside.replace(pointer)
-    _sync_one(final.parent)
-
-
-def _sync_one(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from environments.settings import Section, Settings
 from trainer.objectives import OBJECTIVES
 from trainer.optimizer import OptimizerConfig
+from trainer.recompute import Recompute
 
 
 class ObjectiveConfig(Section):
@@ -101,7 +102,9 @@ class ApiConfig(Section):
 class WeightsConfig(Section):
     """How new weights reach vLLM."""
 
-    backend: Literal["disk"] = Field("disk", description="Transfer: disk (any shared folder; also without a GPU).")
+    backend: Literal["disk", "nccl"] = Field(
+        "disk", description="Transfer: disk (any shared folder; also without a GPU) or nccl (GPU to GPU)."
+    )
     servers: list[str] = Field([], description="Addresses of the vLLM servers; none: nothing is sent.")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="The served weights' type.")
     pause_mode: Literal["keep", "abort", "wait"] = Field(
@@ -118,8 +121,23 @@ class CheckpointConfig(Section):
 
     every: int = Field(50, ge=0, description="Steps between checkpoints; 0: only at the end.")
     keep_last: int = Field(2, ge=1, description="Checkpoints kept.")
-    resume: str | None = Field(None, description="'latest', a checkpoint's folder, or empty: start from the model.")
+    resume: str | None = Field(
+        None,
+        description="'latest', 'best', 'auto' (the latest where there is one), a checkpoint's folder, or empty: "
+        "start from the model.",
+    )
+    stop_deadline_s: float = Field(
+        600.0, gt=0, description="After SIGTERM: the step is ended and saved; later than this the process is gone."
+    )
     export: bool = Field(True, description="Write the last weights as a Hugging Face folder at the end.")
+
+
+class InitFromConfig(Section):
+    """The checkpoint of an earlier run that this one begins with: a stage of the context schedule is a run."""
+
+    run: Path | None = Field(None, description="Run folder of the stage before; empty: begin with `model`.")
+    select: str = Field("best", description="'best' (see `python -m trainer.scores`), 'latest' or a step's name.")
+    optimizer: Literal["keep", "reset"] = Field("reset", description="AdamW's moments and schedule.")
 
 
 class TrainerConfig(Settings):
@@ -129,9 +147,15 @@ class TrainerConfig(Settings):
     run_dir: Path = Field(description="Folder of this run: config, metrics, checkpoints.")
     steps: int = Field(10, ge=1, description="Optimizer steps counted in batches: one weight version each.")
     seed: int = Field(0, ge=0, description="Seed of everything random in the trainer.")
-    activation_checkpointing: bool = Field(True, description="Recompute each block in the backward pass.")
+    activation_checkpointing: Recompute = Field(
+        "full",
+        description="Blocks computed again in the backward pass: full, selective (attention and every other product "
+        "kept) or none.",
+    )
+    compile: bool = Field(False, description="torch.compile each block: minutes at the start, faster steps.")
     logprob_chunk: int = Field(1024, ge=16, description="Tokens whose logits exist at the same time.")
     use_wandb: bool = Field(False, description="Log to Weights & Biases as Atropos does, beside metrics.jsonl.")
+    init_from: InitFromConfig = Field(default_factory=InitFromConfig, description="The stage before.")
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="The policy objective.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW and its schedule.")
     batch: BatchConfig = Field(default_factory=BatchConfig, description="What a batch holds.")

@@ -6,6 +6,7 @@ The loop is `train`; its phases stand in trainer/run.py, the mathematics of a st
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 
@@ -22,30 +23,46 @@ log = logging.getLogger("trainer")
 
 
 def train(config: TrainerConfig) -> None:
-    """Trains until `config.steps` batches are done; weight version n is the policy after n of them."""
+    """Trains until `config.steps` batches are done or SIGTERM comes; weight version n is the policy after n of them."""
     from trainer.run import Run
 
     with Run(config) as run:
         run.publish(run.step)
-        while run.step < config.steps:
-            batch = run.prepare(run.next_groups())
+        for groups in run.batches():
+            batch = run.prepare(groups)
             run.optimize(batch)
             run.step += 1
             run.publish(run.step)
             run.record(batch)
             run.save_if_due()
+        run.finish()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: exit code 2 for settings that cannot be used, before anything is started."""
+    """Command line: exit code 2 for settings that cannot be used, 1 for what was found missing or broken later.
+
+    Such an error is raised on every rank, and said once, by rank 0.
+    """
     try:
         config = load(TrainerConfig, sys.argv[1:] if argv is None else argv, "torchrun trainer/main.py")
     except ConfigError as error:
-        print(f"error {error}", file=sys.stderr)
+        _say(error)
         return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    train(config)
+    # Imported here: --help and broken settings should not pay for torch.
+    from trainer.run import EXPECTED
+
+    try:
+        train(config)
+    except EXPECTED as error:
+        _say(error)
+        return 1
     return 0
+
+
+def _say(error: Exception) -> None:
+    if os.environ.get("RANK", "0") == "0":
+        print(f"error {error}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -102,6 +102,7 @@ METRICS: dict[str, Metric] = {
     "seconds_alignment": Metric("Seconds of the alignment gate, on the first batch only.", "max"),
     "seconds_old_logprobs": Metric("Seconds to recompute the old log-probabilities.", "max"),
     "seconds_train": Metric("Seconds of forward, backward and optimizer.", "max"),
+    "seconds_checkpoint": Metric("Seconds that training stood still for the checkpoint of the step before.", "max"),
     "seconds_sync": Metric("Seconds until vLLM served the new weights.", "max"),
     "seconds_pause": Metric("Seconds that generation stood still for the sync.", "max"),
     "seconds_step": Metric("Seconds of the whole step.", "max"),

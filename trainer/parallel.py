@@ -8,10 +8,12 @@ Numbers and Python objects travel over a gloo group of their own, so a control m
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import torch
@@ -91,9 +93,12 @@ def shard(root: nn.Module, blocks: Iterable[nn.Module], parallel: Parallel, dtyp
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
     # With one rank nothing is saved by giving a block's weights back before its backward.
     reshard = parallel.world_size > 1
-    for block in blocks:
-        fully_shard(block, mesh=parallel.mesh, mp_policy=precision, reshard_after_forward=reshard)
-    fully_shard(root, mesh=parallel.mesh, mp_policy=precision, reshard_after_forward=False)
+    options: dict[str, Any] = {"mesh": parallel.mesh, "mp_policy": precision}
+    sharded = [fully_shard(block, reshard_after_forward=reshard, **options) for block in blocks]
+    for block, following in pairwise(sharded):
+        # Asked for before the block computes, so that a slow host does not let the GPU wait for the next weights.
+        block.set_modules_to_forward_prefetch([following])
+    fully_shard(root, reshard_after_forward=False, **options)
 
 
 def all_reduce_sums(values: Mapping[str, float | int], parallel: Parallel) -> dict[str, float | int]:
@@ -127,6 +132,36 @@ def broadcast(value: T | None, parallel: Parallel) -> T:
     box = [value if parallel.is_main else None]
     dist.broadcast_object_list(box, src=0, group=parallel.control)
     return box[0]  # type: ignore[return-value]
+
+
+@contextmanager
+def together(parallel: Parallel) -> Iterator[None]:
+    """An error that one rank raises in the block is raised on every rank, the lowest rank's first; a collective.
+
+    For work outside of collectives: the other ranks would wait for one that has already left. An error that does not
+    pickle reaches the others as a ParallelError with its text.
+    """
+    own: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        own = error
+    if parallel.world_size > 1:
+        every: list[Any] = [None] * parallel.world_size
+        dist.all_gather_object(every, None if own is None else _portable(own), group=parallel.control)
+        first = next((rank for rank, error in enumerate(every) if error is not None), None)
+        if first is not None:
+            raise (own if first == parallel.rank and own is not None else every[first])
+    elif own is not None:
+        raise own
+
+
+def _portable(error: Exception) -> Exception:
+    try:
+        pickle.loads(pickle.dumps(error))
+    except Exception:  # whatever a foreign class does in there
+        return ParallelError(f"{type(error).__name__}: {error}")
+    return error
 
 
 def barrier(parallel: Parallel, deadline_s: float, what: str) -> None:

@@ -6,30 +6,24 @@ not be random. Logits exist for one chunk of tokens at a time (`trainer.logprobs
 
 from __future__ import annotations
 
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.utils.checkpoint import checkpoint
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.utils.logging import disable_progress_bar
 
-from trainer import attention
+from trainer.loading import UnsupportedModel, build, fill, tied_names
 from trainer.logprobs import token_logprobs
 from trainer.packing import MicroBatch
 from trainer.parallel import Parallel, shard
+from trainer.recompute import Recompute, recompute
 
 LOGIT_CHANGES = ("final_logit_softcapping", "logit_scale", "logits_scaling")
 """Options of models that change the logits after the head; they are refused."""
-
-
-class UnsupportedModel(ValueError):
-    """The folder holds no model that this trainer computes exactly."""
 
 
 class Policy(nn.Module):
@@ -40,29 +34,32 @@ class Policy(nn.Module):
         model_path: str | Path,
         parallel: Parallel,
         *,
-        activation_checkpointing: bool = True,
+        activation_checkpointing: Recompute = "full",
         logprob_chunk: int = 1024,
         compute_dtype: torch.dtype | None = None,
+        compile_blocks: bool = False,
     ) -> None:
-        """Loads a local folder (safetensors) on every rank and shards it.
+        """Shards the model of a local folder (safetensors) and reads this rank's part of it.
 
-        activation_checkpointing: recompute each block in the backward pass. logprob_chunk: tokens whose logits exist
-        at the same time. compute_dtype: None computes in fp32 on a CPU and in bf16 on a GPU. Raises UnsupportedModel.
+        activation_checkpointing: what of each block is computed again in the backward pass. logprob_chunk: tokens
+        whose logits exist at the same time. compute_dtype: None computes in fp32 on a CPU and in bf16 on a GPU.
+        compile_blocks: torch.compile each block by itself. Raises UnsupportedModel.
         """
         super().__init__()
         self.parallel = parallel
         self.logprob_chunk = logprob_chunk
-        self.model = _load(Path(model_path))
+        self.model = build(Path(model_path))
         self.blocks = [part for part in self.model.modules() if isinstance(part, GradientCheckpointingLayer)]
         _check(self.model, self.blocks)
-        if activation_checkpointing:
-            for block in self.blocks:
-                # On the forward itself: weights keep their names, and FSDP's hooks stay outside of the recomputation.
-                block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False)
+        for block in self.blocks:
+            recompute(block, activation_checkpointing)
+            if compile_blocks:
+                block.compile(dynamic=True)
         if compute_dtype is None and parallel.device.type == "cuda":
             compute_dtype = torch.bfloat16
         self.eval()
         shard(self, self.blocks, parallel, compute_dtype)
+        fill(self.model, Path(model_path), parallel.device)
 
     @property
     def device(self) -> torch.device:
@@ -99,7 +96,7 @@ class Policy(nn.Module):
         A tied head is left out, as transformers does. Other ranks get {}. A collective. dtype: convert floating
         weights to it; None keeps the fp32 masters.
         """
-        aliases = self._aliases()
+        aliases = tied_names(self.model)
         whole: dict[str, Tensor] = {}
         for name, value in self.model.state_dict().items():
             if name in aliases:
@@ -109,36 +106,6 @@ class Policy(nn.Module):
                 to = dtype if dtype is not None and full.is_floating_point() else full.dtype
                 whole[name] = full.detach().to("cpu", to, copy=True)
         return revert_weight_conversion(self.model, whole) if self.parallel.is_main else {}
-
-    def _aliases(self) -> set[str]:
-        tied: dict[str, str] = self.model.all_tied_weights_keys
-        return {name for name, main in tied.items() if self.model.get_parameter(name) is self.model.get_parameter(main)}
-
-
-def _load(path: Path) -> PreTrainedModel:
-    if not (path / "config.json").is_file():
-        raise UnsupportedModel(f"model {path}: no config.json there; give the folder of a Hugging Face model")
-    if not any(path.glob("*.safetensors")):
-        raise UnsupportedModel(f"model {path}: no *.safetensors there; convert the weights to safetensors")
-    disable_progress_bar()
-    try:
-        model, report = AutoModelForCausalLM.from_pretrained(
-            path,
-            dtype=torch.float32,
-            attn_implementation=attention.NAME,
-            local_files_only=True,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except (OSError, ValueError, KeyError) as error:
-        raise UnsupportedModel(f"model {path}: cannot be loaded: {error}") from error
-    for problem in ("missing_keys", "mismatched_keys", "unexpected_keys"):
-        if report[problem]:
-            raise UnsupportedModel(
-                f"model {path}: {problem} {sorted(map(str, report[problem]))[:3]}: the folder is incomplete or its "
-                "config.json belongs to another model"
-            )
-    return model
 
 
 def _check(model: PreTrainedModel, blocks: list[Any]) -> None:

@@ -17,33 +17,45 @@ import torch
 
 from environments.contract import terms
 from environments.settings import write_yaml
-from trainer.alignment import measure
-from trainer.batches import AtroposClient, BatchError, broadcast_groups
-from trainer.checkpoints import Checkpoints
+from trainer.alignment import Misaligned, measure
+from trainer.batches import AtroposClient, BatchError, StopWaiting, broadcast_groups
+from trainer.checkpoints import CheckpointError, Checkpoints
 from trainer.config import TrainerConfig
-from trainer.export import save_hf
+from trainer.export import ExportError, save_hf
 from trainer.groups import Group
+from trainer.loading import UnsupportedModel
 from trainer.metrics import Metrics
-from trainer.objectives import check_before_update
-from trainer.optimizer import PolicyOptimizer
-from trainer.parallel import all_reduce_sums, distributed
+from trainer.objectives import ClippedBeforeUpdate, check_before_update
+from trainer.optimizer import NonFiniteGradient, PolicyOptimizer
+from trainer.packing import DoesNotFit
+from trainer.parallel import ParallelError, all_reduce_sums, broadcast, distributed, together
 from trainer.policy import Policy
 from trainer.step import Batch, accumulate_gradient, chosen_objective, describe, prepare, set_old_logprobs
-from trainer.weights import DiskPublisher
+from trainer.stopping import StopRequest
+from trainer.weights import WeightPublisher, WeightSyncError, make_publisher
 
 log = logging.getLogger(__name__)
+
+EXPECTED = (
+    *(BatchError, CheckpointError, ClippedBeforeUpdate, DoesNotFit, ExportError, Misaligned, NonFiniteGradient),
+    *(ParallelError, UnsupportedModel, WeightSyncError),
+)
+"""Errors whose message says all: what is wrong, where, and what to do."""
 
 
 class Run:
     """The state between steps. `step` is the number of batches trained, which is the version of the weights.
 
-    A context manager: leaving it saves nothing by itself, closes every connection and leaves the process group.
+    A context manager: leaving it saves nothing by itself, waits for a checkpoint that is being written, closes every
+    connection and leaves the process group.
     """
 
     def __init__(self, config: TrainerConfig) -> None:
         self.config = config
         self.step = 0
         self._aligned = False
+        self._saved: int | None = None
+        self._acknowledged: int | None = None
         self._resources = ExitStack()
 
     def __enter__(self) -> Run:
@@ -62,63 +74,102 @@ class Run:
         random.seed(config.seed)
         np.random.seed(config.seed)
         torch.manual_seed(config.seed)
+        self.stop = opened.enter_context(StopRequest(config.checkpoint.stop_deadline_s))
         self.parallel = opened.enter_context(distributed(config.api.batch_deadline_s + 600))
         self.metrics = Metrics()
-        self.policy = Policy(
-            config.model,
-            self.parallel,
-            activation_checkpointing=config.activation_checkpointing,
-            logprob_chunk=config.logprob_chunk,
-        )
+        with together(self.parallel):
+            self.policy = Policy(
+                config.model,
+                self.parallel,
+                activation_checkpointing=config.activation_checkpointing,
+                logprob_chunk=config.logprob_chunk,
+                compile_blocks=config.compile,
+            )
         self.optimizer = PolicyOptimizer(self.policy, config.optimizer)
         self.checkpoints = Checkpoints(
             config.run_dir / "checkpoints", self.parallel, keep_last=config.checkpoint.keep_last
         )
-        if config.checkpoint.resume is not None:
-            self.step = self.checkpoints.load(config.checkpoint.resume, self.policy, self.optimizer).step
-            log.info("resumed after step %d", self.step)
-        self.publisher: DiskPublisher | None = None
+        opened.callback(self.checkpoints.close)
+        self._restore()
+        self.publisher: WeightPublisher | None = None
         self.client: AtroposClient | None = None
-        if self.parallel.is_main:
-            config.run_dir.mkdir(parents=True, exist_ok=True)
-            write_yaml(config, config.run_dir / "config" / "trainer.yaml")
-            self._tracker = _wandb(config) if config.use_wandb else None
-            if config.weights.servers:
-                self.publisher = DiskPublisher(
-                    config.weights.servers,
-                    config.run_dir / "weights",
-                    dtype=config.weights.dtype,
-                    pause_mode=config.weights.pause_mode,
-                    deadline_s=config.weights.deadline_s,
-                    initial=config.model,
-                )
-            self.client = opened.enter_context(AtroposClient(config.api.url))
-            self.client.register(
-                batch_size=config.batch.rollouts,
-                # Atropos drops a whole group when one sequence reaches this length: -1 switches that off.
-                max_token_len=-1,
-                starting_step=self.step,
-                num_steps=config.steps,
-                checkpoint_dir=str(config.run_dir / "checkpoints"),
-                save_checkpoint_interval=config.checkpoint.every or -1,
-                wandb_group=config.run_dir.name,
-                wandb_project="atropos-livecode",
-            )
-            self.client.agree(
-                terms(
-                    model=config.model,
-                    context=config.batch.context,
-                    group_size=config.batch.group_size,
-                    overlong_baseline=config.objective.overlong_baseline,
-                    steps=config.steps,
-                )
-            )
-            again = self.client.rollback(self.step)
-            if again:
-                log.info("%d batches since step %d were not in a checkpoint and come again", again, self.step)
+        with together(self.parallel):
+            if self.parallel.is_main:
+                self._reach_out(opened)
         self._step_started = time.monotonic()
 
+    def _restore(self) -> None:
+        """The checkpoint to go on from, or the stage before, or neither."""
+        resume, stage = self.config.checkpoint.resume, self.config.init_from
+        if resume == "auto":
+            resume = broadcast("latest" if self.checkpoints.complete() else None, self.parallel)
+        if resume is not None:
+            self.step = self.checkpoints.load(resume, self.policy, self.optimizer).step
+            self._saved = self.step
+            log.info("resumed after step %d", self.step)
+        elif stage.run is not None:
+            kept = self.optimizer if stage.optimizer == "keep" else None
+            found = self.checkpoints.load(stage.select, self.policy, kept, folder=stage.run / "checkpoints")
+            log.info("began with %s, optimizer: %s", found.path, stage.optimizer)
+
+    def _reach_out(self, opened: ExitStack) -> None:
+        """On rank 0: the run's folder, the vLLM servers, the Atropos API."""
+        config = self.config
+        config.run_dir.mkdir(parents=True, exist_ok=True)
+        write_yaml(config, config.run_dir / "config" / "trainer.yaml")
+        self._tracker = _wandb(config) if config.use_wandb else None
+        if config.weights.servers:
+            self.publisher = make_publisher(
+                config.weights.backend,
+                config.weights.servers,
+                config.run_dir / "weights",
+                dtype=config.weights.dtype,
+                pause_mode=config.weights.pause_mode,
+                deadline_s=config.weights.deadline_s,
+                initial=config.model,
+            )
+            self.publisher.check()
+        self.client = opened.enter_context(AtroposClient(config.api.url))
+        self.client.register(
+            batch_size=config.batch.rollouts,
+            # Atropos drops a whole group when one sequence reaches this length: -1 switches that off.
+            max_token_len=-1,
+            starting_step=self.step,
+            num_steps=config.steps,
+            checkpoint_dir=str(config.run_dir / "checkpoints"),
+            save_checkpoint_interval=config.checkpoint.every or -1,
+            wandb_group=config.run_dir.name,
+            wandb_project="atropos-livecode",
+        )
+        self.client.agree(
+            terms(
+                model=config.model,
+                context=config.batch.context,
+                group_size=config.batch.group_size,
+                overlong_baseline=config.objective.overlong_baseline,
+                steps=config.steps,
+            )
+        )
+        again = self.client.rollback(self.step)
+        if again:
+            log.info("%d batches since step %d were not in a checkpoint and come again", again, self.step)
+
     # -- the phases of a step, in order --------------------------------------------------------------------
+
+    def batches(self) -> Iterator[list[Group]]:
+        """Each step's groups, until the last step is done or a rank was asked to stop."""
+        while self.step < self.config.steps:
+            if all_reduce_sums({"stop": int(self.stop.requested)}, self.parallel)["stop"]:
+                return
+            try:
+                groups = self.next_groups()
+            except StopWaiting:
+                return
+            yield groups
+
+    def _go_on_waiting(self, seconds: float) -> None:
+        if self.stop.requested:
+            raise StopWaiting(f"stopped after {seconds:.0f} s of waiting for a batch")
 
     def next_groups(self) -> list[Group]:
         """The next batch of the API, on every rank.
@@ -130,7 +181,7 @@ class Run:
             pulled: list[Group] | BatchError | None = None
             if self.client is not None:
                 try:
-                    pulled = self.client.lease(self.step, self.config.api.batch_deadline_s)
+                    pulled = self.client.lease(self.step, self.config.api.batch_deadline_s, self._go_on_waiting)
                 except BatchError as error:
                     pulled = error
             groups = broadcast_groups(pulled, self.parallel.control)
@@ -186,11 +237,12 @@ class Run:
         """Puts the policy's weights into every vLLM server under `version`; WeightSyncError when one fails."""
         with self._timed("seconds_sync"):
             weights = self.policy.state_dict_full()
-            if self.publisher is not None:
-                stats = self.publisher.publish(weights, version)
-                if stats.changed_share is not None:
-                    self.metrics.add("served_weights_changed", stats.changed_share)
-                self.metrics.add("seconds_pause", stats.seconds.get("paused", 0.0))
+            with together(self.parallel):
+                if self.publisher is not None:
+                    stats = self.publisher.publish(weights, version)
+                    if stats.changed_share is not None:
+                        self.metrics.add("served_weights_changed", stats.changed_share)
+                    self.metrics.add("seconds_pause", stats.seconds.get("paused", 0.0))
 
     def record(self, batch: Batch) -> None:
         """Writes the step's row to metrics.jsonl; `step` in it is the version of the new weights."""
@@ -215,16 +267,34 @@ class Run:
             )
 
     def save_if_due(self) -> None:
-        """A checkpoint every so many steps and after the last one, which is also written in Hugging Face's form."""
-        last = self.step >= self.config.steps
+        """Begins a checkpoint every so many steps; the batches of one that is durable are acknowledged."""
         every = self.config.checkpoint.every
-        if last or (every and self.step % every == 0):
-            self.checkpoints.save(self.policy, self.optimizer, self.step)
-            self.checkpoints.wait()
-            if self.client is not None:  # not earlier: what is acknowledged cannot be served again
-                self.client.acknowledge(self.step)
-        if last and self.config.checkpoint.export:
+        if every and self.step % every == 0:
+            self._save()
+        self._acknowledge()
+
+    def finish(self) -> None:
+        """After the last step or a request to stop: a durable checkpoint; after the last, Hugging Face's form too."""
+        if self._saved != self.step:
+            self._save()
+        self.checkpoints.wait()
+        self._acknowledge()
+        if self.step < self.config.steps:
+            log.warning("saved after step %d of %d; --checkpoint.resume latest goes on", self.step, self.config.steps)
+        elif self.config.checkpoint.export:
             save_hf(self.policy, self.config.run_dir / "export", self.config.model)
+
+    def _save(self) -> None:
+        with self._timed("seconds_checkpoint"):
+            # The lease is this step's: a resumed trainer rolls the API server back to it.
+            self.checkpoints.save(self.policy, self.optimizer, self.step, {"lease": {"step": self.step}})
+        self._saved = self.step
+
+    def _acknowledge(self) -> None:
+        durable = self.checkpoints.durable
+        if self.client is not None and durable is not None and durable != self._acknowledged:
+            self.client.acknowledge(durable)  # not earlier: what is acknowledged cannot be served again
+            self._acknowledged = durable
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

@@ -76,6 +76,10 @@ class Probe:
 class WeightPublisher(Protocol):
     """Brings the policy's weights into the servers that sample from it."""
 
+    def check(self) -> None:
+        """Ask every server for its health; raises WeightSyncError for one that does not answer."""
+        ...
+
     def publish(self, weights: Mapping[str, torch.Tensor] | torch.nn.Module, version: int) -> PublishStats:
         """Send the weights (Hugging Face names) as `version`; raises WeightSyncError."""
         ...
@@ -147,6 +151,11 @@ class DiskPublisher:
         self.deadline_s = deadline_s
         self._last = initial
         self._initialised: set[str] = set()
+
+    def check(self) -> None:
+        """Ask every server for its health; raises WeightSyncError (phase "health")."""
+        for server in self.servers:
+            check_server(server, self.deadline_s)
 
     def pause(self) -> None:
         """Stop generation on every server until the next `publish`, running requests kept; raises WeightSyncError."""
@@ -297,6 +306,20 @@ def verify_sync(
             server, "verify", f"log-probabilities differ by {worst:.4g} from the trainer's, allowed are {tolerance:g}"
         )
     return worst
+
+
+def check_server(server: str, deadline_s: float = 120.0) -> None:
+    """Raises WeightSyncError (phase "health") unless a vLLM server answers at the address."""
+    try:
+        answer = httpx.get(f"{server}/health", timeout=deadline_s, trust_env=False)
+    except httpx.HTTPError as error:
+        raise WeightSyncError(
+            server, "health", f"{type(error).__name__}: {error}; correct weights.servers, or start vLLM there first"
+        ) from error
+    if answer.status_code != httpx.codes.OK:
+        raise WeightSyncError(
+            server, "health", f"HTTP {answer.status_code}: weights.servers names something else than a vLLM server"
+        )
 
 
 def _post(client: httpx.Client, server: str, phase: str, path: str, body: Any = None) -> dict[str, Any]:

@@ -107,7 +107,9 @@ def two_ranks(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     with distributed(deadline_s=60, device="cpu") as parallel:
         policy, optimizer = program.start(models["llama"], parallel)
         program.train(policy, optimizer, parallel, 2)
-        Checkpoints(folder / "by-one", parallel).save(policy, optimizer, 2)
+        checkpoints = Checkpoints(folder / "by-one", parallel)
+        checkpoints.save(policy, optimizer, 2)
+        checkpoints.wait()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -141,5 +143,5 @@ def two_ranks(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
         **first,
         "folder": folder,
         "barrier": (folder / "barrier-0.txt").read_text(),
-        **{f"{name} of rank 1": second[name] for name in ("broadcast", "full", "missing")},
+        **{f"{name} of rank 1": second[name] for name in ("broadcast", "full", "missing", "durable", "together")},
     }

@@ -50,7 +50,7 @@ def gradient(path: Path, parallel: Parallel, name: str, max_tokens: int, baselin
     flags += ["--objective.optimizer_steps_per_batch", "2", "--objective.clip_low", "0.2", "--objective.clip_high", "9"]
     flags += ["--batch.max_tokens", str(max_tokens), "--batch.context", "32"]
     config = load(TrainerConfig, flags)
-    policy = Policy(path, parallel, activation_checkpointing=False, logprob_chunk=5)
+    policy = Policy(path, parallel, activation_checkpointing="none", logprob_chunk=5)
     batch = prepare(groups_to_train(), config, parallel)
     set_old_logprobs(batch, policy, config, parallel)
     part = batch.parts[0]

@@ -5,18 +5,42 @@ from __future__ import annotations
 import json
 import random
 import shutil
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.trainer.two_ranks import start, train, weights
-from trainer.checkpoints import CheckpointError, Checkpoints
+from trainer.checkpoints import CheckpointError, Checkpoints, point_best
 from trainer.export import ExportError, save_hf
+from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel
+from trainer.policy import Policy
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from unittest.mock import patch
+from tests.trainer.two_ranks import start
+from trainer.checkpoints import Checkpoints
+from trainer.parallel import distributed
+with distributed(60, "cpu") as parallel:
+    state = start(sys.argv[1], parallel)
+    checkpoints = Checkpoints(Path(sys.argv[2]), parallel)
+    checkpoints.save(*state, 1)
+    checkpoints.wait()
+    with patch(sys.argv[3], lambda *_: os.kill(os.getpid(), signal.SIGKILL)):
+        checkpoints.save(*state, 2)
+        checkpoints.wait()
+"""
+"""Dies in its second save, at the first call of the function that is named."""
 
 
 def assert_same(ours: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 0.0) -> None:
@@ -31,15 +55,18 @@ def test_resuming_equals_the_uninterrupted_run(alone: Parallel, model_path: Path
     train(policy, optimizer, alone, 2)
     torch.manual_seed(5)
     random.seed(5)
-    Checkpoints(tmp_path, alone).save(policy, optimizer, 2, {"epoch": [1, "a"]})
-    losses = train(policy, optimizer, alone, 2)
-    drawn = (torch.rand(1).item(), random.random())
+    np.random.seed(5)
+    saving = Checkpoints(tmp_path, alone)
+    saving.save(policy, optimizer, 2, {"epoch": [1, "a"]})
+    losses = train(policy, optimizer, alone, 2)  # changes the weights while they are being written
+    drawn = (torch.rand(1).item(), random.random(), np.random.rand())
+    saving.wait()
 
     resumed, fresh = start(model_path, alone)
     restored = Checkpoints(tmp_path, alone).load("latest", resumed, fresh)
     assert (restored.step, restored.extra, fresh.updates) == (2, {"epoch": [1, "a"]}, 2)
     assert train(resumed, fresh, alone, 2) == losses
-    assert (torch.rand(1).item(), random.random()) == drawn
+    assert (torch.rand(1).item(), random.random(), np.random.rand()) == drawn
     assert_same(weights(resumed), weights(policy))
 
 
@@ -72,34 +99,68 @@ def test_latest_without_any_checkpoint_is_an_error(alone: Parallel, models: dict
         Checkpoints(tmp_path, alone).load("latest", *start(models["llama"], alone))
 
 
-def test_a_save_that_dies_leaves_the_older_one_in_use(
+def saved(checkpoints: Checkpoints, policy: Policy, optimizer: PolicyOptimizer, step: int, **extra: int) -> Path:
+    """A checkpoint that is complete."""
+    folder = checkpoints.save(policy, optimizer, step, extra)
+    checkpoints.wait()
+    return folder
+
+
+def test_a_save_that_fails_is_an_error_and_leaves_the_older_one_in_use(
     alone: Parallel, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy, optimizer = start(models["llama"], alone)
     checkpoints = Checkpoints(tmp_path, alone)
-    first = checkpoints.save(policy, optimizer, 1)
+    first = saved(checkpoints, policy, optimizer, 1)
 
     def full_disk(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr("trainer.checkpoints._random_state", full_disk)
-        with pytest.raises(OSError, match="No space left"):
-            checkpoints.save(policy, optimizer, 2)
-    assert checkpoints.complete() == [first]
+        broken.setattr("trainer.checkpoints.publish_folder", full_disk)
+        checkpoints.save(policy, optimizer, 2)
+        with pytest.raises(CheckpointError, match=r"No space left on device.*the older ones are untouched"):
+            checkpoints.wait()
+    assert (checkpoints.complete(), checkpoints.durable) == ([first], 1)
     assert checkpoints.load("latest", policy, optimizer).step == 1
     assert [path.name for path in tmp_path.glob(".step-*")] == [".step-00000002"]
-    checkpoints.save(policy, optimizer, 3)
+    saved(checkpoints, policy, optimizer, 3)
     assert not list(tmp_path.glob(".step-*"))
+
+
+@pytest.mark.parametrize("reached", ["trainer.checkpoints.write_text", "trainer.checkpoints.publish_folder"])
+def test_a_process_killed_while_it_writes_leaves_the_older_one_in_use(
+    alone: Parallel, models: dict[str, Path], tmp_path: Path, reached: str
+) -> None:
+    command = [sys.executable, "-c", KILLED, str(models["llama"]), str(tmp_path), reached]
+    died = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)
+    assert died.returncode == -signal.SIGKILL
+    policy, optimizer = start(models["llama"], alone)
+    checkpoints = Checkpoints(tmp_path, alone)
+    assert [path.name for path in checkpoints.complete()] == ["step-00000001"]
+    assert checkpoints.load("latest", policy, optimizer).step == 1
+
+
+def test_only_what_is_written_is_acknowledged(two_ranks: dict[Any, Any]) -> None:
+    assert (two_ranks["durable"], two_ranks["durable of rank 1"]) == (2, None)
 
 
 def test_a_folder_without_its_last_file_is_not_loaded(alone: Parallel, models: dict[str, Path], tmp_path: Path) -> None:
     policy, optimizer = start(models["llama"], alone)
     checkpoints = Checkpoints(tmp_path, alone)
-    (checkpoints.save(policy, optimizer, 4) / "meta.json").unlink()
+    (saved(checkpoints, policy, optimizer, 4) / "meta.json").unlink()
     for which in ("latest", "step-00000004", str(tmp_path / "step-00000004")):
         with pytest.raises(CheckpointError, match="missing or incomplete"):
             checkpoints.load(which, policy, optimizer)
+
+
+def test_a_damaged_checkpoint_is_one_clear_error(alone: Parallel, models: dict[str, Path], tmp_path: Path) -> None:
+    policy, optimizer = start(models["llama"], alone)
+    checkpoints = Checkpoints(tmp_path, alone)
+    for part in saved(checkpoints, policy, optimizer, 4).glob("*.distcp"):
+        part.write_bytes(part.read_bytes()[:100])
+    with pytest.raises(CheckpointError, match=r"step-00000004 cannot be read .*give an older one"):
+        checkpoints.load("latest", policy, optimizer)
 
 
 def test_the_last_ones_are_kept_and_latest_is_the_newest(
@@ -108,24 +169,47 @@ def test_the_last_ones_are_kept_and_latest_is_the_newest(
     policy, optimizer = start(models["llama"], alone)
     checkpoints = Checkpoints(tmp_path, alone, keep_last=2)
     for step in (5, 6, 7, 3):  # 3: after a resume from an older step
-        checkpoints.save(policy, optimizer, step)
+        saved(checkpoints, policy, optimizer, step)
     assert [path.name for path in checkpoints.complete()] == ["step-00000003", "step-00000007"]
     assert checkpoints.load("latest", policy, optimizer).step == 3
+
+
+def test_the_best_one_is_kept_beside_the_last_ones(alone: Parallel, models: dict[str, Path], tmp_path: Path) -> None:
+    policy, optimizer = start(models["llama"], alone)
+    checkpoints = Checkpoints(tmp_path, alone, keep_last=1)
+    saved(checkpoints, policy, optimizer, 1)
+    point_best(tmp_path, "step-00000001")
+    for step in (2, 3):
+        saved(checkpoints, policy, optimizer, step)
+    assert [path.name for path in checkpoints.complete()] == ["step-00000001", "step-00000003"]
+    assert checkpoints.load("best", policy, optimizer).step == 1
+
+
+def test_a_new_stage_takes_the_weights_and_nothing_else(
+    alone: Parallel, models: dict[str, Path], tmp_path: Path
+) -> None:
+    policy, optimizer = start(models["llama"], alone)
+    train(policy, optimizer, alone, 1)
+    saved(Checkpoints(tmp_path, alone), policy, optimizer, 1)
+    fresh, moments = start(models["llama"], alone)
+    Checkpoints(tmp_path, alone).load("latest", fresh, None)
+    assert_same(weights(fresh), weights(policy))
+    assert (moments.updates, moments.adamw.state_dict()["state"]) == (0, {})
 
 
 def test_saving_a_step_again_replaces_it(alone: Parallel, models: dict[str, Path], tmp_path: Path) -> None:
     policy, optimizer = start(models["llama"], alone)
     checkpoints = Checkpoints(tmp_path, alone)
-    checkpoints.save(policy, optimizer, 1, {"try": 1})
-    checkpoints.save(policy, optimizer, 1, {"try": 2})
-    assert checkpoints.load("latest", policy, optimizer).extra == {"try": 2}
+    saved(checkpoints, policy, optimizer, 1, attempt=1)
+    saved(checkpoints, policy, optimizer, 1, attempt=2)
+    assert checkpoints.load("latest", policy, optimizer).extra == {"attempt": 2}
 
 
 def test_a_checkpoint_of_another_model_names_the_first_difference(
     alone: Parallel, models: dict[str, Path], tmp_path: Path
 ) -> None:
     checkpoints = Checkpoints(tmp_path, alone)
-    checkpoints.save(*start(models["llama"], alone), 1)
+    saved(checkpoints, *start(models["llama"], alone), 1)
     with pytest.raises(CheckpointError, match=r"another model: lm_head.weight has shape none there and \[61, 32\]"):
         checkpoints.load("latest", *start(models["qwen3"], alone))
 

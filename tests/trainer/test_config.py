@@ -14,7 +14,8 @@ BASE = ["--model", "m", "--run_dir", "r"]
 
 # A new option is a decision: add it here, with its sentence in trainer/config.py.
 OPTIONS = """
-model run_dir steps seed activation_checkpointing logprob_chunk use_wandb
+model run_dir steps seed activation_checkpointing compile logprob_chunk use_wandb
+init_from.run init_from.select init_from.optimizer
 objective.name objective.clip_low objective.clip_high objective.dual_clip objective.kl_coefficient
 objective.old_logprobs objective.importance_weight objective.tis_cap
 objective.icepop_low objective.icepop_high objective.sequence_mask_low objective.sequence_mask_high
@@ -24,7 +25,7 @@ optimizer.lr optimizer.betas optimizer.weight_decay optimizer.eps optimizer.warm
 batch.rollouts batch.group_size batch.context batch.max_tokens
 api.url api.batch_deadline_s
 weights.backend weights.servers weights.dtype weights.pause_mode weights.deadline_s weights.pause_while_training
-checkpoint.every checkpoint.keep_last checkpoint.resume checkpoint.export
+checkpoint.every checkpoint.keep_last checkpoint.resume checkpoint.stop_deadline_s checkpoint.export
 """.split()
 
 

@@ -26,7 +26,7 @@ def assert_equal_gradients(ours: dict[str, Tensor], reference: dict[str, Tensor]
 def test_the_gradient_is_the_same_for_every_world_size_and_packing(
     alone: Parallel, models: dict[str, Path], two_ranks: dict[Any, Any], kind: str
 ) -> None:
-    reference = gradients(models[kind], alone, SHAPES, 1000, checkpointing=False)
+    reference = gradients(models[kind], alone, SHAPES, 1000, checkpointing="none")
     assert_equal_gradients(gradients(models[kind], alone, SHAPES, 20), reference)
     assert_equal_gradients(two_ranks["gradient", kind, 20], reference)
     assert_equal_gradients(two_ranks["gradient", kind, 1000], reference)
@@ -49,6 +49,10 @@ def test_sums_with_other_keys_on_another_rank_are_an_error_on_both(two_ranks: di
 
 def test_every_rank_gets_what_rank_0_has(two_ranks: dict[Any, Any]) -> None:
     assert two_ranks["broadcast of rank 1"] == {"groups": [1, 2]}
+
+
+def test_an_error_of_one_rank_is_raised_on_every_rank(two_ranks: dict[Any, Any]) -> None:
+    assert two_ranks["together"] == two_ranks["together of rank 1"] == "field = 3: choose 4"
 
 
 def test_full_weights_of_two_ranks_are_whole(two_ranks: dict[Any, Any]) -> None:

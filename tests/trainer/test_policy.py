@@ -17,6 +17,7 @@ from trainer.logprobs import token_logprobs
 from trainer.packing import pack
 from trainer.parallel import Parallel
 from trainer.policy import Policy, UnsupportedModel
+from trainer.recompute import Recompute
 
 SHAPES = [(11, [4, 2, 6]), (3, [8, 9]), (6, [1, 5])]
 
@@ -46,10 +47,10 @@ def alone_by_transformers(path: Path) -> tuple[list[Tensor], list[Tensor], dict[
     return logprobs, entropies, {name: weight.grad for name, weight in model.named_parameters()}
 
 
-@pytest.mark.parametrize("activation_checkpointing", [True, False])
+@pytest.mark.parametrize("activation_checkpointing", ["full", "selective", "none"])
 @pytest.mark.parametrize("max_tokens", [18, 1000])
 def test_packing_changes_neither_values_nor_gradients(
-    alone: Parallel, model_path: Path, activation_checkpointing: bool, max_tokens: int
+    alone: Parallel, model_path: Path, activation_checkpointing: Recompute, max_tokens: int
 ) -> None:
     groups = make_groups(SHAPES)
     policy = Policy(model_path, alone, activation_checkpointing=activation_checkpointing, logprob_chunk=5)
@@ -67,6 +68,15 @@ def test_packing_changes_neither_values_nor_gradients(
     for name, gradient in gradients(policy).items():
         relative = (gradient - expected_gradients[name]).norm() / expected_gradients[name].norm()
         assert relative <= 1e-5, f"{name}: {relative}"
+
+
+@pytest.mark.slow  # compiles for half a minute
+@pytest.mark.filterwarnings("ignore")  # torch.compile warns about its own parts
+def test_compiled_blocks_give_the_same_values(alone: Parallel, models: dict[str, Path]) -> None:
+    [micro] = pack(make_groups(SHAPES), [[1.0] * len(lengths) for _, lengths in SHAPES], 1000)
+    plain = Policy(models["llama"], alone).logprobs(micro)[0]
+    compiled = Policy(models["llama"], alone, activation_checkpointing="none", compile_blocks=True).logprobs(micro)[0]
+    torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])

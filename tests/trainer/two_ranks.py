@@ -15,8 +15,9 @@ from tests.trainer.conftest import make_groups
 from trainer.checkpoints import Checkpoints
 from trainer.optimizer import OptimizerConfig, PolicyOptimizer
 from trainer.packing import pack
-from trainer.parallel import Parallel, ParallelError, all_reduce_sums, barrier, broadcast, distributed
+from trainer.parallel import Parallel, ParallelError, all_reduce_sums, barrier, broadcast, distributed, together
 from trainer.policy import Policy
+from trainer.recompute import Recompute
 
 SHAPES = [(11, [4, 2, 6]), (3, [8, 9]), (6, [1, 5]), (5, [3, 3, 3])]
 ONE_GROUP = [(7, [4, 2])]
@@ -49,7 +50,11 @@ def whole(values: dict[str, Tensor | None]) -> dict[str, Tensor]:
 
 
 def gradients(
-    path: Path, parallel: Parallel, shapes: list[tuple[int, list[int]]], max_tokens: int, checkpointing: bool = True
+    path: Path,
+    parallel: Parallel,
+    shapes: list[tuple[int, list[int]]],
+    max_tokens: int,
+    checkpointing: Recompute = "full",
 ) -> dict[str, Tensor]:
     """The whole gradient of `accumulate`, and its loss under "loss"."""
     policy = Policy(path, parallel, activation_checkpointing=checkpointing, logprob_chunk=5)
@@ -102,9 +107,11 @@ def main(models: Path, folder: Path) -> None:
         train(policy, optimizer, parallel, 2)
         saved = Checkpoints(folder / "by-two", parallel)
         saved.save(policy, optimizer, 2, {"lease": 5})
-        train(policy, optimizer, parallel, 1)
+        train(policy, optimizer, parallel, 1)  # while the files are being written
         results["after three"] = weights(policy)
         results["full"] = policy.state_dict_full()
+        saved.wait()
+        results["durable"] = saved.durable
 
         policy, optimizer = start(models / "llama", parallel)
         Checkpoints(folder / "by-one", parallel).load("latest", policy, optimizer)
@@ -114,6 +121,12 @@ def main(models: Path, folder: Path) -> None:
             saved.load("step-00000009", policy, optimizer)
         except RuntimeError as error:
             results["missing"] = f"{type(error).__name__}: {error}"
+        try:
+            with together(parallel):
+                if parallel.rank == 1:
+                    raise ValueError("field = 3: choose 4")
+        except ValueError as error:
+            results["together"] = str(error)
         torch.save(results, folder / f"results-{parallel.rank}.pt")
 
         # Last, since a rank that comes too late leaves the group unusable.

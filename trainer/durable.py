@@ -1,0 +1,33 @@
+"""Files and folders that are whole or absent after a crash: written beside their place, synced, renamed."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes or replaces a file in one step; it is on the disk when this returns."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_text(text, encoding="utf-8")
+    _sync(beside)
+    beside.replace(path)
+    _sync(path.parent)
+
+
+def publish_folder(partial: Path, final: Path) -> None:
+    """Puts a complete folder in its place; one that was there is moved to a hidden name beside it."""
+    for part in (*partial.rglob("*"), partial):
+        _sync(part)
+    if final.exists():
+        final.rename(final.with_name(f".{final.name}-replaced"))
+    partial.rename(final)
+    _sync(final.parent)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,109 @@
+"""A Hugging Face folder into a sharded model: built without memory, then each rank reads its own rows.
+
+No rank ever holds a whole copy, and the type is converted on the way, row by row of the shard.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+
+from trainer import attention
+
+
+class UnsupportedModel(ValueError):
+    """The folder holds no model that this trainer computes exactly."""
+
+
+def tied_names(model: PreTrainedModel) -> set[str]:
+    """Names of parameters that are another one's, such as a tied output head."""
+    tied: dict[str, str] = model.all_tied_weights_keys
+    return {name for name, main in tied.items() if model.get_parameter(name) is model.get_parameter(main)}
+
+
+def build(path: Path) -> PreTrainedModel:
+    """The model of a folder on the meta device, checked tensor by tensor against its files; fp32.
+
+    Raises UnsupportedModel for a folder without a model, missing or unknown tensors, and other shapes.
+    """
+    if not (path / "config.json").is_file():
+        raise UnsupportedModel(f"model {path}: no config.json there; give the folder of a Hugging Face model")
+    files = sorted(path.glob("*.safetensors"))
+    if not files:
+        raise UnsupportedModel(f"model {path}: no *.safetensors there; convert the weights to safetensors")
+    try:
+        config = AutoConfig.from_pretrained(path, local_files_only=True)
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention.NAME)
+        if (path / "generation_config.json").is_file():
+            model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+        found = _shapes(files)
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise UnsupportedModel(f"model {path}: cannot be loaded: {error}") from error
+    if get_model_conversion_mapping(model, add_legacy=False):
+        raise UnsupportedModel(
+            f"model {path}: {type(model).__name__} stores its weights under other names than it computes with; "
+            "use a dense Llama, Qwen or alike"
+        )
+    aliases = tied_names(model)
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items() if name not in aliases}
+    problems = {
+        "missing_keys": wanted.keys() - found.keys(),
+        "mismatched_keys": {name for name in wanted.keys() & found.keys() if wanted[name] != found[name]},
+        "unexpected_keys": found.keys() - wanted.keys() - aliases,
+    }
+    for problem, names in problems.items():
+        if names:
+            raise UnsupportedModel(
+                f"model {path}: {problem} {sorted(names)[:3]}: the folder is incomplete or its config.json belongs to "
+                "another model"
+            )
+    return model
+
+
+@torch.no_grad()
+def fill(model: PreTrainedModel, path: Path, device: torch.device) -> None:
+    """Gives the sharded model of `build` its memory on `device`, and this rank's part of the folder's weights."""
+    model.to_empty(device=device)
+    waiting = {name: value for name, value in model.state_dict().items() if name not in tied_names(model)}
+    for file in sorted(path.glob("*.safetensors")):
+        with safe_open(str(file), framework="pt") as tensors:
+            for name in tensors.keys() & waiting.keys():
+                _copy_own_rows(waiting[name], tensors.get_slice(name))
+    _restore_computed_buffers(model, set(waiting))
+
+
+def _copy_own_rows(target: Tensor, source: object) -> None:
+    if not isinstance(target, DTensor):
+        target.copy_(source[:])  # type: ignore[index]
+        return
+    shape, offset = compute_local_shape_and_global_offset(target.shape, target.device_mesh, target.placements)
+    if shape[0]:
+        target.to_local().copy_(source[offset[0] : offset[0] + shape[0]])  # type: ignore[index]
+
+
+def _restore_computed_buffers(model: PreTrainedModel, stored: set[str]) -> None:
+    """What no file holds, such as rotary frequencies, is computed by transformers' own initialisation."""
+    computed = {name: buffer for name, buffer in model.named_buffers() if name not in stored}
+    for buffer in computed.values():
+        buffer.fill_(torch.nan)
+    for owner in sorted({name.rpartition(".")[0] for name in computed}):
+        model._init_weights(model.get_submodule(owner))
+    for name in computed:
+        if model.get_buffer(name).isnan().any():
+            raise UnsupportedModel(f"{type(model).__name__}: buffer {name} is in no file and cannot be computed")
+
+
+def _shapes(files: list[Path]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for file in files:
+        with safe_open(str(file), framework="pt") as tensors:
+            shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    return shapes
