@@ -2,7 +2,7 @@
 
     checkpoints/step-00000012/    DCP's files, random-<rank>.pt, and meta.json, which is written last
     checkpoints/latest            the name of the newest one
-    checkpoints/best              the name of the one with the best score (`trainer.scores`); never removed
+    checkpoints/best              the name of the one that `point_best` chose; never removed
     checkpoints/.step-00000012    one being written; never loaded, removed by the next save
 
 A checkpoint is written beside its place, synced to the disk and renamed. `save` returns as soon as the state is copied

@@ -102,9 +102,7 @@ class ApiConfig(Section):
 class WeightsConfig(Section):
     """How new weights reach vLLM."""
 
-    backend: Literal["disk", "nccl"] = Field(
-        "disk", description="Transfer: disk (any shared folder; also without a GPU) or nccl (GPU to GPU)."
-    )
+    backend: Literal["disk"] = Field("disk", description="Transfer: disk (any shared folder; also without a GPU).")
     servers: list[str] = Field([], description="Addresses of the vLLM servers; none: nothing is sent.")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="The served weights' type.")
     pause_mode: Literal["keep", "abort", "wait"] = Field(
@@ -136,7 +134,7 @@ class InitFromConfig(Section):
     """The checkpoint of an earlier run that this one begins with: a stage of the context schedule is a run."""
 
     run: Path | None = Field(None, description="Run folder of the stage before; empty: begin with `model`.")
-    select: str = Field("best", description="'best' (see `python -m trainer.scores`), 'latest' or a step's name.")
+    select: str = Field("best", description="'best' (the run's checkpoints/best), 'latest' or a step's name.")
     optimizer: Literal["keep", "reset"] = Field("reset", description="AdamW's moments and schedule.")
 
 

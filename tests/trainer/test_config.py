@@ -91,3 +91,14 @@ def test_bad_settings_end_before_anything_starts(tmp_path):
     assert done.returncode == 2
     assert "not divisible" in done.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_recipes_stages_differ_in_their_context_and_their_beginning():
+    first, second = (
+        load(TrainerConfig, ["--config", str(ROOT / f"configs/nouscoder-14b/train-{stage}.yaml")])
+        for stage in ("32k", "40k")
+    )
+    assert (first.batch.context, second.batch.context) == (32_768, 40_960)
+    assert (second.init_from.run, second.init_from.select) == (first.run_dir, "best")
+    same = {"run_dir": first.run_dir, "batch": first.batch, "init_from": first.init_from}
+    assert second.model_copy(update=same) == first
