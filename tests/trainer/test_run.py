@@ -35,19 +35,9 @@ def free_port() -> int:
 def api_server(folder: Path) -> Iterator[str]:
     """A real API server with its journal in `folder`."""
     port = str(free_port())
-    command = [
-        sys.executable,
-        "-m",
-        "environments.cli",
-        "run-api",
-        "--port",
-        port,
-        "--journal",
-        str(folder / "journal"),
-    ]
-    server = subprocess.Popen(
-        [sys.executable, "-m", *command], cwd=ROOT, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL
-    )
+    command = ["-m", "environments.cli", "run-api", "--port", port, "--journal", str(folder / "journal")]
+    with (folder / "api.log").open("w") as output:
+        server = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=output, stderr=output)
     url = f"http://127.0.0.1:{port}"
     try:
         while True:
