@@ -25,6 +25,7 @@ from environments.livecode.progress import Begun, Progress
 from environments.livecode.prompts import PromptBuilder, PromptError, Turn, read_turns
 from environments.livecode.records import Records, append_jsonl, start_file
 from environments.livecode.rollouts import RolloutClient, Sampling
+from environments.livecode.samples import Samples
 from environments.livecode.sampling import build_sampler, load_set
 from environments.livecode.test_order import TestOrder
 from environments.livecode.verifiers import build_verifier
@@ -427,6 +428,7 @@ class LivecodeEnv(FixedBaseEnv):
                     top_p=options.top_p,
                     seed=options.seed,
                     weight_version=version,
+                    samples=self._samples(name, greedy, version),
                 )
                 for name, problems in sets.items()
                 for greedy in ((False, True) if options.greedy else (False,))
@@ -441,6 +443,23 @@ class LivecodeEnv(FixedBaseEnv):
             if (rest := record["without_known_bad"]) is not None:
                 logger.info("%s without known-bad problems: pass@1 %.3f", record["set"], rest["pass_at_1"])
         return records
+
+    def _samples(self, name: str, greedy: bool, version: int | None) -> Samples:
+        """Where an evaluation keeps its samples: a place of its own for all that decides what is sampled."""
+        options, config = self.run_config.evaluation, self.config
+        settings = {
+            "set": name,
+            "greedy": greedy,
+            "weight_version": version,
+            "model": self.run_config.model,
+            "evaluation": options.model_dump(exclude={"problems", "n", "greedy", "limit"}),
+            "env": config.model_dump(
+                include={"context", "max_new_tokens", "temperature", "prompt_style", "fewshot_turns", "fewshot_path",
+                         "fewshot_scaffold", "thinking", "time_limit_s", "memory_limit_mb", "seed"}
+            ),
+        }  # fmt: skip
+        named = f"{Path(name).name if '/' in name else name}{'-greedy' if greedy else ''}-v{version}"
+        return Samples(Path(config.run_dir) / "evaluations", named, settings)
 
     # -- The command ----------------------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ from environments.dataset.window import KNOWN_BAD
 from environments.livecode.groups import Judged, Pipeline, all_of
 from environments.livecode.problems import Problem
 from environments.livecode.rollouts import Sampling
+from environments.livecode.samples import Sample, Samples, as_sample, estimates
 from environments.livecode.verifiers import VerifierError
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,7 @@ async def evaluate(
     top_p: float = 1.0,
     seed: int = 0,
     weight_version: int | None = None,
+    samples: Samples | None = None,
 ) -> dict[str, Any]:
     """n samples of every problem from the running server, judged.
 
@@ -49,9 +51,11 @@ async def evaluate(
     Args:
         greedy: one answer per problem without sampling; n and temperature are not used then.
         name: what the set is called in the record.
+        samples: where judged samples are kept; those that are there already are not generated again.
 
     Returns:
-        {set, temperature, n, greedy, problems, correct, total, pass_at_1, ci95, per_template, per_problem, by,
+        {set, temperature, n, greedy, problems, correct, total, pass_at_1, ci95, pass_at_k (unbiased, for powers of
+        two), pass_at_1_first (of each problem's first sample), per_template, per_problem, by,
         without_known_bad (None where nothing is known to be bad), verdicts, overlong, no_verdict, mean_length,
         weight_version, seconds}. `no_verdict` rollouts are in neither correct nor total: a fault of ours is never a
         wrong answer.
@@ -65,7 +69,21 @@ async def evaluate(
     started = time.monotonic()
     count, heat = (1, 0.0) if greedy else (n, temperature)
 
-    async def one(problem: Problem, index: int) -> Judged | None:
+    wanted = [(problem, index) for problem in problems for index in range(count)]
+    done = right = 0
+
+    async def one(problem: Problem, index: int) -> Sample:
+        nonlocal done, right
+        kept = samples.kept.get((problem.id, index)) if samples is not None else None
+        sample = kept or as_sample(problem, index, await generated(problem, index))
+        if samples is not None and kept is None and sample["status"] is not None:
+            samples.add(sample)
+        done, right = done + 1, right + (sample["status"] == "accepted")
+        if done % max(1, len(wanted) // 10) == 0:
+            logger.info("%s: %d of %d samples, %.1f %% of them right", name, done, len(wanted), 100 * right / done)
+        return sample
+
+    async def generated(problem: Problem, index: int) -> Judged | None:
         sampling = Sampling(max_new_tokens, heat, 1.0 if greedy else top_p, request_seed(seed, problem.id, index))
         try:
             return await pipeline.run(problem, sampling)
@@ -73,19 +91,19 @@ async def evaluate(
             logger.error("problem %s, sample %d: no verdict: %s", problem.id, index, error)
             return None
 
-    wanted = [(problem, index) for problem in problems for index in range(count)]
-    answers = await all_of([one(problem, index) for problem, index in wanted])
-    results = [(problem, judged) for (problem, _), judged in zip(wanted, answers, strict=True)]
+    results = await all_of([one(problem, index) for problem, index in wanted])
 
     cells: dict[str, tuple[str, list[int]]] = {}
-    for problem, judged in results:
+    for (problem, _), sample in zip(wanted, results, strict=True):
         cell = cells.setdefault(problem.id, (template_of(problem), [0, 0]))[1]
-        if judged is not None:
-            cell[0] += judged.status == "accepted"
+        if sample["status"] is not None:
+            cell[0] += sample["status"] == "accepted"
             cell[1] += 1
-    judged_ones = [judged for _, judged in results if judged is not None]
+    judged_ones = [sample for sample in results if sample["status"] is not None]
     if not judged_ones:
         raise EvaluationError(f"{name}: not one verdict out of {len(results)} rollouts")
+    if samples is not None and len(judged_ones) == len(results):
+        samples.finish(problems)
     per_template: dict[str, list[int]] = {}
     for template, (correct, total) in cells.values():
         row = per_template.setdefault(template, [0, 0])
@@ -102,14 +120,15 @@ async def evaluate(
         "total": total,
         "pass_at_1": correct / total,
         "ci95": list(pass_interval(per_problem)),
+        **estimates(results),
         "per_template": per_template,
         "per_problem": per_problem,
         "by": breakdown(problems, per_problem),
         "without_known_bad": without(per_problem, KNOWN_BAD),
-        "verdicts": dict(Counter(judged.status for judged in judged_ones)),
-        "overlong": sum(judged.overlong for judged in judged_ones),
+        "verdicts": dict(Counter(sample["status"] for sample in judged_ones)),
+        "overlong": sum(sample["overlong"] for sample in judged_ones),
         "no_verdict": len(results) - len(judged_ones),
-        "mean_length": sum(len(judged.sample.ids) for judged in judged_ones) / len(judged_ones),
+        "mean_length": sum(sample["length"] for sample in judged_ones) / len(judged_ones),
         "seed": seed,
         "weight_version": weight_version,
         "seconds": round(time.monotonic() - started, 3),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,6 +20,7 @@ from environments.livecode.groups import Pipeline
 from environments.livecode.problems import Problem, TestCase
 from environments.livecode.prompts import PromptBuilder
 from environments.livecode.rollouts import RolloutClient
+from environments.livecode.samples import Samples, estimates, pass_at_k
 from environments.livecode.verifiers import LocalVerifier
 
 RIGHT, WRONG = "```python\nprint(int(input()) + 1)\n```", "```python\nprint(0)\n```"
@@ -75,6 +78,57 @@ async def test_greedy_is_one_answer_without_sampling(generation: Any, tokenizer:
     record = await run(generation, tokenizer, greedy=True)
     assert (record["total"], record["temperature"], record["greedy"]) == (3, 0.0, True)
     assert {body["sampling_params"]["temperature"] for body in generation.requests} == {0.0}
+
+
+def only(folder: Path, pattern: str) -> Path:
+    (path,) = folder.glob(pattern)
+    return path
+
+
+async def test_a_restart_generates_only_what_is_missing(generation: Any, tokenizer: Any, tmp_path: Path) -> None:
+    whole = await run(generation, tokenizer, samples=Samples(tmp_path, "set", {"seed": 0}))
+    path = only(tmp_path, "*-????????.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert len(lines) == 6
+    generation.requests.clear()
+    partial = path.with_suffix(".partial.jsonl")
+    partial.write_bytes(b"".join(lines[:4]) + lines[4][:20])  # cut off in the middle of the fifth
+    again = await run(generation, tokenizer, samples=Samples(tmp_path, "set", {"seed": 0}))
+    assert len(generation.requests) == 2
+    assert {name: again[name] for name in again if name != "seconds"} == {
+        name: whole[name] for name in whole if name != "seconds"
+    }
+    assert not partial.exists()
+    generation.requests.clear()
+    await run(generation, tokenizer, samples=Samples(tmp_path, "set", {"seed": 1}))
+    assert len(generation.requests) == 6
+    await run(generation, tokenizer, samples=Samples(tmp_path, "set", {"seed": 1}))
+    assert len(generation.requests) == 12  # a finished evaluation is made anew
+
+
+async def test_results_are_there_in_livecodebenchs_own_form(generation: Any, tokenizer: Any, tmp_path: Path) -> None:
+    generation.script = lambda prompt, number: {"text": RIGHT if "(a1)" in prompt else "no program"}
+    await run(generation, tokenizer, samples=Samples(tmp_path, "set", {}))
+    path = only(tmp_path, "*.livecodebench.json")
+    rows = json.loads(path.read_text())
+    assert [row["question_id"] for row in rows] == ["a1", "a2", "b1"]
+    assert (rows[0]["graded_list"], rows[0]["pass@1"]) == ([True, True], 1.0)
+    assert rows[0]["code_list"] == ["print(int(input()) + 1)"] * 2
+    assert (rows[1]["graded_list"], rows[1]["code_list"]) == ([False, False], ["", ""])
+    assert json.loads(rows[1]["metadata"][0])["status"] == "no_code"
+
+
+def test_pass_at_k_is_the_unbiased_estimate() -> None:
+    assert pass_at_k(1, 4, 1) == 0.25
+    assert pass_at_k(1, 4, 2) == 0.5
+    assert pass_at_k(2, 4, 3) == 1.0
+    assert pass_at_k(0, 4, 4) == 0.0
+    with pytest.raises(ValueError, match="k = 5: need 1 <= k <= the 4 samples"):
+        pass_at_k(1, 4, 5)
+    rows = [{"problem": p, "index": i, "status": s} for p, i, s in (
+        ("a", 0, "wrong_answer"), ("a", 1, "accepted"), ("b", 0, "accepted"), ("b", 1, "accepted"), ("b", 2, None),
+    )]  # fmt: skip
+    assert estimates(rows) == {"pass_at_k": {"1": 0.75, "2": 1.0}, "pass_at_1_first": 0.5}
 
 
 def test_a_requests_seed_fits_into_31_bits() -> None:
