@@ -6,6 +6,8 @@ need flags that vLLM's defaults leave off. The control routes have no access con
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import shlex
 import socket
@@ -13,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -21,6 +23,10 @@ from environments.settings import ConfigError, Settings, load
 
 PLUGIN = "atropos_livecode_disk_weights"
 """Entry point (group vllm.general_plugins) that registers the `disk` weight transfer engine."""
+
+
+YARN_ORIGINAL = {"qwen3": 32768}
+"""Positions a model type was trained on where its max_position_embeddings counts the answer on top (Qwen3: 40,960)."""
 
 
 class ServeConfig(Settings):
@@ -35,6 +41,11 @@ class ServeConfig(Settings):
         "auto", description="Type of weights and cache; auto: float32 on CPU, bfloat16 on GPU."
     )
     max_model_len: int = Field(1024, ge=16, description="Longest prompt + completion in tokens.")
+    yarn_factor: float | None = Field(
+        None,
+        gt=1,
+        description="Extend the context by YaRN: the model's original positions times this; empty: no.",
+    )
     max_num_seqs: int = Field(128, ge=1, description="Sequences generated at the same time.")
     max_num_batched_tokens: int = Field(2048, ge=16, description="Tokens of one forward pass, prompts included.")
     block_size: int | None = Field(None, ge=1, description="Tokens in a cache block; empty: vLLM's own choice.")
@@ -103,6 +114,8 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
         *("--weight-transfer-config", f'{{"backend":"{config.weight_transfer}"}}'),
         *("--disable-uvicorn-access-log", "--uvicorn-log-level", config.log_level),
     ]
+    if config.yarn_factor is not None:
+        argv += ["--hf-overrides", json.dumps(yarn_overrides(config.model, config.yarn_factor, config.max_model_len))]
     if config.block_size is not None:
         argv += ["--block-size", str(config.block_size)]
     if config.enforce_eager:
@@ -129,6 +142,41 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
         argv += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
         argv += ["--tensor-parallel-size", str(config.tensor_parallel_size)]
     return argv + config.extra_args, env | config.extra_env
+
+
+def yarn_overrides(model: Path, factor: float, context: int) -> dict[str, Any]:
+    """What replaces the model's rotary embedding by YaRN's (Peng et al. 2023), for vLLM and for transformers alike.
+
+    Args:
+        factor: context over the original positions. Qwen3: 32,768 positions, so 2.5 for 81,920.
+        context: tokens that are to be served.
+
+    Raises:
+        ConfigError: a model that has no such embedding, or a factor that does not reach the context.
+    """
+    described = json.loads((model / "config.json").read_text(encoding="utf-8"))
+    rope = described.get("rope_parameters") or described.get("rope_scaling") or {}
+    theta = rope.get("rope_theta", described.get("rope_theta"))
+    if theta is None:
+        raise ConfigError(f"yarn_factor {factor:g}: {model} has no rotary embedding; leave it empty")
+    original = rope.get("original_max_position_embeddings") or YARN_ORIGINAL.get(described.get("model_type", ""))
+    original = original or described["max_position_embeddings"]
+    reach = int(original * factor)
+    if context > reach:
+        raise ConfigError(
+            f"max_model_len {context}: yarn_factor {factor:g} reaches {reach} tokens ({original} positions times it); "
+            f"set yarn_factor {math.ceil(10 * context / original) / 10:g} or lower max_model_len"
+        )
+    # The override replaces the whole entry, and alone it does not raise the limit.
+    return {
+        "max_position_embeddings": reach,
+        "rope_parameters": {
+            "rope_type": "yarn",
+            "rope_theta": theta,
+            "factor": factor,
+            "original_max_position_embeddings": original,
+        },
+    }
 
 
 def _batched_tokens(config: ServeConfig) -> int:

@@ -11,6 +11,7 @@ from atroposlib.envs.base import BaseEnvConfig
 from pydantic import ConfigDict, Field, model_validator
 
 from environments.livecode.sampling import Rule
+from environments.serving import yarn_overrides
 from environments.settings import Section, Settings, load
 
 PROGRAM = "atropos run-env livecode"
@@ -226,6 +227,9 @@ class RunConfig(Settings):
     servers: list[str] = Field(
         ["http://127.0.0.1:8001"], min_length=1, description="Addresses of the vLLM servers, comma-separated."
     )
+    yarn_factor: float | None = Field(
+        None, gt=1, description="The factor that the servers were started with (serve-model); empty: none."
+    )
     env: LivecodeEnvConfig = Field(default_factory=LivecodeEnvConfig, description="The environment.")
     process: ProcessConfig = Field(default_factory=ProcessConfig, description="The mode `process`.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="The mode `evaluate`.")
@@ -246,10 +250,13 @@ class RunConfig(Settings):
                 raise ValueError(f"model {self.model}: no model there (no config.json); give a model's folder")
             return self  # a name on the hub: the servers are asked at start
         limit = json.loads(described.read_text(encoding="utf-8")).get("max_position_embeddings")
+        if self.yarn_factor is not None:
+            yarn_overrides(Path(self.model), self.yarn_factor, self.env.context)
+            return self
         if isinstance(limit, int) and self.env.context > limit:
             raise ValueError(
                 f"env.context {self.env.context} > the model's {limit} tokens: lower env.context to {limit}, or "
-                "serve a model whose config has rope scaling"
+                "serve it with a yarn_factor and give the same one here"
             )
         return self
 

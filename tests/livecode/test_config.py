@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
 from environments.livecode.config import REPLACED, describe_options, load_run_config
-from environments.settings import ConfigError, write_yaml
+from environments.serving import ServeConfig
+from environments.settings import ConfigError, load, write_yaml
 
 OPTIONS = [
     "model",
     "tokenizer",
     "servers",
+    "yarn_factor",
     "env.group_size",
     "env.inference_weight",
     "env.use_wandb",
@@ -70,6 +73,20 @@ OPTIONS = [
 
 def test_the_set_of_options_is_a_decision() -> None:
     assert [name for name, _, _ in describe_options()] == OPTIONS
+
+
+@pytest.mark.parametrize(("name", "context"), [("eval-40k", 40960), ("eval-81920", 81920)])
+def test_the_recipes_evaluations_fit_the_model_as_it_is_served(tmp_path: Path, name: str, context: int) -> None:
+    described = {"model_type": "qwen3", "max_position_embeddings": 40960, "rope_theta": 1000000}
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    folder = Path(__file__).parents[2] / "configs" / "nouscoder-14b"
+    config = load_run_config(folder / f"{name}.yaml", ["--model", str(tmp_path)])
+    assert (config.env.context, config.evaluation.n, config.evaluation.temperature) == (context, 16, 0.6)
+    if config.yarn_factor is not None:
+        served = load(ServeConfig, ["--config", str(folder / "serve-81920.yaml"), "--model", str(tmp_path)])
+        assert (served.yarn_factor, served.max_model_len) == (config.yarn_factor, context)
+        with pytest.raises(ConfigError, match=r"yarn_factor 2 reaches 65536"):
+            load_run_config(folder / f"{name}.yaml", ["--model", str(tmp_path), "--yarn_factor", "2"])
 
 
 def test_every_option_has_its_sentence() -> None:
