@@ -55,6 +55,13 @@ def test_saved_problems_load_equal(tmp_path: Path) -> None:
     assert load_problems(tmp_path / "a.jsonl") == problems
 
 
+def test_private_tests_that_unpack_beyond_reason_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("environments.livecode.problems.MAX_UNPACKED", 1 << 20)
+    bomb = base64.b64encode(zlib.compress(b"0" * (1 << 21))).decode()
+    with pytest.raises(ProblemError, match=r"rows.jsonl:1: .*private_test_cases.*more than 1048576 bytes unpacked"):
+        load_problems(write(tmp_path, lcb_row(bomb)))
+
+
 def test_saving_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     save_problems([Problem.model_validate(STDIN)], tmp_path / "a.jsonl")
     save_problems(load_problems(tmp_path / "a.jsonl"), tmp_path / "b.jsonl")

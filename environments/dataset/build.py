@@ -79,10 +79,6 @@ def build(recipe: Recipe, options: Options, say: Callable[[str], None], progress
         test = [row for row in test if row["id"] not in KNOWN_BAD]
 
     matches: list[Match] = []
-    if "duplicate" not in skip:
-        with progress("near-duplicates", len(train)) as tick:
-            same = duplicates(_ticking(train, tick))
-        train = _without(train, same, "duplicate", dropped)
     if "contaminated" not in skip:
         with progress("held-out problems in training", len(train)) as tick:
             overlap = Overlap([_signature(row) for row in held_out])
@@ -92,6 +88,11 @@ def build(recipe: Recipe, options: Options, say: Callable[[str], None], progress
         train = _without(train, found, "contaminated", dropped)
     if "solution_fails" not in skip:
         train = _by_solutions(train, options, progress, dropped)
+    # Last, so that of two equal problems the one whose solution passes is kept.
+    if "duplicate" not in skip:
+        with progress("near-duplicates", len(train)) as tick:
+            same = duplicates(_ticking(train, tick))
+        train = _without(train, same, "duplicate", dropped)
 
     splits = {"train": train, "test": test}
     if options.validation_from:

@@ -124,12 +124,13 @@ def download(source: Source) -> list[Path]:
     Raises:
         ConfigError: no access, or no such files.
     """
+    import httpx
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
         folder = snapshot_download(source.repo, repo_type="dataset", allow_patterns=list(source.patterns))
-    except (HfHubHTTPError, OSError, ValueError) as error:
+    except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
         raise ConfigError(
             f"data build: source {source.name}: {source.repo} cannot be downloaded ({type(error).__name__}: {error}). "
             "Run the same command again to go on, or give local copies with --from DIR."

@@ -21,6 +21,9 @@ from typing import Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+MAX_UNPACKED = 1 << 30
+"""Bytes of a problem's private tests: a few hundred packed ones could fill any memory."""
+
 
 class ProblemError(ValueError):
     """A problem that cannot be used; the message names where it stands and its id."""
@@ -228,7 +231,10 @@ def _private_tests(value: Any, name: str) -> list[Any]:
     if not isinstance(value, str) or value.lstrip()[:1] in ("[", ""):
         return list(_json(value, name, field))
     try:
-        packed = zlib.decompress(base64.b64decode(value, validate=True))
+        inflater = zlib.decompressobj()
+        packed = inflater.decompress(base64.b64decode(value, validate=True), MAX_UNPACKED)
+        if not inflater.eof:
+            raise zlib.error(f"cut off, or more than {MAX_UNPACKED} bytes unpacked")
         text = _NoClasses(io.BytesIO(packed)).load()
     except _UNDECODABLE as error:
         _refuse(name, f"{field}: neither JSON nor base64 of zlib of a pickled string ({error})")

@@ -105,6 +105,8 @@ def deepcoder_rows(config: str) -> list[dict[str, Any]]:
             row("truly-a-list", call, solutions=["def total(a, b):\n    return [sum(a) + b]\n"]),
             row("wrong-solution", {"inputs": inputs, "outputs": outputs}, solutions=["print(0)"]),
             row("second-solution", {"inputs": inputs, "outputs": outputs}, solutions=["print(0)", CODE]),
+            row("twin-fails", {"inputs": inputs, "outputs": outputs}, solutions=["print(0)"]),
+            row("twin-passes", {"inputs": inputs, "outputs": outputs}, problem=statement("taco-twin-fails").upper()),
             row("few", {"inputs": inputs[:4], "outputs": outputs[:4]}),
             row("uneven", {"inputs": inputs, "outputs": outputs[:3]}),
             row("empty", {"inputs": [], "outputs": []}),

@@ -53,9 +53,9 @@ def test_every_row_is_in_a_split_or_left_out_for_a_reason(built: tuple[Path, dic
     found = {name: (one["rows"], one["problems"], one["dropped"]) for name, one in manifest["sources"].items()}
     assert found == {
         "deepcoder_lcbv5": (3, 2, {"missing_column": 1}),
-        "deepcoder_taco": (12, 5, {
+        "deepcoder_taco": (14, 6, {
             "contaminated_ngram": 1, "duplicate_exact": 1, "duplicate_near": 1, "few_tests": 1, "no_tests": 1,
-            "solution_fails": 1, "unparsable_tests": 1,
+            "solution_fails": 2, "unparsable_tests": 1,
         }),
         "deepcoder_primeintellect": (4, 2, {"mixed_tests": 1, "unparsable_tests": 1}),
         "livecodebench_v6": (458, 454, {}),
@@ -63,7 +63,7 @@ def test_every_row_is_in_a_split_or_left_out_for_a_reason(built: tuple[Path, dic
     assert manifest["sources"]["livecodebench_v6"]["outside_window"] == 4
     for one in manifest["sources"].values():
         assert one["rows"] == one["problems"] + one["outside_window"] + sum(one["dropped"].values())
-    assert {name: split["problems"] for name, split in manifest["splits"].items()} == {"train": 9, "test": 454}
+    assert {name: split["problems"] for name, split in manifest["splits"].items()} == {"train": 10, "test": 454}
     assert manifest["splits"]["test"]["kinds"] == {"function": 167, "stdin": 287}
 
 
@@ -74,6 +74,7 @@ def test_a_known_solution_decides_what_a_wrapped_output_means(built: tuple[Path,
     assert problems["Problem primeintellect-call"].tests[0].output == "1"
     assert "Problem taco-second-solution" in problems
     assert "Problem taco-wrong-solution" not in problems
+    assert "PROBLEM TACO-TWIN-FAILS" in problems  # of two equal ones, the one whose solution passes
 
 
 def test_the_same_input_gives_the_same_bytes_and_a_second_run_does_nothing_twice(
@@ -104,15 +105,15 @@ def test_a_changed_source_is_read_again(sources: Path, tmp_path: Path) -> None:
 
 def test_steps_can_be_left_out_and_the_published_filter_leaves_nothing_out(sources: Path, tmp_path: Path) -> None:
     manifest = run(sources, tmp_path / "out", recipe="deepcoder")
-    assert manifest["splits"]["train"]["problems"] == 2 + 10 + 2
+    assert manifest["splits"]["train"]["problems"] == 2 + 12 + 2
     assert not any(manifest["cleaning"][step] for step in module.CLEANING)
     kept = run(sources, tmp_path / "out", skip=frozenset({"contaminated", "solution_fails"}))
-    assert kept["splits"]["train"]["problems"] == 2 + 7 + 2
+    assert kept["splits"]["train"]["problems"] == 2 + 8 + 2
 
 
 def test_counts_that_are_not_the_published_ones_stop_the_build(sources: Path, tmp_path: Path) -> None:
     options = Options(tmp_path, sources)
-    with pytest.raises(ConfigError, match=r"deepcoder_taco: 10 problems instead of 7436.*--any-count"):
+    with pytest.raises(ConfigError, match=r"deepcoder_taco: 12 problems instead of 7436.*--any-count"):
         build(RECIPES["nouscoder"], options, lambda line: None, quiet)
     assert not (tmp_path / "train").exists()
     assert sum(source.expected or 0 for source in RECIPES["nouscoder"].sources if source.split == "train") == 24_287
@@ -252,7 +253,7 @@ def test_the_commands_build_check_and_show(sources: Path, tmp_path: Path) -> Non
         app, ["data", "build", "--out", str(out), "--from", str(sources), "--any-count", "--workers", "2"]
     )
     assert made.exit_code == 0, made.output
-    assert "train: 9 problems" in made.output
+    assert "train: 10 problems" in made.output
     assert "1 contaminated_ngram" in made.output
     assert "licence: MIT" in made.output
     clean = runner.invoke(app, ["data", "check", str(out / "train"), str(out / "test")])
