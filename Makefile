@@ -36,7 +36,8 @@ demo: $(READY) $(MODEL)/complete.json  ## the whole loop on this machine: STEPS=
 browser:
 	@command -v chromium >/dev/null 2>&1 || { [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1 && \
 	  echo "test: installing chromium for the tests of the report" && \
-	  apt-get install -y -qq --no-install-recommends chromium >/dev/null 2>&1; } || \
+	  { apt-get update -qq -o Acquire::Retries=0 -o Acquire::http::Timeout=20; \
+	    apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1; } || \
 	  echo "test: no chromium: the tests that open the report in a browser do not run"
 
 test: lint browser $(MODEL)/complete.json  ## lint, types and tests

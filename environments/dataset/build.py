@@ -21,6 +21,7 @@ from environments.dataset.solutions import check_solutions
 from environments.dataset.sources import LCB, LCB_FILES, LCB_LICENCE, Recipe, Source, download, find_files
 from environments.dataset.stored import write_json, write_rows
 from environments.dataset.window import KNOWN_BAD, complaints
+from environments.livecode.verifiers import VerifierError
 from environments.settings import ConfigError
 
 CLEANING = ("few_tests", "duplicate", "contaminated", "solution_fails")
@@ -175,7 +176,13 @@ def _by_solutions(
 ) -> list[dict[str, Any]]:
     tests, cache = options.out / "tests", options.out / "parts" / "solutions.jsonl"
     with progress("known solutions", sum(bool(row["solutions"]) for row in rows)) as tick:
-        found = asyncio.run(check_solutions(rows, tests, cache, options.workers, tick))
+        try:
+            found = asyncio.run(check_solutions(rows, tests, cache, options.workers, tick))
+        except VerifierError as error:
+            raise ConfigError(
+                f"data build: known solutions: {error}. Run the same command again; where a test set is missing or "
+                f"damaged, remove {options.out / 'parts'} first."
+            ) from None
     kept = []
     for row in rows:
         sha = found.get(row["id"], row["tests_sha256"])

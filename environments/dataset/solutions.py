@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from environments.livecode.groups import all_of
 from environments.livecode.verifiers import LocalVerifier, VerifierError
-from environments.settings import ConfigError
 
 TIME_LIMIT_S, MEMORY_LIMIT_MB = 15.0, 4096
 
@@ -24,7 +24,7 @@ async def check_solutions(
     counts, so that a run that is cut off goes on, and a second run judges nothing.
 
     Raises:
-        ConfigError: the judge fails; the message names the problem.
+        VerifierError: the judge fails, or a test set is gone; the message names the problem.
     """
     known = _read(kept)
     found: dict[str, str | None] = {}
@@ -44,14 +44,7 @@ async def check_solutions(
                 found[row["id"]] = known[key]
                 progress()
 
-            try:
-                async with asyncio.TaskGroup() as group:
-                    for row in waiting:
-                        group.create_task(one(row))
-            except* VerifierError as errors:
-                raise ConfigError(
-                    f"data build: solutions: {errors.exceptions[0]}. Run the same command again."
-                ) from None
+            await all_of([one(row) for row in waiting])
     return found
 
 

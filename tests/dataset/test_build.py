@@ -227,6 +227,17 @@ def test_a_full_disk_is_one_error_and_the_same_command_goes_on(sources: Path, tm
     assert len(load_problems(tmp_path / "test")) == 454
 
 
+def test_a_judge_that_cannot_judge_is_one_error_with_the_problem(sources: Path, tmp_path: Path) -> None:
+    run(sources, tmp_path, skip=frozenset({"solution_fails"}))
+    lost = by_statement(load_problems(tmp_path / "train"))["Problem taco-good"]
+    assert isinstance(lost.tests, StoredTests)
+    lost.tests.path.unlink()
+    with pytest.raises(ConfigError, match=r"known solutions: problem deepcoder_taco/000001: test_set_missing.*remove"):
+        run(sources, tmp_path)
+    shutil.rmtree(tmp_path / "parts")
+    assert run(sources, tmp_path)["splits"]["train"]["problems"] == 10
+
+
 def test_missing_files_name_the_folders_that_were_looked_in(tmp_path: Path) -> None:
     with pytest.raises(
         ConfigError, match=r"no file lcbv5/train-\*.parquet in .*agentica-org/DeepCoder-Preview-Dataset"

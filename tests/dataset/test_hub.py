@@ -88,7 +88,7 @@ def fetch(url: str, home: Path) -> str:
     variables = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     done = subprocess.run(
         [sys.executable, "-c", FETCH],
-        env=os.environ | variables,
+        env={n: v for n, v in os.environ.items() if not n.lower().endswith("_proxy")} | variables,
         capture_output=True,
         text=True,
         check=False,

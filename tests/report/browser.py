@@ -56,7 +56,14 @@ class Page:
 def browser(folder: Path, width: int = 1400) -> Iterator[Page]:
     """A page in a fresh Chromium, which ends with the block."""
     assert CHROMIUM
-    words = ["--headless", "--no-sandbox", "--disable-gpu", "--remote-debugging-port=0", f"--user-data-dir={folder}"]
+    words = [
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--remote-debugging-port=0",
+        f"--user-data-dir={folder}",
+    ]
     process = subprocess.Popen(
         [CHROMIUM, *words, f"--window-size={width},1000", "about:blank"], stderr=subprocess.PIPE, text=True
     )

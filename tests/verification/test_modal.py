@@ -41,7 +41,8 @@ VARIABLES = {"MODAL_TOKEN_ID": "ak-test", "MODAL_TOKEN_SECRET": "as-test", "MODA
 
 def run(plane: ControlPlane, *command: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """A command of this environment, pointed at the control plane, in the repository's root."""
-    environment = os.environ | VARIABLES | {"MODAL_SERVER_URL": plane.url} | variables
+    direct = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
+    environment = direct | VARIABLES | {"MODAL_SERVER_URL": plane.url} | variables
     program = Path(sys.executable).with_name(command[0])
     return subprocess.run(
         [program, *command[1:]],
@@ -61,6 +62,8 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
         done = run(plane, "modal", "deploy", "-m", "verifier_app")
         assert done.returncode == 0, done.stderr
         with pytest.MonkeyPatch.context() as patch:
+            for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+                patch.delenv(name)
             for name, value in (VARIABLES | {"MODAL_SERVER_URL": plane.url}).items():
                 patch.setenv(name, value)
             yield plane
