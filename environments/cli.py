@@ -105,6 +105,29 @@ def report(
         raise fail(str(error)) from None
 
 
+@app.command()
+def export(
+    run: Annotated[Path, typer.Argument(help="A training run's folder.")],
+    out: Annotated[Path, typer.Option(help="Folder to write; replaced where it is an export already.")],
+    checkpoint: Annotated[
+        str, typer.Option(help="latest, best, a name such as step-00000012, or a folder.")
+    ] = "latest",
+    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
+    model: Annotated[Path | None, typer.Option(help="The model the run began with; none: as configured.")] = None,
+) -> None:
+    """Write a checkpoint as a Hugging Face folder, for transformers and vLLM."""
+    from trainer.export_command import DTYPES
+    from trainer.export_command import export as write
+
+    if dtype not in DTYPES:
+        raise fail(f"--dtype {dtype}: choose {' or '.join(DTYPES)}")
+    try:
+        folder, step = write(run, checkpoint, out, dtype, model)  # type: ignore[arg-type]
+    except ConfigError as error:
+        raise fail(str(error)) from None
+    typer.echo(f"{folder}: the weights after step {step}, {dtype}")
+
+
 @app.command("serve-model", context_settings=_PASS_THROUGH)
 def serve_model(context: typer.Context) -> None:
     """Start vLLM with the flags this project needs: [--config FILE] [--model DIR ...] [--dry-run true]"""

@@ -255,6 +255,40 @@ def test_an_export_in_bf16_says_so_in_its_configuration(
     assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == torch.bfloat16
 
 
+def test_the_export_command_writes_the_checkpoint_that_is_asked_for(
+    alone: Parallel, models: dict[str, Path], tmp_path: Path
+) -> None:
+    source = shutil.copytree(models["qwen3"], tmp_path / "source")
+    (source / "tokenizer.json").write_text("{}")
+    run = tmp_path / "run"
+    (run / "config").mkdir(parents=True)
+    settings = "model: {}\nrun_dir: {}\nbatch: {{context: 64, max_tokens: 64}}\n"
+    (run / "config" / "trainer.yaml").write_text(settings.format(source, run))
+    policy, optimizer = start(source, alone)
+    checkpoints = Checkpoints(run / "checkpoints", alone)
+    expected = {}
+    for step in (1, 2):
+        train(policy, optimizer, alone, 1)
+        saved(checkpoints, policy, optimizer, step)
+        expected[step] = weights(policy)
+    point_best(run / "checkpoints", "step-00000001")
+
+    def command(*words: str) -> subprocess.CompletedProcess[str]:
+        program = [sys.executable, "-m", "environments.cli", "export", *words]
+        return subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
+
+    for which, step in (("latest", 2), ("best", 1)):
+        done = command(str(run), "--out", str(tmp_path / which), "--checkpoint", which)
+        assert done.returncode == 0, done.stderr
+        assert f"the weights after step {step}, float32" in done.stdout
+        model = AutoModelForCausalLM.from_pretrained(tmp_path / which)
+        assert_same(dict(model.named_parameters()), expected[step])
+    absent = command(str(run), "--out", str(tmp_path / "x"), "--checkpoint", "step-00000009")
+    assert (absent.returncode, "Traceback" in absent.stderr) == (2, False)
+    assert "complete ones here: step-00000001, step-00000002" in absent.stderr.replace("\n", " ")
+    assert "no config/trainer.yaml" in command(str(tmp_path), "--out", str(tmp_path / "x")).stderr
+
+
 def test_an_export_never_overwrites_its_source_or_something_else(
     alone: Parallel, models: dict[str, Path], tmp_path: Path
 ) -> None:
