@@ -128,6 +128,17 @@ def export(
     typer.echo(f"{folder}: the weights after step {step}, {dtype}")
 
 
+@app.command(context_settings=_PASS_THROUGH)
+def select(context: typer.Context) -> None:
+    """Choose a run's best checkpoint by serving and evaluating them: --run DIR --evaluation FILE --serving FILE ..."""
+    from environments.select import main
+
+    try:
+        raise typer.Exit(main(list(context.args)))
+    except ConfigError as error:
+        raise fail(str(error)) from None
+
+
 @app.command("serve-model", context_settings=_PASS_THROUGH)
 def serve_model(context: typer.Context) -> None:
     """Start vLLM with the flags this project needs: [--config FILE] [--model DIR ...] [--dry-run true]"""

@@ -1,0 +1,145 @@
+"""`atropos select`: which checkpoint of a run is the best, by serving and evaluating them.
+
+All complete checkpoints are screened with few samples and equal seeds; the best few are scored in full. scores.jsonl
+gets a line for each score, best.json the choice with its paired intervals, checkpoints/best its name: a next stage
+begins there (`init_from.select: best`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from environments.demo.processes import Child, ProcessError
+from environments.livecode.config import RunConfig, load_run_config
+from environments.livecode.evaluation import EvaluationError, paired_difference
+from environments.livecode.records import append_jsonl
+from environments.serving import ServeConfig, serve_command
+from environments.settings import ConfigError, Settings, load
+
+Record = dict[str, Any]
+
+
+class SelectConfig(Settings):
+    """Everything that `atropos select` can be told."""
+
+    run: Path = Field(description="The training run's folder.")
+    evaluation: Path = Field(description="YAML of the evaluation (run-env livecode evaluate): its first set counts.")
+    serving: Path = Field(description="YAML of the server (as for serve-model); model and port are set here.")
+    screen_n: int = Field(2, ge=1, description="Samples per problem in the first round.")
+    screen_limit: int | None = Field(None, ge=1, description="Problems of the first round; empty: all.")
+    finalists: int = Field(3, ge=1, description="Checkpoints that are scored with all samples.")
+    port: int = Field(8011, ge=1, le=65535, description="Port of the server.")
+    start_deadline_s: float = Field(1800.0, gt=0, description="Longest start of a server.")
+
+
+def main(argv: Sequence[str]) -> int:
+    """The command line; the exit code. ConfigError for what the user can mend."""
+    best = select(load(SelectConfig, argv, "atropos select"), lambda line: print(line, flush=True))
+    print(f"best: {best['checkpoint']}, pass@1 {best['pass_at_1']:.3f} on {best['set']}")
+    return 0
+
+
+def select(config: SelectConfig, say: Callable[[str], None]) -> Record:
+    """Scores the run's checkpoints and returns what best.json holds.
+
+    Raises:
+        ConfigError: no complete checkpoint, files that do not fit each other, a server that does not start.
+    """
+    from trainer.checkpoints import complete_checkpoints, point_best
+
+    found = complete_checkpoints(config.run / "checkpoints")
+    if not found:
+        raise ConfigError(
+            f"select: {config.run}: no complete checkpoint in checkpoints/. Give a training run's folder."
+        )
+    settings = load_run_config(config.evaluation, ["--model", str(_model(config.run))])
+    name, n = settings.evaluation.problems[0], settings.evaluation.n
+    say(f"{len(found)} checkpoints, scored on {name}")
+    screened = [(_score(config, path, name, config.screen_n, "screen", say), path) for path in found]
+    screened.sort(key=lambda one: -one[0]["pass_at_1"])
+    finals = [(_score(config, path, name, n, "full", say), path) for _, path in screened[: config.finalists]]
+    finals.sort(key=lambda one: -one[0]["pass_at_1"])
+    best, path = finals[0]
+    against = []
+    for other, other_path in finals[1:]:
+        gain, interval = paired_difference(other, best)
+        against.append({"checkpoint": other_path.name, "gain": gain, "ci95": list(interval)})
+        low, high = (100 * end for end in interval)
+        say(f"{path.name} against {other_path.name}: {100 * gain:+.1f} points [{low:.1f}, {high:.1f}]")
+    choice = _row(path, best, settings, "full") | {"against": against}
+    part = config.run / "best.json.new"
+    part.write_text(json.dumps(choice, indent=1) + "\n", encoding="utf-8")
+    part.replace(config.run / "best.json")
+    point_best(config.run / "checkpoints", path.name)
+    return choice
+
+
+def _score(config: SelectConfig, path: Path, name: str, n: int, stage: str, say: Callable[[str], None]) -> Record:
+    """The evaluation's record of one checkpoint, from a server of its own; a line in scores.jsonl."""
+    from environments.livecode.environment import InfrastructureError
+    from environments.livecode.modes import run_evaluate
+    from environments.livecode.problems import ProblemError
+    from environments.livecode.prompts import PromptError
+    from environments.livecode.rollouts import RolloutError
+    from environments.livecode.verifiers import VerifierError
+    from trainer.export_command import export
+
+    folder = config.run / "select" / path.name
+    model, _ = export(config.run, path.name, folder / "model", "float32")
+    words = ["--config", str(config.serving), "--model", str(model), "--port", str(config.port)]
+    serving = load(ServeConfig, words, "atropos select")
+    command, variables = serve_command(serving)
+    limit = [] if stage == "full" or config.screen_limit is None else ["--evaluation.limit", str(config.screen_limit)]
+    settings = load_run_config(
+        config.evaluation,
+        ["--model", str(model), "--servers", serving.url, "--env.run_dir", str(folder / stage),
+         "--evaluation.problems", name, "--evaluation.n", str(n), "--evaluation.greedy", "false", *limit],
+    )  # fmt: skip
+    server = Child("vLLM", command, folder / "vllm.log", variables)
+    try:
+        server.wait_ready(f"{serving.url}/health", config.start_deadline_s)
+        (record,) = asyncio.run(run_evaluate(settings))
+    except (EvaluationError, InfrastructureError, ProblemError, ProcessError, PromptError, RolloutError,
+            VerifierError) as error:  # fmt: skip
+        raise ConfigError(f"select: {path.name}: {error}") from None
+    finally:
+        server.stop()
+    shutil.rmtree(model)  # of a large model there is no room for one of each checkpoint
+    append_jsonl(config.run / "scores.jsonl", _row(path, record, settings, stage))
+    low, high = record["ci95"]
+    say(f"{stage} {path.name}: pass@1 {record['pass_at_1']:.3f} [{low:.3f}, {high:.3f}], n = {record['n']}")
+    return record
+
+
+def _row(path: Path, record: Record, settings: RunConfig, stage: str) -> Record:
+    problems = "\n".join(sorted(record["per_problem"]))
+    return {
+        "checkpoint": path.name,
+        "step": int(path.name.removeprefix("step-")),
+        "stage": stage,
+        "set": record["set"],
+        "context": settings.env.context,
+        "n": record["n"],
+        "seed": record["seed"],
+        "profile": f"{settings.env.time_limit_s:g} s, {settings.env.memory_limit_mb} MB",
+        "problems_sha256": hashlib.sha256(problems.encode()).hexdigest(),
+        "pass_at_1": record["pass_at_1"],
+        "ci95": record["ci95"],
+    }
+
+
+def _model(run: Path) -> Path:
+    from trainer.config import TrainerConfig
+
+    settings = run / "config" / "trainer.yaml"
+    if not settings.is_file():
+        raise ConfigError(f"select: {run}: no config/trainer.yaml there. Give the folder that --run_dir named.")
+    return load(TrainerConfig, ["--config", str(settings)], "atropos select").model
