@@ -21,6 +21,7 @@ from environments.demo.processes import Child, ProcessError
 from environments.livecode.config import RunConfig, load_run_config
 from environments.livecode.evaluation import EvaluationError, paired_difference
 from environments.livecode.records import append_jsonl
+from environments.run_folder import check
 from environments.serving import ServeConfig, serve_command
 from environments.settings import ConfigError, Settings, load
 
@@ -55,6 +56,7 @@ def select(config: SelectConfig, say: Callable[[str], None]) -> Record:
     """
     from trainer.checkpoints import complete_checkpoints, point_best
 
+    check(config.run)
     found = complete_checkpoints(config.run / "checkpoints")
     if not found:
         raise ConfigError(
@@ -129,10 +131,11 @@ def _row(path: Path, record: Record, settings: RunConfig, stage: str) -> Record:
         "context": settings.env.context,
         "n": record["n"],
         "seed": record["seed"],
-        "profile": f"{settings.env.time_limit_s:g} s, {settings.env.memory_limit_mb} MB",
+        "profile": record["profile"],
         "problems_sha256": hashlib.sha256(problems.encode()).hexdigest(),
         "pass_at_1": record["pass_at_1"],
         "ci95": record["ci95"],
+        "profiles": {name: [graded["pass_at_1"], *graded["ci95"]] for name, graded in record["profiles"].items()},
     }
 
 

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from environments.contract import terms
+from environments.run_folder import claim
 from environments.settings import write_yaml
 from trainer.alignment import Misaligned, measure
 from trainer.batches import AtroposClient, BatchError, StopWaiting, broadcast_groups
@@ -116,6 +117,7 @@ class Run:
         """On rank 0: the run's folder, the vLLM servers, the Atropos API."""
         config = self.config
         config.run_dir.mkdir(parents=True, exist_ok=True)
+        claim(config.run_dir)
         write_yaml(config, config.run_dir / "config" / "trainer.yaml")
         self._tracker = _wandb(config) if config.use_wandb else None
         if config.weights.servers:

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from environments.demo.config import DemoConfig
 from environments.demo.display import Screen, interval, percent, step_cells
 from environments.demo.processes import Child, Family, ProcessError, free_port
+from environments.run_folder import claim
 from environments.settings import ConfigError, load, write_yaml
 
 NEEDED_GIB = 4.0
@@ -102,6 +103,7 @@ class Demo:
                 f"run_dir {self.run_dir}: {free:.1f} GiB free on that disk, the demo needs {NEEDED_GIB:.0f}: free some "
                 "space or give a folder on another disk by --run_dir"
             )
+        claim(self.run_dir)
         write_yaml(self.config, self.run_dir / "config" / "demo.yaml")
 
     def _start_servers(self) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from atroposlib.envs.base import BaseEnvConfig
 from pydantic import ConfigDict, Field, model_validator
 
+from environments.livecode.profiles import Name as Profile
 from environments.livecode.sampling import Rule
 from environments.serving import yarn_overrides
 from environments.settings import Section, Settings, load
@@ -217,6 +218,27 @@ class EvaluationConfig(Section):
     greedy: bool = Field(True, description="One greedy answer per problem as well.")
     seed: int = Field(0, ge=0, description="Seed of every request, so that evaluations before and after pair up.")
     limit: int | None = Field(None, ge=1, description="Only so many problems of each set; empty: all.")
+    profiles: list[Profile] = Field(
+        ["run"],
+        min_length=1,
+        description="Rules that every program is graded by, the first one's score counts: livecodebench (6 s, no "
+        "memory limit, exact decimals), nouscoder (15 s, 4 GB, decimals to 1e-4), run (env's limits, exact decimals).",
+    )
+    no_memory_limit_mb: int = Field(
+        16384, ge=64, le=1 << 20, description="What stands for livecodebench's missing memory limit, in MB."
+    )
+    route: Literal["tokens", "chat"] = Field(
+        "tokens",
+        description="tokens: vLLM's token routes; chat: text from any server with OpenAI's /v1/chat/completions "
+        "(its key, where it wants one, in the variable OPENAI_API_KEY).",
+    )
+    served_model: str | None = Field(None, description="chat: the model's name at the server; empty: model.")
+
+    @model_validator(mode="after")
+    def _each_profile_once(self) -> EvaluationConfig:
+        if len(set(self.profiles)) != len(self.profiles):
+            raise ValueError(f"profiles {self.profiles}: one of them twice; name each once")
+        return self
 
 
 class RunConfig(Settings):
@@ -244,6 +266,8 @@ class RunConfig(Settings):
         for url in self.servers:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"servers: {url!r} is no address: write it as http://HOST:PORT")
+        if self.evaluation.route == "chat" and len(self.servers) != 1:
+            raise ValueError(f"servers: {len(self.servers)} with evaluation.route chat, which takes one; give one")
         described = Path(self.model) / "config.json"
         if not described.is_file():
             if self.model.startswith((".", "/", "models/")):

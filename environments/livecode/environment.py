@@ -21,6 +21,7 @@ from environments.livecode.groups import Group, GroupRules, Pipeline, all_of, as
 from environments.livecode.meter import Meter, flatten
 from environments.livecode.outbox import Outbox, OutboxError
 from environments.livecode.problems import Problem, TestCase
+from environments.livecode.profiles import profiles
 from environments.livecode.progress import Begun, Progress
 from environments.livecode.prompts import PromptBuilder, PromptError, Turn, read_turns
 from environments.livecode.records import Records, append_jsonl, start_file
@@ -28,6 +29,7 @@ from environments.livecode.rollouts import RolloutClient, Sampling
 from environments.livecode.samples import Samples
 from environments.livecode.sampling import build_sampler, load_set
 from environments.livecode.test_order import TestOrder
+from environments.livecode.text_client import TextClient
 from environments.livecode.verifiers import build_verifier
 from environments.livecode.warmup import turns_for
 from environments.settings import ConfigError
@@ -75,8 +77,13 @@ class LivecodeEnv(FixedBaseEnv):
 
     # -- Set-up ---------------------------------------------------------------------------------------------
 
-    async def open(self, stack: AsyncExitStack, *, versions: bool) -> None:
-        """Everything that needs closing again; whatever is wrong with files or servers is said here."""
+    async def open(self, stack: AsyncExitStack, *, versions: bool, text: bool = False) -> None:
+        """Everything that needs closing again; whatever is wrong with files or servers is said here.
+
+        Args:
+            versions: the servers must say which weights they serve.
+            text: answers come as text, by OpenAI's chat route.
+        """
         config = self.config
         self.prompts = PromptBuilder(
             self.tokenizer,
@@ -89,9 +96,7 @@ class LivecodeEnv(FixedBaseEnv):
             config.run_dir, rollouts_per_group=config.record_rollouts_per_group, every=config.record_every_groups
         )
         stack.callback(self.records.close)
-        self.client = await stack.enter_async_context(
-            RolloutClient(self.run_config.servers, deadline_s=config.rollout_deadline_s)
-        )
+        self.client: RolloutClient | TextClient = await stack.enter_async_context(self._client(text))
         await self.client.check(context=config.context, need_versions=versions)
         verifier = build_verifier(config)
         self._changed = asyncio.Event()
@@ -110,6 +115,12 @@ class LivecodeEnv(FixedBaseEnv):
         self.meter = Meter(config.max_concurrent_rollouts)
         self._stack = stack
         await stack.enter_async_context(self.open_api())
+
+    def _client(self, text: bool) -> RolloutClient | TextClient:
+        run, deadline_s = self.run_config, self.config.rollout_deadline_s
+        if text:
+            return TextClient(run.servers[0], run.evaluation.served_model or run.model, deadline_s=deadline_s)
+        return RolloutClient(run.servers, deadline_s=deadline_s)
 
     async def setup(self) -> None:
         """The problems, every one with a prompt that fits, and the order they come in."""
@@ -414,6 +425,10 @@ class LivecodeEnv(FixedBaseEnv):
         for problems in sets.values():
             self.prompts.check(problems)
         version = await self.client.weight_version()
+        grading = profiles(
+            options.profiles, time_limit_s=config.time_limit_s, memory_limit_mb=config.memory_limit_mb,
+            no_memory_limit_mb=options.no_memory_limit_mb,
+        )  # fmt: skip
         # All at once: one set's last long answers would leave most generation slots empty.
         records = await all_of(
             [
@@ -429,6 +444,7 @@ class LivecodeEnv(FixedBaseEnv):
                     seed=options.seed,
                     weight_version=version,
                     samples=self._samples(name, greedy, version),
+                    grading=grading,
                 )
                 for name, problems in sets.items()
                 for greedy in ((False, True) if options.greedy else (False,))
@@ -436,10 +452,11 @@ class LivecodeEnv(FixedBaseEnv):
         )
         for record in records:
             append_jsonl(Path(config.run_dir) / "evaluations.jsonl", record)
-            logger.info(
-                "%s%s: pass@1 %.3f [%.3f, %.3f]", record["set"], " greedy" if record["greedy"] else "",
-                record["pass_at_1"], *record["ci95"],
-            )  # fmt: skip
+            for name, scores in record["profiles"].items():
+                logger.info(
+                    "%s%s, graded as %s: pass@1 %.3f [%.3f, %.3f]", record["set"],
+                    " greedy" if record["greedy"] else "", name, scores["pass_at_1"], *scores["ci95"],
+                )  # fmt: skip
             if (rest := record["without_known_bad"]) is not None:
                 logger.info("%s without known-bad problems: pass@1 %.3f", record["set"], rest["pass_at_1"])
         return records

@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from environments.dataset.window import KNOWN_BAD
-from environments.livecode.groups import Judged, Pipeline, all_of
+from environments.livecode.groups import Pipeline, all_of
 from environments.livecode.problems import Problem
+from environments.livecode.profiles import Profile
 from environments.livecode.rollouts import Sampling
 from environments.livecode.samples import Sample, Samples, as_sample, estimates
 from environments.livecode.verifiers import VerifierError
@@ -42,6 +43,7 @@ async def evaluate(
     seed: int = 0,
     weight_version: int | None = None,
     samples: Samples | None = None,
+    grading: Sequence[Profile] = (),
 ) -> dict[str, Any]:
     """n samples of every problem from the running server, judged.
 
@@ -52,11 +54,12 @@ async def evaluate(
         greedy: one answer per problem without sampling; n and temperature are not used then.
         name: what the set is called in the record.
         samples: where judged samples are kept; those that are there already are not generated again.
+        grading: every program is judged by each of these; the record's own numbers are the first one's. Without
+            any, by the pipeline's limits.
 
     Returns:
-        {set, temperature, n, greedy, problems, correct, total, pass_at_1, ci95, pass_at_k (unbiased, for powers of
-        two), pass_at_1_first (of each problem's first sample), per_template, per_problem, by,
-        without_known_bad (None where nothing is known to be bad), verdicts, overlong, no_verdict, mean_length,
+        {set, temperature, n, greedy, problems, profile, the numbers of `scores`, profiles ({name: its `scores`},
+        per_template and per_problem left out), overlong, no_verdict, mean_length, length_percentiles, seed,
         weight_version, seconds}. `no_verdict` rollouts are in neither correct nor total: a fault of ours is never a
         wrong answer.
 
@@ -75,7 +78,7 @@ async def evaluate(
     async def one(problem: Problem, index: int) -> Sample:
         nonlocal done, right
         kept = samples.kept.get((problem.id, index)) if samples is not None else None
-        sample = kept or as_sample(problem, index, await generated(problem, index))
+        sample = kept or await generated(problem, index)
         if samples is not None and kept is None and sample["status"] is not None:
             samples.add(sample)
         done, right = done + 1, right + (sample["status"] == "accepted")
@@ -83,55 +86,87 @@ async def evaluate(
             logger.info("%s: %d of %d samples, %.1f %% of them right", name, done, len(wanted), 100 * right / done)
         return sample
 
-    async def generated(problem: Problem, index: int) -> Judged | None:
+    async def generated(problem: Problem, index: int) -> Sample:
         sampling = Sampling(max_new_tokens, heat, 1.0 if greedy else top_p, request_seed(seed, problem.id, index))
         try:
-            return await pipeline.run(problem, sampling)
+            judged = await pipeline.run(problem, sampling, limits=grading[0].limits if grading else None)
+            assert judged.verdict is not None  # overlong answers are judged as well
+            verdicts = {profile.name: judged.verdict for profile in grading}
+            if judged.code is not None:
+                for profile in grading[1:]:
+                    verdicts[profile.name] = await pipeline.judge(problem, judged.code, profile.limits)
         except VerifierError as error:
             logger.error("problem %s, sample %d: no verdict: %s", problem.id, index, error)
-            return None
+            return as_sample(problem, index, None)
+        return as_sample(problem, index, judged, verdicts)
 
     results = await all_of([one(problem, index) for problem, index in wanted])
 
-    cells: dict[str, tuple[str, list[int]]] = {}
-    for (problem, _), sample in zip(wanted, results, strict=True):
-        cell = cells.setdefault(problem.id, (template_of(problem), [0, 0]))[1]
-        if sample["status"] is not None:
-            cell[0] += sample["status"] == "accepted"
-            cell[1] += 1
     judged_ones = [sample for sample in results if sample["status"] is not None]
     if not judged_ones:
         raise EvaluationError(f"{name}: not one verdict out of {len(results)} rollouts")
     if samples is not None and len(judged_ones) == len(results):
         samples.finish(problems)
-    per_template: dict[str, list[int]] = {}
-    for template, (correct, total) in cells.values():
-        row = per_template.setdefault(template, [0, 0])
-        row[0], row[1] = row[0] + correct, row[1] + total
-    correct, total = (sum(row[part] for row in per_template.values()) for part in (0, 1))
-    per_problem = {name: [template, *cell] for name, (template, cell) in cells.items()}
+    lengths = [sample["length"] for sample in judged_ones]
+    details = ("per_template", "per_problem")
     return {
         "set": name,
         "temperature": heat,
         "n": count,
         "greedy": greedy,
         "problems": len(problems),
+        "profile": str(grading[0]) if grading else None,
+        **scores(problems, results),
+        "profiles": {
+            profile.name: {
+                name: value
+                for name, value in scores(problems, [_graded(sample, profile.name) for sample in results]).items()
+                if name not in details
+            }
+            for profile in grading
+        },
+        "overlong": sum(sample["overlong"] for sample in judged_ones),
+        "no_verdict": len(results) - len(judged_ones),
+        "mean_length": sum(lengths) / len(lengths),
+        "length_percentiles": {str(p): float(np.percentile(lengths, p)) for p in (50, 90, 99, 100)},
+        "seed": seed,
+        "weight_version": weight_version,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def _graded(sample: Sample, profile: str) -> Sample:
+    """The sample with this profile's verdict as its status."""
+    return sample if sample["status"] is None else sample | {"status": sample["verdicts"][profile]["status"]}
+
+
+def scores(problems: Sequence[Problem], samples: Sequence[Sample]) -> dict[str, Any]:
+    """What the samples' status gives: {correct, total, pass_at_1, ci95, pass_at_k (unbiased), pass_at_1_first (of
+    each problem's first sample), per_template, per_problem, by, without_known_bad (None where nothing is known to be
+    bad), verdicts}; samples without a verdict are in none of them, and one at least must have one."""
+    templates = {problem.id: template_of(problem) for problem in problems}
+    cells = {name: [0, 0] for name in templates}
+    for sample in samples:
+        if sample["status"] is not None:
+            cells[sample["problem"]][0] += sample["status"] == "accepted"
+            cells[sample["problem"]][1] += 1
+    per_template: dict[str, list[int]] = {}
+    for name, (correct, total) in cells.items():
+        row = per_template.setdefault(templates[name], [0, 0])
+        row[0], row[1] = row[0] + correct, row[1] + total
+    correct, total = (sum(row[part] for row in per_template.values()) for part in (0, 1))
+    per_problem = {name: [templates[name], *cell] for name, cell in cells.items()}
+    return {
         "correct": correct,
         "total": total,
         "pass_at_1": correct / total,
         "ci95": list(pass_interval(per_problem)),
-        **estimates(results),
+        **estimates(samples),
         "per_template": per_template,
         "per_problem": per_problem,
         "by": breakdown(problems, per_problem),
         "without_known_bad": without(per_problem, KNOWN_BAD),
-        "verdicts": dict(Counter(sample["status"] for sample in judged_ones)),
-        "overlong": sum(sample["overlong"] for sample in judged_ones),
-        "no_verdict": len(results) - len(judged_ones),
-        "mean_length": sum(sample["length"] for sample in judged_ones) / len(judged_ones),
-        "seed": seed,
-        "weight_version": weight_version,
-        "seconds": round(time.monotonic() - started, 3),
+        "verdicts": dict(Counter(sample["status"] for sample in samples if sample["status"] is not None)),
     }
 
 

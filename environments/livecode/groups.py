@@ -10,15 +10,15 @@ import logging
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
-from environments.livecode.extraction import extract_code
+from environments.livecode.extraction import THINK_CLOSE, extract_code
 from environments.livecode.problems import Problem
 from environments.livecode.prompts import Prompt, PromptBuilder
 from environments.livecode.rewards import FAIL, PASS, drop_reason, reward
-from environments.livecode.rollouts import RolloutClient, RolloutDeadlineExceeded, Sample, Sampling
+from environments.livecode.rollouts import RolloutDeadlineExceeded, Sample, Sampling
 from environments.livecode.verifiers import (
     GroupVerifier,
     ManyVerifier,
@@ -37,6 +37,14 @@ NO_CODE: Verdict = {"status": "no_code", "passed": 0, "total": 0, "message": "no
 _REGENERATIONS = 2  # new rollouts in place of one that got no verdict, before its group is given up
 _MASKED = -100
 _PROMPT_LOGPROB = 1.0  # Atropos' filler where nothing was sampled
+
+
+class Client(Protocol):
+    """Where answers come from."""
+
+    async def answer(self, prompt: Prompt, sampling: Sampling) -> Sample:
+        """One finished answer; RolloutError where there is none."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -100,7 +108,7 @@ class Pipeline:
     def __init__(
         self,
         *,
-        client: RolloutClient,
+        client: Client,
         verifier: Verifier,
         prompts: PromptBuilder,
         max_concurrent: int,
@@ -140,9 +148,18 @@ class Pipeline:
         self._taken, self._since = self._taken + slots, now
 
     async def run(
-        self, problem: Problem, sampling: Sampling, *, judge_overlong: bool = True, verify: Verify | None = None
+        self,
+        problem: Problem,
+        sampling: Sampling,
+        *,
+        judge_overlong: bool = True,
+        verify: Verify | None = None,
+        limits: Mapping[str, Any] | None = None,
     ) -> Judged:
         """One rollout, judged; by `verify` where it is given, otherwise by the pipeline's verifier.
+
+        Args:
+            limits: fields of the judge's request in place of the pipeline's own limits.
 
         Raises:
             RolloutError: no rollout could be had.
@@ -154,22 +171,34 @@ class Pipeline:
             async with self._slots:
                 self._take(1)
                 try:
-                    sample = await self._client.generate(prompt.ids, sampling)
+                    sample = await self._client.answer(prompt, sampling)
                 finally:
                     self._take(-1)
         finally:
             self.generating -= 1
             self._on_free()
-        text = self.prompts.tokenizer.decode(sample.ids, skip_special_tokens=True)
-        code = extract_code(text, prompt.reasoning_open)
+        text, code = self._code_of(sample, prompt)
         if sample.finish_reason == "length" and not judge_overlong:
             return Judged(sample, text, code, None, 0.0)
         if code is None:
             return Judged(sample, text, None, NO_CODE, 0.0)
         started = time.monotonic()
-        request = judge_request(problem, code, order=self._order(problem), **self._limits)
+        request = judge_request(problem, code, order=self._order(problem), **(limits or self._limits))
         verdict = await (verify or self._verifier.verify)(request)
         return Judged(sample, text, code, verdict, time.monotonic() - started)
+
+    async def judge(self, problem: Problem, code: str, limits: Mapping[str, Any]) -> Verdict:
+        """The verdict on a program that is there already, under these limits; VerifierError where there is none."""
+        request = judge_request(problem, code, order=self._order(problem), **limits)
+        return await self._verifier.verify(request)
+
+    def _code_of(self, sample: Sample, prompt: Prompt) -> tuple[str, str | None]:
+        """The answer's text and its program."""
+        if sample.text is None:
+            text = str(self.prompts.tokenizer.decode(sample.ids, skip_special_tokens=True))
+            return text, extract_code(text, prompt.reasoning_open)
+        # Only the server knows whether its template opened the reasoning: without the closing mark it took it out.
+        return sample.text, extract_code(sample.text, THINK_CLOSE in sample.text)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from environments.livecode.problems import ProblemError
 from environments.livecode.prompts import PromptError
 from environments.livecode.rollouts import RolloutError
 from environments.livecode.verifiers import VerifierError
+from environments.run_folder import claim
 from environments.settings import ConfigError, write_yaml
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,7 @@ def run(mode: str, config: RunConfig) -> int:
         raise ConfigError(f"{mode}: no such mode. Choose one of {', '.join(MODES)}.")
     name = "environment" if mode == "serve" else mode
     try:
+        claim(Path(config.env.run_dir))
         write_yaml(config, Path(config.env.run_dir) / "config" / f"{name}.yaml")
     except OSError as error:
         raise ConfigError(
@@ -71,7 +73,7 @@ async def run_evaluate(config: RunConfig) -> list[dict[str, Any]]:
     """Scores the served model; the records that were appended to evaluations.jsonl."""
     async with AsyncExitStack() as stack:
         env = LivecodeEnv(config)
-        await env.open(stack, versions=False)
+        await env.open(stack, versions=False, text=config.evaluation.route == "chat")
         return await env.evaluate()
 
 

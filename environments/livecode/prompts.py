@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -64,6 +64,7 @@ class Prompt:
     ids: list[int]
     text: str
     reasoning_open: bool  # the template itself opened <think>, so the completion starts inside it
+    messages: list[Message] = field(default_factory=list)  # what the text was made from
 
 
 def user_message(question: str, starter_code: str = "") -> str:
@@ -185,4 +186,4 @@ class PromptBuilder:
                 f"problem {problem.id}: its prompt has {len(ids)} tokens, room is {self.limit} "
                 "(env.context - env.max_new_tokens). Leave the problem out or raise env.context."
             )
-        return Prompt([int(token) for token in ids], text, text.rstrip().endswith("<think>"))
+        return Prompt([int(token) for token in ids], text, text.rstrip().endswith("<think>"), chat)

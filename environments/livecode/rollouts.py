@@ -15,8 +15,11 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import urlsplit, urlunsplit
 
 import httpx
+
+from environments.livecode.prompts import Prompt
 
 logger = logging.getLogger(__name__)
 
@@ -69,13 +72,23 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Sample:
-    """One finished rollout: the sampled ids exactly as the engine drew them."""
+    """One finished rollout: the sampled ids exactly as the engine drew them.
+
+    A server that gives text alone leaves ids, logprobs and versions empty; `tokens` is then its own count.
+    """
 
     ids: list[int]
     logprobs: list[float]  # of each sampled id, at the sampling temperature
     finish_reason: str  # "stop" | "length"
     versions: list[tuple[int, int, int]]  # (weight version, start, end) over ids
     seconds: float
+    text: str | None = None
+    tokens: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Sampled tokens."""
+        return len(self.ids) if self.tokens is None else self.tokens
 
 
 @dataclass
@@ -138,6 +151,10 @@ class RolloutClient:
     def running(self) -> int:
         """Requests that are at a server now."""
         return sum(server.running for server in self._servers)
+
+    async def answer(self, prompt: Prompt, sampling: Sampling) -> Sample:
+        """One finished rollout of a prompt; see `generate`."""
+        return await self.generate(prompt.ids, sampling)
 
     async def generate(self, prompt: Sequence[int], sampling: Sampling) -> Sample:
         """One finished rollout.
@@ -296,6 +313,12 @@ class RolloutClient:
                 f"servers: {server.url} gives log-probabilities before the temperature. "
                 "Start vLLM with --logprobs-mode processed_logprobs."
             )
+
+
+def without_credentials(url: str) -> str:
+    """The address as it may be shown: without user and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 async def served_version(http: httpx.AsyncClient, url: str) -> int | None:

@@ -12,9 +12,13 @@ from typing import Any
 from environments.livecode.groups import Judged
 from environments.livecode.problems import Problem
 from environments.livecode.records import append_jsonl
+from environments.livecode.verifiers import Verdict
 
 Sample = dict[str, Any]
-"""{problem, index, status, length, overlong, finish_reason, code, text}; status None: no verdict, asked again."""
+"""{problem, index, status, verdicts, length, overlong, finish_reason, code, text}.
+
+`verdicts` is {profile: {"status", "message"}}, `status` that of the first profile; None: no verdict, asked again.
+"""
 
 
 class Samples:
@@ -61,15 +65,25 @@ def _without_texts(sample: Sample) -> Sample:
     return {name: value for name, value in sample.items() if name not in ("text", "code", "message")}
 
 
-def as_sample(problem: Problem, index: int, judged: Judged | None) -> Sample:
-    """A rollout as it is kept."""
+def as_sample(
+    problem: Problem, index: int, judged: Judged | None, verdicts: Mapping[str, Verdict] | None = None
+) -> Sample:
+    """A rollout as it is kept.
+
+    Args:
+        verdicts: of each profile, the first one's first; without them the rollout's own alone.
+    """
     if judged is None:
         return {"problem": problem.id, "index": index, "status": None}
     return {
         "problem": problem.id,
         "index": index,
         "status": judged.status,
-        "length": len(judged.sample.ids),
+        "verdicts": {
+            name: {"status": verdict["status"], "message": verdict.get("message")}
+            for name, verdict in (verdicts or {}).items()
+        },
+        "length": judged.sample.length,
         "overlong": judged.overlong,
         "finish_reason": judged.sample.finish_reason,
         "message": (judged.verdict or {}).get("message"),
@@ -86,18 +100,18 @@ def pass_at_k(correct: int, total: int, k: int) -> float:
 
 
 def estimates(samples: Sequence[Sample]) -> dict[str, Any]:
-    """{"pass_at_k": {k: mean over problems}, "pass_at_1_first"} for k = 1, 2, 4, ... up to the fewest samples of a
-    problem; samples without a verdict are in neither."""
+    """{"pass_at_k": {k: mean over problems}, "pass_at_1_first"} for each k up to the fewest samples of a problem;
+    samples without a verdict are in neither."""
     right: dict[str, list[bool]] = {}
     for sample in samples:
         if sample["status"] is not None:
             right.setdefault(sample["problem"], []).append(sample["status"] == "accepted")
     fewest = min(len(row) for row in right.values())
-    powers = [2**power for power in range(fewest.bit_length())]
     firsts = [s["status"] == "accepted" for s in samples if s["index"] == 0 and s["status"] is not None]
     return {
         "pass_at_k": {
-            str(k): sum(pass_at_k(sum(row), len(row), k) for row in right.values()) / len(right) for k in powers
+            str(k): sum(pass_at_k(sum(row), len(row), k) for row in right.values()) / len(right)
+            for k in range(1, fewest + 1)
         },
         "pass_at_1_first": sum(firsts) / len(firsts) if firsts else None,
     }
@@ -127,7 +141,9 @@ def write_livecodebench(path: Path, problems: Sequence[Problem], out: Path) -> N
 
 
 def _livecodebench_row(problem: Problem, samples: Sequence[Sample]) -> dict[str, Any]:
-    graded = [sample["status"] == "accepted" for sample in samples]
+    # The official grader's verdict, where it is one of the profiles.
+    verdicts = [sample.get("verdicts", {}).get("livecodebench", sample) for sample in samples]
+    graded = [verdict["status"] == "accepted" for verdict in verdicts]
     return {
         "question_id": problem.id,
         "contest_date": problem.date,
@@ -136,6 +152,6 @@ def _livecodebench_row(problem: Problem, samples: Sequence[Sample]) -> dict[str,
         "output_list": [sample["text"] for sample in samples],
         "code_list": [sample["code"] or "" for sample in samples],
         "graded_list": graded,
-        "metadata": [json.dumps({"status": sample["status"], "message": sample["message"]}) for sample in samples],
+        "metadata": [json.dumps({name: verdict[name] for name in ("status", "message")}) for verdict in verdicts],
         "pass@1": sum(graded) / len(graded) if graded else None,
     }

@@ -170,7 +170,13 @@ def _judge_tests(problem: Problem) -> list[dict[str, str]]:
 
 
 def judge_request(
-    problem: Problem, code: str, *, time_limit_s: float, memory_limit_mb: int, order: list[int] | None = None
+    problem: Problem,
+    code: str,
+    *,
+    time_limit_s: float,
+    memory_limit_mb: int,
+    decimal_tolerance: float | None = None,
+    order: list[int] | None = None,
 ) -> dict[str, Any]:
     """A verifier's request for one program: all tests, stop at the first that fails."""
     tests: Sequence[TestCase] = problem.tests
@@ -184,6 +190,7 @@ def judge_request(
         "memory_limit_mb": memory_limit_mb,
         "deadline_s": None,
         "stop_at_first_failure": True,
+        "decimal_tolerance": decimal_tolerance,
     }
 
 

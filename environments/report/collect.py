@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from environments.report.code import tokens
+from environments.run_folder import check
 from environments.settings import ConfigError
 
 MAX_TEXT = 20_000  # characters of an answer that the page keeps: its beginning and its end
@@ -35,6 +36,7 @@ def collect(run: Path, most_rollouts: int) -> dict[str, Any]:
     """
     if not run.is_dir():
         raise ConfigError(f"report: {run}: no such folder. Give the folder that env.run_dir or --run_dir names.")
+    check(run)
     damaged: Counter[str] = Counter()
     metrics = read(run / "metrics.jsonl", damaged)
     groups = read(run / "environment.jsonl", damaged)
@@ -49,7 +51,7 @@ def collect(run: Path, most_rollouts: int) -> dict[str, Any]:
     return {
         "title": run.resolve().name,
         "curves": curves(metrics) + left_out(groups),
-        "evaluations": [evaluation(record) for record in evaluations if "pass_at_1" in record],
+        "evaluations": [graded for record in evaluations if "pass_at_1" in record for graded in evaluation(record)],
         "tables": tables(groups),
         "rollouts": [rollout(record) for record in rollouts],
         "damaged": dict(damaged),
@@ -114,11 +116,14 @@ def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value and abs(value) < 1e300
 
 
-def evaluation(record: dict[str, Any]) -> dict[str, Any]:
-    """One evaluation's line, and its parts by difficulty, kind, platform and month."""
+def evaluation(record: dict[str, Any]) -> list[dict[str, Any]]:
+    """One evaluation's lines, one for each profile, with their parts by difficulty, kind, platform and month."""
     kept = ("set", "temperature", "n", "greedy", "problems", "correct", "total", "pass_at_1", "ci95", "overlong",
             "no_verdict", "mean_length", "weight_version", "verdicts", "without_known_bad")  # fmt: skip
-    return {name: record.get(name) for name in kept} | {"by": record.get("by") or {}}
+    profiles = record.get("profiles")
+    graded = profiles if isinstance(profiles, dict) and profiles else {"": {}}
+    merged = [record | scores | {"profile": name} for name, scores in graded.items() if isinstance(scores, dict)]
+    return [{name: one.get(name) for name in (*kept, "profile")} | {"by": one.get("by") or {}} for one in merged]
 
 
 def tables(groups: Rows) -> list[dict[str, Any]]:

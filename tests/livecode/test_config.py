@@ -68,6 +68,10 @@ OPTIONS = [
     "evaluation.greedy",
     "evaluation.seed",
     "evaluation.limit",
+    "evaluation.profiles",
+    "evaluation.no_memory_limit_mb",
+    "evaluation.route",
+    "evaluation.served_model",
 ]
 
 

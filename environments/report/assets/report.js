@@ -78,20 +78,20 @@ function evaluations(section) {
   const body = el("tbody");
   for (const one of data.evaluations) {
     const rest = one.without_known_bad;
-    const cells = [one.set + (one.greedy ? " (greedy)" : ""), one.weight_version ?? "-", one.problems, one.n,
+    const cells = [one.set + (one.greedy ? " (greedy)" : ""), one.profile || "-", one.weight_version ?? "-", one.problems, one.n,
       percent(one.pass_at_1) + (one.ci95 ? ` [${percent(one.ci95[0])}, ${percent(one.ci95[1])}]` : ""),
       rest ? percent(rest.pass_at_1) : "-", one.overlong ?? "-", one.no_verdict ?? "-",
       one.mean_length == null ? "-" : Math.round(one.mean_length)];
-    body.append(el("tr", {}, ...cells.map((text, i) => el("td", { text, class: i ? "number" : "" }))));
+    body.append(el("tr", {}, ...cells.map((text, i) => el("td", { text, class: i > 1 ? "number" : "" }))));
   }
-  const names = ["set", "weights", "problems", "n", "pass@1 [95 %]", "without known-bad", "overlong", "no verdict",
+  const names = ["set", "graded as", "weights", "problems", "n", "pass@1 [95 %]", "without known-bad", "overlong", "no verdict",
     "tokens"];
   const head = el("tr", {}, ...names.map((name) => el("th", { text: name })));
   section.append(el("div", { class: "card scroll" }, el("table", {}, el("thead", {}, head), body)));
   const grid = el("div", { class: "grid" });
   for (const one of data.evaluations) for (const [name, cells] of Object.entries(one.by)) {
     const rows = Object.entries(cells).map(([key, [correct, total]]) => [key, total, total ? correct / total : 0]);
-    if (rows.length > 1) grid.append(rateTable(`${one.set}${one.greedy ? " (greedy)" : ""} at weights ${one.weight_version}: by ${name}`,
+    if (rows.length > 1) grid.append(rateTable(`${one.set}${one.greedy ? " (greedy)" : ""} at weights ${one.weight_version}${one.profile && one.profile !== "run" ? `, ${one.profile}` : ""}: by ${name}`,
       [name, "samples", "pass@1"], rows));
   }
   section.append(el("p"), grid);
