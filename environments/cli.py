@@ -128,6 +128,25 @@ def export(
     typer.echo(f"{folder}: the weights after step {step}, {dtype}")
 
 
+@app.command()
+def audit(
+    run: Annotated[Path, typer.Argument(help="A training run's folder.")],
+    environment: Annotated[
+        list[Path] | None, typer.Option(help="An environment's run folder, several times for several; none: RUN.")
+    ] = None,
+    journal: Annotated[Path | None, typer.Option(help="The API server's journal; none: api.journal in RUN.")] = None,
+) -> None:
+    """Prove from a run's journals that each group was trained on once or counted, and each reward is a verdict's."""
+    from environments.audit import audit as prove
+
+    try:
+        found = prove(run, environment or (), journal)
+    except ConfigError as error:
+        raise fail(str(error)) from None
+    typer.echo("\n".join(found.lines()))
+    raise typer.Exit(1 if found.violations else 0)
+
+
 @app.command(context_settings=_PASS_THROUGH)
 def select(context: typer.Context) -> None:
     """Choose a run's best checkpoint by serving and evaluating them: --run DIR --evaluation FILE --serving FILE ..."""

@@ -17,6 +17,7 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from environments.api_server.launch import bind
+from environments.audit import audit
 from environments.demo.config import CONFIGS
 from environments.demo.processes import tail
 from tests.conftest import VllmServer
@@ -122,6 +123,14 @@ def test_the_running_server_computes_with_the_trained_weights(finished, vllm_ser
 
     assert version == "2"
     assert verify_sync(vllm_server.url, [1, 4093, 198, 28120, 253], logprobs, version=2) < 2e-3
+
+
+def test_the_journals_prove_that_each_group_was_trained_on_once(finished):
+    found = audit(finished)
+    assert found.violations == []
+    assert found.counts["groups trained on"] == 4
+    assert found.counts["rollouts with a score"] >= 16
+    assert found.notes == []
 
 
 def test_the_run_folder_holds_what_the_user_needs(finished):

@@ -256,8 +256,11 @@ class Run:
         row: dict[str, Any] = {"step": self.step, "time": time.time(), "tokens_trained": batch.tokens}
         row |= self.metrics.reduce(self.parallel.control)
         if self.parallel.is_main:
-            with (self.config.run_dir / "metrics.jsonl").open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
+            # Which groups made these weights: written before a checkpoint has them, so that an audit finds each once.
+            taken = {"step": self.step - 1, "groups": [g.group_id for g in batch.groups], "dropped": batch.dropped}
+            for name, line in (("trained", taken), ("metrics", row)):
+                with (self.config.run_dir / f"{name}.jsonl").open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(line) + "\n")
             if self._tracker is not None:
                 self._tracker.log({f"train/{name}": value for name, value in row.items()}, step=self.step)
             log.info(

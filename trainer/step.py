@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -36,7 +37,8 @@ class Batch:
 
     groups: list[Group]
     parts: list[Part]
-    dropped: dict[DropReason, int]
+    dropped: dict[str, DropReason]
+    """Why a group of this id carries none."""
     tokens: int
     """Trained tokens of all ranks."""
 
@@ -57,10 +59,7 @@ def prepare(groups: Sequence[Group], config: TrainerConfig, parallel: Parallel) 
     baseline = config.objective.overlong_baseline
     reasons = cross_check(groups, baseline, dynamic_sampling=False)
     kept = [group for group, reason in zip(groups, reasons, strict=True) if reason is None]
-    dropped: dict[DropReason, int] = {}
-    for reason in reasons:
-        if reason is not None:
-            dropped[reason] = dropped.get(reason, 0) + 1
+    dropped = {group.group_id: why for group, why in zip(groups, reasons, strict=True) if why is not None}
     wanted = min(config.objective.optimizer_steps_per_batch, len(kept))
     parts = [_part(kept[index::wanted], config, parallel) for index in range(wanted)]
     return Batch(kept, parts, dropped, sum(part.counts.tokens for part in parts))
@@ -179,5 +178,5 @@ def accumulate_gradient(
 def describe(batch: Batch, step: int, metrics: Metrics) -> None:
     """Adds what the groups themselves say; to be called on one rank."""
     metrics.update(group_stats(batch.groups, step))
-    for reason, count in batch.dropped.items():
+    for reason, count in Counter(batch.dropped.values()).items():
         metrics.add(f"dropped_{reason}", count)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,6 +91,14 @@ class Store:
         if self.journal is not None:
             for at, payload in self.journal.records():
                 self._apply(payload, at)
+
+    @classmethod
+    def replay(cls, records: Iterable[tuple[int, bytes]]) -> Store:
+        """What a server with these records holds, without the groups' contents; it cannot be changed durably."""
+        store = cls()
+        for at, payload in records:
+            store._apply(payload, at)
+        return store
 
     # -- changes: written, then applied --------------------------------------------------------------------
 

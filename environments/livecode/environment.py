@@ -71,6 +71,7 @@ class LivecodeEnv(FixedBaseEnv):
             dynamic_sampling=config.dynamic_sampling,
         )
         self._keeping: set[asyncio.Task[Any]] = set()
+        self._recovered: dict[str, list[dict[str, Any]]] = {}  # overrides of groups that an earlier process left
         self._lost_in_a_row = 0
         self._asked = -_POLL_S
         self._closed_since: float | None = None
@@ -240,6 +241,9 @@ class LivecodeEnv(FixedBaseEnv):
         waiting = [
             (path, group["group_overrides"]["group_id"], group["scores"]) for path, group in self.outbox.waiting()
         ]
+        self._recovered = {
+            group["group_overrides"]["group_id"]: group["overrides"] for _, group in self.outbox.waiting()
+        }
         lost = self.progress.recover(
             ((group_id, scores) for _, group_id, scores in waiting),
             lambda begun, scores: self._record_bare(begun, None if scores else "lost_inflight", scores),
@@ -267,6 +271,7 @@ class LivecodeEnv(FixedBaseEnv):
         """Records a group whose rollouts this process does not have (any more)."""
         group = Group(begun.problem, self.prompts(begun.problem), begun.version, begun.group_id, dropped=dropped)
         group.scores = scores or []
+        group.recovered = self._recovered.get(begun.group_id, [])
         if dropped is not None:
             self.dropped[dropped] += 1
         self.records.group(group, sent=dropped is None)

@@ -79,6 +79,8 @@ class Group:
     dropped: str | None = None
     reason: str = ""
     seconds: float = 0.0
+    recovered: list[dict[str, Any]] = field(default_factory=list)
+    """`overrides` of a group whose rollouts an earlier process had."""
 
     @property
     def pass_rate(self) -> float:
@@ -313,6 +315,7 @@ def as_scored_data(group: Group, *, temperature: float, context: int) -> dict[st
                 "set_advantage_to_zero": rollout.overlong,
                 "finish_reason": rollout.sample.finish_reason,
                 "versions": [list(span) for span in rollout.sample.versions],
+                "verdict": rollout.status,
             }
             for rollout in group.rollouts
         ],

@@ -22,10 +22,11 @@ class Outbox:
     A group that was sent and not confirmed is sent again after a restart; the API takes a group id once.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, clean: bool = True) -> None:
+        """clean: what a death left half written goes; not where another process may be writing."""
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        for unfinished in folder.glob("*.new"):
+        for unfinished in folder.glob("*.new") if clean else ():
             unfinished.unlink()
         self._next = max((int(path.name.split("-", 1)[0]) for path in folder.glob("*.json.gz")), default=-1) + 1
 

@@ -72,8 +72,9 @@ def group_record(group: Group, *, sent: bool) -> dict[str, Any]:
         "weight_version": group.weight_version,
         "begun_at_version": group.begun_at_version,
         "scores": group.scores,
-        "verdicts": [rollout.status for rollout in rollouts],
-        "overlong": [rollout.overlong for rollout in rollouts],
+        "verdicts": [rollout.status for rollout in rollouts] or [row.get("verdict") for row in group.recovered],
+        "overlong": [rollout.overlong for rollout in rollouts]
+        or [row["finish_reason"] == "length" for row in group.recovered],
         "lengths": [len(rollout.sample.ids) for rollout in rollouts],
         "prompt_tokens": len(group.prompt.ids),
         "dropped": group.dropped,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 import random
 import time
 from collections.abc import Sequence
@@ -19,13 +18,20 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
+from environments.livecode.answers import (
+    Choice,
+    Unusable,
+    best_logprob,
+    from_completions,
+    only_choice,
+    sampled,
+)
 from environments.livecode.prompts import Prompt
 
 logger = logging.getLogger(__name__)
 
 GENERATE = "/inference/v1/generate"
 COMPLETIONS = "/v1/completions"
-_NOT_A_LOGPROB = -9999.0  # vLLM writes NaN and -inf as this number
 _COOLDOWN_S = 5.0  # a server that failed is left alone for so long
 _BACKOFF_S = (0.2, 5.0)  # first and longest pause between two tries of one rollout
 
@@ -174,11 +180,11 @@ class RolloutClient:
             server.running += 1
             try:
                 choice = await self._ask(server, body, left)
-                if choice.get("finish_reason") in ("stop", "length"):
+                if choice.finish_reason in ("stop", "length"):
                     return self._sample(choice, time.monotonic() - started)
                 # An abort or an engine error is not the model's answer.
                 self.counters.resubmitted_abort += 1
-                last = f"{server.url}: finish_reason {choice.get('finish_reason')!r}"
+                last = f"{server.url}: finish_reason {choice.finish_reason!r}"
             except _TryAgain as error:
                 self.counters.resubmitted_failure += 1
                 last, now = str(error), time.monotonic()
@@ -194,16 +200,19 @@ class RolloutClient:
         now = time.monotonic()
         return min(self._servers, key=lambda server: (server.down_until > now, server.running))
 
-    async def _ask(self, server: _Server, body: dict[str, Any], timeout: float) -> dict[str, Any]:
+    async def _ask(self, server: _Server, body: dict[str, Any], timeout: float) -> Choice:
         if not server.completions:
             return await self._post(server, GENERATE, body, timeout)
         # This route does not say which weights drew a token: the version from before counts for all of them.
         version = await served_version(self._http, server.url)
         request = {"model": server.model, "prompt": body["token_ids"], "return_token_ids": True}
         choice = await self._post(server, COMPLETIONS, request | _for_completions(body["sampling_params"]), timeout)
-        return _as_generated(choice, version)
+        try:
+            return from_completions(choice, version)
+        except Unusable as error:
+            raise ServerRefused(f"{server.url}{COMPLETIONS}: {error}") from None
 
-    async def _post(self, server: _Server, route: str, body: dict[str, Any], timeout: float) -> dict[str, Any]:
+    async def _post(self, server: _Server, route: str, body: dict[str, Any], timeout: float) -> Choice:
         try:
             response = await self._http.post(
                 server.url + route, json=body, timeout=httpx.Timeout(timeout, connect=min(10.0, timeout))
@@ -214,28 +223,20 @@ class RolloutClient:
             raise _TryAgain(f"{server.url}: status {response.status_code}: {response.text[:300]}")
         if response.status_code != 200:
             raise ServerRefused(_refusal(server.url, route, response))
-        choices = response.json().get("choices") or []
-        if len(choices) != 1:
-            raise ServerRefused(f"{server.url}{route}: {len(choices)} choices, need one")
-        return dict(choices[0])
+        try:
+            return only_choice(response.content)
+        except Unusable as error:
+            raise ServerRefused(f"{server.url}{route}: {error}") from None
 
-    def _sample(self, choice: dict[str, Any], seconds: float) -> Sample:
-        ids = [int(token) for token in choice.get("token_ids") or []]
-        content = (choice.get("logprobs") or {}).get("content") or []
-        if len(content) != len(ids) or any(
-            entry["token_id"] != token for entry, token in zip(content, ids, strict=True)
-        ):
-            raise ServerRefused(f"{GENERATE}: {len(ids)} token ids with log-probabilities of {len(content)} others")
-        logprobs = [float(entry["logprob"]) for entry in content]
-        if not all(math.isfinite(value) and value > _NOT_A_LOGPROB for value in logprobs):
-            raise ServerRefused(f"{GENERATE}: a log-probability is not finite; the served weights are damaged")
-        spans = choice.get("weight_versions")
-        if not spans:
+    def _sample(self, choice: Choice, seconds: float) -> Sample:
+        try:
+            ids, logprobs = sampled(choice)
+        except Unusable as error:
+            raise ServerRefused(f"{GENERATE}: {error}") from None
+        if not choice.weight_versions:
             raise ServerRefused(f"{GENERATE}: no weight_versions in the answer. Use vLLM 0.32 or newer.")
-        versions = [(parse_version(span["version"]), int(span["start"]), int(span["end"])) for span in spans]
-        # fp32 rounding can leave a log-probability just above 0.
-        logprobs = [min(value, 0.0) for value in logprobs]
-        return Sample(ids, logprobs, str(choice["finish_reason"]), versions, seconds)
+        versions = [(parse_version(span.version), span.start, span.end) for span in choice.weight_versions]
+        return Sample(ids, logprobs, str(choice.finish_reason), versions, seconds)
 
     async def weight_version(self) -> int | None:
         """The oldest version that a reachable server serves; None when none can be reached."""
@@ -279,7 +280,7 @@ class RolloutClient:
                 )
         await self._check_logprobs_mode(server)
 
-    async def _first_request(self, server: _Server, temperature: float) -> dict[str, Any]:
+    async def _first_request(self, server: _Server, temperature: float) -> Choice:
         """One token; it also finds out which route the server offers."""
         params = Sampling(1, temperature, seed=0).as_json() | {"logprobs": 1}
         request = {"token_ids": [1, 2, 3], "sampling_params": params}
@@ -305,8 +306,10 @@ class RolloutClient:
         best = []
         for temperature in (1.0, 0.5):
             choice = await self._first_request(server, temperature)
-            content = choice["logprobs"]["content"][0]
-            best.append(max(entry["logprob"] for entry in [content, *content["top_logprobs"]]))
+            try:
+                best.append(best_logprob(choice))
+            except Unusable as error:
+                raise ServerRefused(f"servers: {server.url}: {error}. Use vLLM 0.32 or newer.") from None
         # Where one token has nearly all the probability the two modes cannot be told apart.
         if best[0] < -1e-3 and abs(best[0] - best[1]) < 1e-6:
             raise ServerRefused(
@@ -335,28 +338,6 @@ async def served_version(http: httpx.AsyncClient, url: str) -> int | None:
 def _for_completions(params: dict[str, Any]) -> dict[str, Any]:
     """Sampling parameters in the spelling of /v1/completions."""
     return {name: value for name, value in params.items() if name != "detokenize"}
-
-
-def _as_generated(choice: dict[str, Any], version: int | None) -> dict[str, Any]:
-    """A choice of /v1/completions in the form of GENERATE's."""
-    ids = choice.get("token_ids")
-    logprobs = choice.get("logprobs") or {}
-    values = logprobs.get("token_logprobs") or []
-    if ids is None or len(values) != len(ids):
-        raise ServerRefused(
-            f"{COMPLETIONS}: no token_ids, or log-probabilities of {len(values)} tokens. Use vLLM 0.32."
-        )
-    tops = logprobs.get("top_logprobs") or [None] * len(ids)
-    content = [
-        {"token_id": token, "logprob": value, "top_logprobs": [{"logprob": other} for other in (top or {}).values()]}
-        for token, value, top in zip(ids, values, tops, strict=True)
-    ]
-    return {
-        "finish_reason": choice.get("finish_reason"),
-        "token_ids": ids,
-        "logprobs": {"content": content},
-        "weight_versions": [{"version": version, "start": 0, "end": len(ids)}],
-    }
 
 
 def _refusal(url: str, route: str, response: httpx.Response) -> str:

@@ -94,6 +94,11 @@ class LocalVerifier:
     ) -> None:
         await self._pool.__aexit__(kind, error, trace)
 
+    @property
+    def busy_s(self) -> float:
+        """Seconds that judges had a request, summed over the judges."""
+        return self._pool.busy_s
+
     async def verify(self, request: dict[str, Any]) -> Verdict:
         def count(error: JudgeError) -> None:
             self.retries += 1

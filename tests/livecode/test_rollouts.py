@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from typing import Any
 
 import pytest
 
+from environments.livecode.answers import Unusable, only_choice, sampled
 from environments.livecode.rollouts import (
     RolloutClient,
     RolloutDeadlineExceeded,
@@ -207,3 +209,25 @@ async def test_a_server_that_dies_under_a_rollout_costs_none(tokenizer: Any) -> 
         living.stop()
     assert sample.ids == [*tokenizer.encode("b"), tokenizer.eos_token_id]
     assert client.counters.resubmitted_failure == 1
+
+
+def test_what_is_no_rollout_is_said() -> None:
+    def of(**fields: Any) -> bytes:
+        return json.dumps({"choices": [fields]}).encode()
+
+    for body, message in (
+        (b"<html>", "not an answer of vLLM"),
+        (b'{"choices": []}', "0 choices, need one"),
+        (b'{"choices": [{}, {}]}', "2 choices, need one"),
+        (of(token_ids=["7"]), r"not an answer of vLLM: Expected `int`"),
+        (of(token_ids=[7], logprobs={"content": [{"token_id": 7, "logprob": float("nan")}]}), "not an answer of vLLM"),
+    ):
+        with pytest.raises(Unusable, match=message):
+            only_choice(body)
+    for content, message in (
+        ([], "1 token ids with log-probabilities of 0 others"),
+        ([{"token_id": 8, "logprob": -1.0}], "log-probabilities of 1 others"),
+        ([{"token_id": 7, "logprob": -9999.0}], "not finite"),
+    ):
+        with pytest.raises(Unusable, match=message):
+            sampled(only_choice(of(token_ids=[7], logprobs={"content": content})))

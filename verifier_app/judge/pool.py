@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,8 @@ class JudgePool:
         if queue is not None and queue < 0:
             raise ValueError(f"queue is {queue}: give 0 or more")
         self.workers = count
+        self.busy_s = 0.0
+        """Time that judges had a request, summed over the judges; a request counts when it ends."""
         self._door = asyncio.Semaphore(count + (QUEUE_PER_WORKER * count if queue is None else queue))
         self._config = json.dumps(
             {
@@ -130,7 +133,11 @@ class JudgePool:
                 if not self._open:
                     raise JudgeError("closed", "the pool was closed")
                 worker = slot or await self._start()
-                answer = await asyncio.wait_for(worker.ask(payload), longest(request))
+                started = time.monotonic()
+                try:
+                    answer = await asyncio.wait_for(worker.ask(payload), longest(request))
+                finally:
+                    self.busy_s += time.monotonic() - started
             except (_Died, TimeoutError):
                 self._discard(worker)
                 worker = None
