@@ -128,6 +128,18 @@ def export(
     typer.echo(f"{folder}: the weights after step {step}, {dtype}")
 
 
+@app.command(context_settings={"ignore_unknown_options": True})
+def supervise(
+    command: Annotated[list[str], typer.Argument(help="The command, after --.")],
+    name: Annotated[str, typer.Option(help="What it is called in messages.")] = "process",
+    restarts: Annotated[int, typer.Option(help="How often in a row it may be started again.", min=0)] = 5,
+) -> None:
+    """Start a command again when it dies, with growing pauses and a limit; signals are handed on."""
+    from environments.supervise import main
+
+    raise typer.Exit(main(name, command, restarts))
+
+
 @app.command()
 def audit(
     run: Annotated[Path, typer.Argument(help="A training run's folder.")],

@@ -10,6 +10,7 @@ import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -106,6 +107,15 @@ def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
             value = "" if isinstance(item["input"], dict) or not field else f" = {item['input']!r}"
             lines.append(f"{field}{value}: {message}" if field else message)
     return f"{where}: " + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines)
+
+
+def without_password(field: str, urls: Sequence[str]) -> None:
+    """ValueError for an address that holds a password: it would stand in logs and in the run's folder."""
+    for url in urls:
+        if "@" in urlsplit(url).netloc:
+            raise ValueError(
+                f"{field}: an address with user and password would stand in logs and run folder: leave it out"
+            )
 
 
 def option_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:

@@ -42,6 +42,10 @@ def small(folder: Path) -> list[str]:
     return flags
 
 
+SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY", "MODAL_TOKEN_ID", "MODAL_TOKEN_SECRET", "VERIFIER_TOKEN")
+CANARY = "canary-a41c77"
+
+
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -76,6 +80,7 @@ def finished(vllm_server: VllmServer, tmp_path_factory: pytest.TempPathFactory) 
         text=True,
         check=False,
         timeout=600,
+        env={**os.environ, **dict.fromkeys(SECRETS, CANARY)},
     )
     logs = "\n".join(f"{log}:\n{tail(log, 8)}" for log in sorted(run_dir.glob("logs/*.log")))
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"
@@ -131,6 +136,12 @@ def test_the_journals_prove_that_each_group_was_trained_on_once(finished):
     assert found.counts["groups trained on"] == 4
     assert found.counts["rollouts with a score"] >= 16
     assert found.notes == []
+
+
+def test_no_secret_of_the_environment_is_in_the_run_folder(finished):
+    written = [path for path in [finished.parent / "screen.txt", *finished.rglob("*")] if path.is_file()]
+    assert len(written) > 10
+    assert [path for path in written if CANARY.encode() in path.read_bytes()] == []
 
 
 def test_the_run_folder_holds_what_the_user_needs(finished):

@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from environments.settings import Section, Settings
+from environments.settings import Section, Settings, without_password
 from trainer.objectives import OBJECTIVES
 from trainer.optimizer import OptimizerConfig
 from trainer.recompute import Recompute
@@ -160,6 +160,12 @@ class TrainerConfig(Settings):
     api: ApiConfig = Field(default_factory=ApiConfig, description="The Atropos API server.")
     weights: WeightsConfig = Field(default_factory=WeightsConfig, description="How weights reach vLLM.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="Saving and resuming.")
+
+    @model_validator(mode="after")
+    def _addresses_can_be_shown(self) -> TrainerConfig:
+        without_password("api.url", [self.api.url])
+        without_password("weights.servers", self.weights.servers)
+        return self
 
     @model_validator(mode="after")
     def _objective_can_differ(self) -> TrainerConfig:

@@ -13,7 +13,7 @@ from pydantic import ConfigDict, Field, model_validator
 from environments.livecode.profiles import Name as Profile
 from environments.livecode.sampling import Rule
 from environments.serving import yarn_overrides
-from environments.settings import Section, Settings, load
+from environments.settings import Section, Settings, load, without_password
 
 PROGRAM = "atropos run-env livecode"
 
@@ -263,6 +263,9 @@ class RunConfig(Settings):
 
     @model_validator(mode="after")
     def _model_can_serve(self) -> RunConfig:
+        without_password("servers", self.servers)
+        without_password("env.rollout_server_url", [self.env.rollout_server_url])
+        without_password("env.verifier_urls", self.env.verifier_urls)
         for url in self.servers:
             if not url.startswith(("http://", "https://")):
                 raise ValueError(f"servers: {url!r} is no address: write it as http://HOST:PORT")

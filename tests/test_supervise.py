@@ -1,0 +1,84 @@
+"""What dies is started again, ever later, a limited number of times; what ends well or is asked to stop is not."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import psutil
+
+from environments.supervise import supervise
+
+COUNT = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.write_text(p.read_text() + 'x' if p.exists() else 'x');"
+
+
+def program(path: Path, then: str) -> list[str]:
+    """Leaves an x for each start, then does something."""
+    return [sys.executable, "-c", f"{COUNT} {then}", str(path)]
+
+
+def test_a_process_that_dies_is_started_again_up_to_the_limit(tmp_path: Path) -> None:
+    said: list[str] = []
+    count = tmp_path / "count"
+    code = supervise(
+        "vllm", program(count, "sys.exit(7)"), restarts=3, first_pause_s=0.01, longest_pause_s=0.03, say=said.append
+    )
+    assert (code, count.read_text()) == (7, "xxxx")
+    assert said[:3] == [f"vllm: ended with exit code 7; restart {n} of 3 in {p} s" for n, p in
+                        ((1, "0.01"), (2, "0.02"), (3, "0.03"))]  # fmt: skip
+    assert said[3].startswith("vllm: ended 4 times in a row, at last with exit code 7; the limit is 3 restarts.")
+
+
+def test_one_that_ran_long_enough_may_fail_again(tmp_path: Path) -> None:
+    said: list[str] = []
+    count = tmp_path / "count"
+    then = "sys.exit(0 if len(p.read_text()) == 4 else 7)"
+    assert supervise("env", program(count, then), restarts=1, first_pause_s=0.01, steady_s=0, say=said.append) == 0
+    assert said == ["env: ended with exit code 7; restart 1 of 1 in 0.01 s"] * 3
+
+
+def test_one_that_was_killed_comes_back_and_ends_well(tmp_path: Path) -> None:
+    said: list[str] = []
+    count = tmp_path / "count"
+    then = "import os; len(p.read_text()) == 2 or os.kill(os.getpid(), 9)"
+    assert supervise("api", program(count, then), restarts=1, first_pause_s=0.01, say=said.append) == 0
+    assert said == ["api: ended with signal SIGKILL; restart 1 of 1 in 0.01 s"]
+
+
+def test_bad_input_is_not_tried_again(tmp_path: Path) -> None:
+    said: list[str] = []
+    count = tmp_path / "count"
+    assert supervise("trainer", program(count, "sys.exit(2)"), restarts=9, say=said.append) == 2
+    assert count.read_text() == "x"
+    assert said == ["trainer: exit code 2: bad input, not started again; its log says what to mend"]
+
+
+def test_a_stop_in_the_pause_ends_it_without_another_start(tmp_path: Path) -> None:
+    stop = threading.Event()
+    count = tmp_path / "count"
+    code = supervise(
+        "env", program(count, "sys.exit(7)"), restarts=3, first_pause_s=60, stop=stop, say=lambda _: stop.set()
+    )
+    assert (code, count.read_text()) == (7, "x")
+
+
+def test_a_signal_reaches_the_process_and_nothing_is_left(tmp_path: Path) -> None:
+    count = tmp_path / "count"
+    then = (
+        "import time, signal; signal.signal(15, lambda *_: sys.exit(0)); (p.parent / 'ready').touch(); time.sleep(600)"
+    )
+    words = ["-m", "environments.cli", "supervise", "--name", "x", "--restarts", "3", "--", *program(count, then)]
+    with subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, text=True) as command:
+        while not (tmp_path / "ready").exists():
+            assert command.poll() is None
+            time.sleep(0.02)
+        (child,) = psutil.Process(command.pid).children()
+        os.kill(command.pid, signal.SIGTERM)
+        assert command.wait(30) == 0
+        assert not child.is_running()
+    assert count.read_text() == "x"
