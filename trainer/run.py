@@ -37,6 +37,9 @@ from trainer.weights import WeightPublisher, WeightSyncError, make_publisher
 
 log = logging.getLogger(__name__)
 
+CATCH_UP_S = 10.0
+"""How often servers are looked at, while a batch is waited for, that may have come back without the weights."""
+
 EXPECTED = (
     *(BatchError, CheckpointError, ClippedBeforeUpdate, DoesNotFit, ExportError, Misaligned, NonFiniteGradient),
     *(ParallelError, UnsupportedModel, WeightSyncError),
@@ -97,7 +100,7 @@ class Run:
         with together(self.parallel):
             if self.parallel.is_main:
                 self._reach_out(opened)
-        self._step_started = time.monotonic()
+        self._step_started = self._caught_up = time.monotonic()
 
     def _restore(self) -> None:
         """The checkpoint to go on from, or the stage before, or neither."""
@@ -172,6 +175,9 @@ class Run:
     def _go_on_waiting(self, seconds: float) -> None:
         if self.stop.requested:
             raise StopWaiting(f"stopped after {seconds:.0f} s of waiting for a batch")
+        if self.publisher is not None and time.monotonic() - self._caught_up >= CATCH_UP_S:
+            self.publisher.catch_up()
+            self._caught_up = time.monotonic()
 
     def next_groups(self) -> list[Group]:
         """The next batch of the API, on every rank.
@@ -245,6 +251,7 @@ class Run:
                     if stats.changed_share is not None:
                         self.metrics.add("served_weights_changed", stats.changed_share)
                     self.metrics.add("seconds_pause", stats.seconds.get("paused", 0.0))
+                    self.metrics.add("servers_missing", len(stats.missing))
 
     def record(self, batch: Batch) -> None:
         """Writes the step's row to metrics.jsonl; `step` in it is the version of the new weights."""

@@ -36,16 +36,17 @@ class WeightSyncError(RuntimeError):
     """New weights did not reach a server, or are not what it computes with.
 
     `server` and `phase` say where; `paused` is True when the server was left paused on purpose, since it may
-    hold half-loaded weights: restart it.
+    hold half-loaded weights: restart it. `gone`: nothing listens there, or the connection broke.
     """
 
-    def __init__(self, server: str, phase: str, reason: str, *, paused: bool = False) -> None:
+    def __init__(self, server: str, phase: str, reason: str, *, paused: bool = False, gone: bool = False) -> None:
         state = "; it stays paused, since its weights may be half loaded: restart it" if paused else ""
         super().__init__(f"weights to {server}, phase {phase}: {reason}{state}")
         self.reason = reason
         self.server = server
         self.phase = phase
         self.paused = paused
+        self.gone = gone
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ class PublishStats:
 
     seconds: by phase (gather, compare, save, pause, start, update, finish, reset_cache, version, resume; of the
     slowest server), `paused` (from the pause's answer to the resume's) and `total`.
+    missing: servers that were gone; they get the weights when they are back (`catch_up`).
     changed_share: share of the served numbers that differ from the last publication's, in the served type; None
     when there is nothing to compare with.
     """
@@ -62,6 +64,7 @@ class PublishStats:
     seconds: dict[str, float]
     changed_share: float | None
     bytes: int
+    missing: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -86,6 +89,10 @@ class WeightPublisher(Protocol):
 
     def pause(self) -> None:
         """Stop generation until the next publication."""
+        ...
+
+    def catch_up(self) -> list[str]:
+        """Bring the last publication to servers that came back without it; those that have it now."""
         ...
 
 
@@ -151,6 +158,7 @@ class DiskPublisher:
         self.deadline_s = deadline_s
         self._last = initial
         self._initialised: set[str] = set()
+        self._published: tuple[Path, str] | None = None
 
     def check(self) -> None:
         """Ask every server for its health; raises WeightSyncError (phase "health")."""
@@ -161,12 +169,18 @@ class DiskPublisher:
         """Stop generation on every server until the next `publish`, running requests kept; raises WeightSyncError."""
         for server in self.servers:
             with httpx.Client(base_url=server, timeout=self.deadline_s, trust_env=False) as client:
-                _post(client, server, "pause", "/pause?mode=keep")
+                try:
+                    _post(client, server, "pause", "/pause?mode=keep")
+                except WeightSyncError as error:
+                    if not error.gone or len(self.servers) == 1:
+                        raise
+                    logger.warning("%s", error)
 
     def publish(self, weights: Mapping[str, torch.Tensor] | torch.nn.Module, version: int) -> PublishStats:
         """Write the weights and load them into every server; their tokens then carry `str(version)`.
 
-        Raises WeightSyncError with the first failing server; the others have finished their own update by then.
+        A server that is gone is left out, said and counted, as long as another one has got the weights. Raises
+        WeightSyncError with the first that fails otherwise; the others have finished their own update by then.
         """
         started = time.perf_counter()
         tensors = checkpoint_tensors(weights, self.dtype)
@@ -176,19 +190,56 @@ class DiskPublisher:
         written = self._write(tensors, version)
         seconds = {"gather": gathered - started, "compare": compared - gathered}
         seconds["save"] = time.perf_counter() - compared
+        missing: list[WeightSyncError] = []
         if self.servers:
             with ThreadPoolExecutor(len(self.servers)) as pool:
                 jobs = [pool.submit(self._update, server, written, str(version)) for server in self.servers]
             for job in jobs:
-                for phase, taken in job.result().items():
-                    seconds[phase] = max(taken, seconds.get(phase, 0.0))
-        self._last = written
+                try:
+                    taken = job.result()
+                except WeightSyncError as error:
+                    if not error.gone:
+                        raise
+                    missing.append(error)
+                    continue
+                for phase, length in taken.items():
+                    seconds[phase] = max(length, seconds.get(phase, 0.0))
+            if len(missing) == len(self.servers):
+                raise missing[0]
+            for gone in missing:
+                logger.warning("%s; the run goes on without this server until it is back", gone)
+        self._last, self._published = written, (written, str(version))
         for old in self.folder.iterdir():
             if old != written:
                 shutil.rmtree(old, ignore_errors=True)
         seconds["total"] = time.perf_counter() - started
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        return PublishStats(version, seconds, changed, size)
+        return PublishStats(version, seconds, changed, size, tuple(gone.server for gone in missing))
+
+    def catch_up(self) -> list[str]:
+        """Brings the last publication to every server that answers and serves something else, and returns these.
+
+        So does a server that was started again: it has the weights of its start, and the environment sends it nothing
+        until they are named. What fails is said and left to the next call.
+        """
+        reached: list[str] = []
+        if self._published is None:
+            return reached
+        written, version = self._published
+        for server in self.servers:
+            try:
+                answer = httpx.get(f"{server}/weight_info", timeout=5.0, trust_env=False)
+                if answer.status_code != httpx.codes.OK or answer.json().get("weight_version") == version:
+                    continue
+                self._update(server, written, version)
+            except httpx.HTTPError:
+                continue
+            except WeightSyncError as error:
+                logger.warning("%s", error)
+                continue
+            logger.info("%s is back and has the weights of step %s", server, version)
+            reached.append(server)
+        return reached
 
     def _write(self, tensors: dict[str, torch.Tensor], version: int) -> Path:
         # A publication of the same version again (a resumed run) must not touch what a server may still read.
@@ -230,6 +281,8 @@ class DiskPublisher:
             try:
                 phase("pause", f"/pause?mode={self.pause_mode}")
                 paused = time.perf_counter()
+                if _was_started_again(client):
+                    self._initialised.discard(server)
                 if server not in self._initialised:
                     phase("init", "/init_weight_transfer_engine", {"init_info": {}})
                     self._initialised.add(server)
@@ -246,7 +299,9 @@ class DiskPublisher:
                 whole = not touched or _UNCHANGED in error.reason
                 if whole:
                     _try_resume(server)
-                raise WeightSyncError(server, error.phase, error.reason, paused=not whole) from error
+                raise WeightSyncError(
+                    server, error.phase, error.reason, paused=not whole and not error.gone, gone=error.gone
+                ) from error
         seconds["paused"] = time.perf_counter() - paused
         return seconds
 
@@ -322,13 +377,21 @@ def check_server(server: str, deadline_s: float = 120.0) -> None:
         )
 
 
+def _was_started_again(client: httpx.Client) -> bool:
+    """Whether the server's weights have no name of ours: then it has no transfer engine of ours either."""
+    try:
+        return client.get("/weight_info").json().get("weight_version") in (None, "default")
+    except (httpx.HTTPError, ValueError):
+        return False
+
+
 def _post(client: httpx.Client, server: str, phase: str, path: str, body: Any = None) -> dict[str, Any]:
     try:
         answer = client.post(path, json=body)
     except httpx.TimeoutException as error:
         raise WeightSyncError(server, phase, f"no answer within {client.timeout.read:.0f} s") from error
     except httpx.TransportError as error:
-        raise WeightSyncError(server, phase, f"{type(error).__name__}: {error}") from error
+        raise WeightSyncError(server, phase, f"{type(error).__name__}: {error}", gone=True) from error
     if answer.status_code != httpx.codes.OK:
         raise WeightSyncError(server, phase, f"HTTP {answer.status_code}: {answer.text[:600]}")
     return answer.json()

@@ -74,7 +74,7 @@ def only_choice(body: bytes) -> Choice:
     return choices[0]
 
 
-def from_completions(choice: Choice, version: int | None) -> Choice:
+def from_completions(choice: Choice, version: str | None) -> Choice:
     """A choice of /v1/completions in the form of /inference/v1/generate's; `version` drew all its tokens."""
     ids = choice.token_ids
     given = choice.logprobs or Logprobs()

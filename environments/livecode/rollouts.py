@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 GENERATE = "/inference/v1/generate"
 COMPLETIONS = "/v1/completions"
+UNNAMED = ("default",)  # what vLLM calls the weights it was started with
+_WAIT_FOR_WEIGHTS_S = 0.5
 _COOLDOWN_S = 5.0  # a server that failed is left alone for so long
 _BACKOFF_S = (0.2, 5.0)  # first and longest pause between two tries of one rollout
 
@@ -112,6 +114,7 @@ class _Server:
     down_until: float = 0.0
     model: str | None = field(default=None)
     completions: bool = False  # it lacks GENERATE
+    anew: bool = False  # it was started again and has not got the current weights yet
 
 
 def parse_version(version: Any) -> int:
@@ -120,7 +123,7 @@ def parse_version(version: Any) -> int:
     Raises:
         ServerRefused: a label that is neither.
     """
-    if version in (None, "default"):
+    if version is None or version in UNNAMED:
         return 0
     try:
         return int(version)
@@ -143,6 +146,7 @@ class RolloutClient:
             raise ValueError("servers: empty. Give the address of at least one vLLM server.")
         self.deadline_s = deadline_s
         self.counters = Counters()
+        self._published = False  # a trainer has named the weights of some server
         self._servers = [_Server(url.rstrip("/")) for url in urls]
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=512)
         self._http = httpx.AsyncClient(timeout=httpx.Timeout(deadline_s, connect=10.0), limits=limits)
@@ -177,10 +181,15 @@ class RolloutClient:
             if left <= 0:
                 raise RolloutDeadlineExceeded(f"no rollout within {self.deadline_s:g} s: {last}")
             server = self._least_loaded()
+            if server is None:
+                last = "every server was started again and waits for the current weights"
+                await asyncio.sleep(min(_WAIT_FOR_WEIGHTS_S, max(left, 0.0)))
+                continue
             server.running += 1
             try:
                 choice = await self._ask(server, body, left)
                 if choice.finish_reason in ("stop", "length"):
+                    self._check_current(server, choice)
                     return self._sample(choice, time.monotonic() - started)
                 # An abort or an engine error is not the model's answer.
                 self.counters.resubmitted_abort += 1
@@ -196,15 +205,23 @@ class RolloutClient:
             await asyncio.sleep(min(pause * random.uniform(0.5, 1.0), max(left, 0.0)))
             pause = min(pause * 2, _BACKOFF_S[1])
 
-    def _least_loaded(self) -> _Server:
+    def _least_loaded(self) -> _Server | None:
+        """The server to ask next; None when none has the run's weights."""
         now = time.monotonic()
-        return min(self._servers, key=lambda server: (server.down_until > now, server.running))
+        current = [server for server in self._servers if not server.anew]
+        return min(current, key=lambda server: (server.down_until > now, server.running), default=None)
+
+    def _check_current(self, server: _Server, choice: Choice) -> None:
+        """A server that came back samples from the weights of its start until it gets the current ones."""
+        if self._published and any(span.version in UNNAMED for span in choice.weight_versions or ()):
+            server.anew = True
+            raise _TryAgain(f"{server.url} was started again and has not got the current weights yet")
 
     async def _ask(self, server: _Server, body: dict[str, Any], timeout: float) -> Choice:
         if not server.completions:
             return await self._post(server, GENERATE, body, timeout)
         # This route does not say which weights drew a token: the version from before counts for all of them.
-        version = await served_version(self._http, server.url)
+        version = await served_label(self._http, server.url)
         request = {"model": server.model, "prompt": body["token_ids"], "return_token_ids": True}
         choice = await self._post(server, COMPLETIONS, request | _for_completions(body["sampling_params"]), timeout)
         try:
@@ -239,10 +256,20 @@ class RolloutClient:
         return Sample(ids, logprobs, str(choice.finish_reason), versions, seconds)
 
     async def weight_version(self) -> int | None:
-        """The oldest version that a reachable server serves; None when none can be reached."""
-        found = await asyncio.gather(*(served_version(self._http, server.url) for server in self._servers))
-        versions = [version for version in found if version is not None]
-        return min(versions) if versions else None
+        """The oldest version that a reachable server serves; None when none can be reached.
+
+        Once a trainer has named weights, a server whose weights have no name was started again: it gets no rollout
+        and does not count until the trainer has brought it the current ones.
+        """
+        labels = await asyncio.gather(*(served_label(self._http, server.url) for server in self._servers))
+        self._published = self._published or any(label not in (None, *UNNAMED) for label in labels)
+        versions = []
+        for server, label in zip(self._servers, labels, strict=True):
+            if label is not None:
+                server.anew = self._published and label in UNNAMED
+                if not server.anew:
+                    versions.append(parse_version(label))
+        return min(versions, default=None)
 
     async def check(self, *, context: int, need_versions: bool = True) -> None:
         """Asks every server once whether it can serve this run; raises before any work is lost.
@@ -324,15 +351,15 @@ def without_credentials(url: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-async def served_version(http: httpx.AsyncClient, url: str) -> int | None:
-    """The weight version that the server at `url` serves (an optimizer step), None when it cannot be asked."""
+async def served_label(http: httpx.AsyncClient, url: str) -> str | None:
+    """What the server at `url` calls its weights, None when it cannot be asked."""
     try:
         response = await http.get(url.rstrip("/") + "/weight_info", timeout=10.0)
         response.raise_for_status()
     except httpx.HTTPError as error:
         logger.debug("%s/weight_info: %s", url, error)
         return None
-    return parse_version(response.json().get("weight_version"))
+    return str(response.json().get("weight_version") or UNNAMED[0])
 
 
 def _for_completions(params: dict[str, Any]) -> dict[str, Any]:

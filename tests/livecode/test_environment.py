@@ -117,6 +117,7 @@ async def test_a_group_on_the_wire_holds_the_sampled_ids_and_the_judges_verdicts
             "set_advantage_to_zero": False,
             "finish_reason": "stop",
             "versions": [[0, 0, len(tokens) - start]],
+            "verdict": "accepted" if text == RIGHT else "wrong_answer",
         }
     assert set(group["group_overrides"]) == {"group_id", "problem_id", "temperature", "context"}
     assert group["group_overrides"]["temperature"] == 0.7

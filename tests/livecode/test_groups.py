@@ -157,7 +157,7 @@ async def test_shuffled_rewards_keep_their_number(generation: Any, pipeline: Pip
     for seed in range(6):
         generation.requests.clear()
         answers(generation, RIGHT, WRONG, WRONG, WRONG)
-        group = await make_group(pipeline, ADD, rules(), version=0, shuffle_seed=seed)
+        group = await make_group(pipeline, ADD, rules(), version=0, group_id=f"g{seed}", shuffle_seed=seed)
         assert Counter(group.scores) == {1.0: 1, -1.0: 3}
         orders.add(next(r.status for r, s in zip(group.rollouts, group.scores, strict=True) if s > 0))
     assert orders == {"accepted", "wrong_answer"}

@@ -172,6 +172,50 @@ async def test_the_oldest_served_version_counts(generation: Any, tokenizer: Any)
         served.stop()
 
 
+async def test_a_server_that_came_back_gets_nothing_before_it_has_the_current_weights(
+    generation: Any, tokenizer: Any
+) -> None:
+    back = Generation(tokenizer)
+    generation.version = "3"
+    served = Served(back.app())
+    try:
+        async with RolloutClient([generation.url, served.url]) as client:
+            assert await client.weight_version() == 3
+            samples = await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(4)))
+            assert {sample.versions[0][0] for sample in samples} == {3}
+            assert back.requests == []
+            back.version = "3"
+            assert await client.weight_version() == 3
+            await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(4)))
+            assert len(back.requests) == 2
+            back.version = "default"  # started again, and asked before anybody has looked
+            samples = await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(4)))
+            assert {sample.versions[0][0] for sample in samples} == {3}
+    finally:
+        served.stop()
+
+
+async def test_without_a_server_that_has_the_weights_rollouts_wait(generation: Any) -> None:
+    generation.version = "3"
+    async with RolloutClient([generation.url], deadline_s=30) as client:
+        assert await client.weight_version() == 3
+        generation.version = "default"
+        assert await client.weight_version() is None
+        waiting = asyncio.create_task(client.generate([1], SAMPLING))
+        await asyncio.sleep(0.1)
+        assert not waiting.done()
+        assert generation.requests == []
+        generation.version = "0"  # a trainer that went back to its beginning says so
+        assert await client.weight_version() == 0
+        assert (await waiting).versions[0][0] == 0
+    async with RolloutClient([generation.url], deadline_s=0.2) as client:
+        await client.weight_version()
+        generation.version = "default"
+        await client.weight_version()
+        with pytest.raises(RolloutDeadlineExceeded, match="waits for the current weights"):
+            await client.generate([1], SAMPLING)
+
+
 def test_a_version_is_an_optimizer_step() -> None:
     assert (parse_version("default"), parse_version("0"), parse_version("41")) == (0, 0, 41)
     with pytest.raises(ServerRefused, match="'v2' is not an optimizer step"):

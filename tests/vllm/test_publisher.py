@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -111,6 +113,89 @@ def test_a_failure_before_any_weight_was_touched_resumes(failing_server: Failing
         DiskPublisher([failing_server.url], tmp_path).publish({"a": torch.ones(1)}, 0)
     assert not raised.value.paused
     assert failing_server.calls[-1] == "/resume"
+
+
+class Living(ThreadingHTTPServer):
+    """Answers vLLM's routes and knows which folder it loaded; as a new process it has none, under vLLM's own label."""
+
+    def __init__(self, port: int = 0) -> None:
+        self.version, self.folder, self.ready, self.paused = "default", "", False, False
+        living = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def answer(self, status: int, body: dict[str, Any]) -> None:
+                data = json.dumps(body).encode()
+                self.send_response(status)
+                self.send_header("content-length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def do_GET(self) -> None:
+                self.answer(200, {"weight_version": living.version})
+
+            def do_POST(self) -> None:
+                path = self.path.partition("?")[0]
+                body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or "null")
+                if path == "/init_weight_transfer_engine":
+                    living.ready = True
+                elif not living.ready and path in ("/start_weight_update", "/update_weights"):
+                    self.answer(500, {"error": "no engine"})
+                    return
+                elif path == "/update_weights":
+                    living.folder = body["update_info"]["folder"]
+                elif path == "/update_weight_version":
+                    living.version = body["new_version"]
+                living.paused = path != "/resume" if path in ("/pause", "/resume") else living.paused
+                self.answer(200, {"success": True})
+
+            def log_message(self, format: str, *args: object) -> None:
+                pass
+
+        super().__init__(("127.0.0.1", port), Handler)
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        self._thread = threading.Thread(target=self.serve_forever)
+        self._thread.start()
+
+    def end(self) -> None:
+        self.shutdown()
+        self._thread.join()
+        self.server_close()
+
+
+def test_a_server_that_is_gone_is_left_out_and_gets_the_weights_when_it_is_back(tmp_path: Path) -> None:
+    first, second = Living(), Living()
+    servers = [first, second]
+    try:
+        publisher = DiskPublisher([first.url, second.url], tmp_path)
+        assert publisher.publish({"a": torch.ones(1)}, 1).missing == ()
+        assert publisher.catch_up() == []
+        port = second.server_port
+        servers.remove(second)
+        second.end()
+        assert publisher.publish({"a": torch.zeros(1)}, 2).missing == (second.url,)
+        assert (first.version, publisher.catch_up()) == ("2", [])
+        back = Living(port)
+        servers.append(back)
+        assert publisher.catch_up() == [back.url]
+        assert (back.version, back.folder, back.paused) == ("2", first.folder, False)
+        assert load_file(Path(back.folder) / "model.safetensors")["a"].tolist() == [0.0]
+        assert publisher.catch_up() == []
+        servers.remove(back)
+        back.end()
+        again = Living(port)  # and one that was started again between two publications
+        servers.append(again)
+        assert publisher.publish({"a": torch.ones(1)}, 3).missing == ()
+        assert (again.version, again.folder) == ("3", first.folder)
+    finally:
+        for server in servers:
+            server.end()
+
+
+def test_no_server_left_is_an_error(tmp_path: Path) -> None:
+    urls = [f"http://127.0.0.1:{free_port()}" for _ in range(2)]
+    with pytest.raises(WeightSyncError, match=f"weights to {urls[0]}, phase pause: ConnectError") as raised:
+        DiskPublisher(urls, tmp_path).publish({"a": torch.ones(1)}, 0)
+    assert raised.value.gone
 
 
 def test_backends_that_are_not_built_say_so(tmp_path: Path) -> None:

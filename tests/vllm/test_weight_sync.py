@@ -10,6 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
+from environments.demo.processes import Child, free_port
+from environments.serving import ServeConfig, serve_command
 from tests.conftest import VllmServer
 from trainer.weights import DiskPublisher, WeightSyncError, probe, verify_sync
 
@@ -64,6 +66,29 @@ def test_served_log_probabilities_are_those_of_the_published_weights(policy: Pol
     assert verify_sync(policy.server.url, PROMPT, policy.logprobs, version=policy.version) <= TOLERANCE
     assert worst(sampled.logprobs, policy.logprobs(PROMPT, sampled.tokens, 0.7)) <= TOLERANCE
     assert sampled.versions == [(str(policy.version), 0, 24)]
+
+
+@pytest.mark.slow  # starts a vLLM of its own, twice
+def test_a_server_that_was_killed_gets_the_current_weights_when_it_is_back(smollm2: Path, tmp_path: Path) -> None:
+    config = ServeConfig(model=smollm2, port=free_port(), enforce_eager=True, kv_cache_gib=1.0)
+    command, env = serve_command(config)
+    child = Child("vLLM", command, tmp_path / "first.log", env)
+    try:
+        child.wait_ready(f"{config.url}/health", 280.0)
+        policy = Policy(VllmServer(config.url, smollm2, child), tmp_path / "weights")
+        policy.change()
+        policy.publish()
+        assert policy.publisher.catch_up() == []
+        child.stop()
+        assert policy.publisher.catch_up() == []
+        child = Child("vLLM", command, tmp_path / "second.log", env)
+        child.wait_ready(f"{config.url}/health", 280.0)
+        with pytest.raises(WeightSyncError, match="tokens carry weight version"):
+            verify_sync(config.url, PROMPT, policy.logprobs, version=1)
+        assert policy.publisher.catch_up() == [config.url]
+        assert verify_sync(config.url, PROMPT, policy.logprobs, version=1) < TOLERANCE
+    finally:
+        child.stop()
 
 
 def test_an_output_head_left_behind_is_detected(policy: Policy) -> None:
