@@ -2,7 +2,8 @@
 
 All complete checkpoints are screened with few samples and equal seeds; the best few are scored in full. scores.jsonl
 gets a line for each score, best.json the choice with its paired intervals, checkpoints/best its name: a next stage
-begins there (`init_from.select: best`).
+begins there (`init_from.select: best`). A selection that was cut off goes on where it was: what is scored by the same
+settings is not scored again, and of an evaluation only the missing samples are generated.
 """
 
 from __future__ import annotations
@@ -94,17 +95,16 @@ def _score(config: SelectConfig, path: Path, name: str, n: int, stage: str, say:
     from environments.livecode.verifiers import VerifierError
     from trainer.export_command import export
 
-    folder = config.run / "select" / path.name
-    model, _ = export(config.run, path.name, folder / "model", "float32")
-    words = ["--config", str(config.serving), "--model", str(model), "--port", str(config.port)]
-    serving = load(ServeConfig, words, "atropos select")
+    serving, settings = settings_of(config, path, name, n, stage)
+    folder, model = config.run / "select" / path.name, serving.model
+    kept = folder / stage / "score.json"
+    own = digest(path, serving, settings)
+    if (earlier := _earlier(kept, own)) is not None:
+        say(f"{stage} {path.name}: pass@1 {earlier['pass_at_1']:.3f}, scored before")
+        return earlier
+    export(config.run, path.name, model, "float32")
+    settings = settings.model_copy(update={"model": str(model)})
     command, variables = serve_command(serving)
-    limit = [] if stage == "full" or config.screen_limit is None else ["--evaluation.limit", str(config.screen_limit)]
-    settings = load_run_config(
-        config.evaluation,
-        ["--model", str(model), "--servers", serving.url, "--env.run_dir", str(folder / stage),
-         "--evaluation.problems", name, "--evaluation.n", str(n), "--evaluation.greedy", "false", *limit],
-    )  # fmt: skip
     server = Child("vLLM", command, folder / "vllm.log", variables)
     try:
         server.wait_ready(f"{serving.url}/health", config.start_deadline_s)
@@ -116,9 +116,44 @@ def _score(config: SelectConfig, path: Path, name: str, n: int, stage: str, say:
         server.stop()
     shutil.rmtree(model)  # of a large model there is no room for one of each checkpoint
     append_jsonl(config.run / "scores.jsonl", _row(path, record, settings, stage))
+    part = kept.with_suffix(".new")
+    part.write_text(json.dumps({"digest": own, "record": record}), encoding="utf-8")
+    part.replace(kept)
     low, high = record["ci95"]
     say(f"{stage} {path.name}: pass@1 {record['pass_at_1']:.3f} [{low:.3f}, {high:.3f}], n = {record['n']}")
     return record
+
+
+def settings_of(config: SelectConfig, path: Path, name: str, n: int, stage: str) -> tuple[ServeConfig, RunConfig]:
+    """How a checkpoint is served, and how it is evaluated; ConfigError where that cannot be."""
+    folder = config.run / "select" / path.name
+    words = ["--config", str(config.serving), "--model", str(folder / "model"), "--port", str(config.port)]
+    serving = load(ServeConfig, words, "atropos select")
+    limit = [] if stage == "full" or config.screen_limit is None else ["--evaluation.limit", str(config.screen_limit)]
+    settings = load_run_config(
+        config.evaluation,
+        ["--model", str(_model(config.run)), "--servers", serving.url, "--env.run_dir", str(folder / stage),
+         "--evaluation.problems", name, "--evaluation.n", str(n), "--evaluation.greedy", "false", *limit],
+    )  # fmt: skip
+    return serving, settings
+
+
+def digest(path: Path, serving: ServeConfig, settings: RunConfig) -> str:
+    """A name for all that decides a score. A checkpoint that was written anew after a crash is another one."""
+    told = {
+        "checkpoint": path.stat().st_mtime_ns,
+        "serving": serving.model_dump(mode="json", exclude={"port"}),
+        "settings": settings.model_dump(mode="json", exclude={"servers"}),
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _earlier(kept: Path, digest: str) -> Record | None:
+    try:
+        found = json.loads(kept.read_bytes())
+    except (OSError, ValueError):
+        return None
+    return found["record"] if found.get("digest") == digest else None
 
 
 def _row(path: Path, record: Record, settings: RunConfig, stage: str) -> Record:

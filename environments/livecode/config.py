@@ -224,6 +224,12 @@ class EvaluationConfig(Section):
         description="Rules that every program is graded by, the first one's score counts: livecodebench (6 s, no "
         "memory limit, exact decimals), nouscoder (15 s, 4 GB, decimals to 1e-4), run (env's limits, exact decimals).",
     )
+    cutoff: str | None = Field(
+        "2024-07-31",
+        pattern=r"^\d{4}-\d\d-\d\d$",
+        description="Last date of problems that may have been trained on: scores are shown up to it and after it; "
+        "empty: not. The recipe's is the default.",
+    )
     no_memory_limit_mb: int = Field(
         16384, ge=64, le=1 << 20, description="What stands for livecodebench's missing memory limit, in MB."
     )

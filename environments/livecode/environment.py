@@ -450,6 +450,7 @@ class LivecodeEnv(FixedBaseEnv):
                     weight_version=version,
                     samples=self._samples(name, greedy, version),
                     grading=grading,
+                    cutoff=options.cutoff,
                 )
                 for name, problems in sets.items()
                 for greedy in ((False, True) if options.greedy else (False,))
@@ -474,7 +475,7 @@ class LivecodeEnv(FixedBaseEnv):
             "greedy": greedy,
             "weight_version": version,
             "model": self.run_config.model,
-            "evaluation": options.model_dump(exclude={"problems", "n", "greedy", "limit"}),
+            "evaluation": options.model_dump(exclude={"problems", "n", "greedy", "limit", "cutoff"}),
             "env": config.model_dump(
                 include={"context", "max_new_tokens", "temperature", "prompt_style", "fewshot_turns", "fewshot_path",
                          "fewshot_scaffold", "thinking", "time_limit_s", "memory_limit_mb", "seed"}

@@ -44,6 +44,7 @@ async def evaluate(
     weight_version: int | None = None,
     samples: Samples | None = None,
     grading: Sequence[Profile] = (),
+    cutoff: str | None = None,
 ) -> dict[str, Any]:
     """n samples of every problem from the running server, judged.
 
@@ -56,10 +57,11 @@ async def evaluate(
         samples: where judged samples are kept; those that are there already are not generated again.
         grading: every program is judged by each of these; the record's own numbers are the first one's. Without
             any, by the pipeline's limits.
+        cutoff: ISO date; scores are given up to it and after it as well.
 
     Returns:
-        {set, temperature, n, greedy, problems, profile, the numbers of `scores`, profiles ({name: its `scores`},
-        per_template and per_problem left out), overlong, no_verdict, mean_length, length_percentiles, seed,
+        {set, temperature, n, greedy, problems, profile, cutoff, the numbers of `scores`, profiles ({name: its
+        `scores`}, per_template and per_problem left out), overlong, no_verdict, mean_length, length_percentiles, seed,
         weight_version, seconds}. `no_verdict` rollouts are in neither correct nor total: a fault of ours is never a
         wrong answer.
 
@@ -74,6 +76,8 @@ async def evaluate(
 
     wanted = [(problem, index) for problem in problems for index in range(count)]
     done = right = 0
+    if samples is not None:
+        samples.begin(problems, pipeline.prompts)
 
     async def one(problem: Problem, index: int) -> Sample:
         nonlocal done, right
@@ -116,11 +120,14 @@ async def evaluate(
         "greedy": greedy,
         "problems": len(problems),
         "profile": str(grading[0]) if grading else None,
-        **scores(problems, results),
+        "cutoff": cutoff,
+        **scores(problems, results, cutoff),
         "profiles": {
             profile.name: {
                 name: value
-                for name, value in scores(problems, [_graded(sample, profile.name) for sample in results]).items()
+                for name, value in scores(
+                    problems, [_graded(sample, profile.name) for sample in results], cutoff
+                ).items()
                 if name not in details
             }
             for profile in grading
@@ -140,7 +147,7 @@ def _graded(sample: Sample, profile: str) -> Sample:
     return sample if sample["status"] is None else sample | {"status": sample["verdicts"][profile]["status"]}
 
 
-def scores(problems: Sequence[Problem], samples: Sequence[Sample]) -> dict[str, Any]:
+def scores(problems: Sequence[Problem], samples: Sequence[Sample], cutoff: str | None = None) -> dict[str, Any]:
     """What the samples' status gives: {correct, total, pass_at_1, ci95, pass_at_k (unbiased), pass_at_1_first (of
     each problem's first sample), per_template, per_problem, by, without_known_bad (None where nothing is known to be
     bad), verdicts}; samples without a verdict are in none of them, and one at least must have one."""
@@ -164,14 +171,20 @@ def scores(problems: Sequence[Problem], samples: Sequence[Sample]) -> dict[str, 
         **estimates(samples),
         "per_template": per_template,
         "per_problem": per_problem,
-        "by": breakdown(problems, per_problem),
+        "by": breakdown(problems, per_problem, cutoff),
         "without_known_bad": without(per_problem, KNOWN_BAD),
         "verdicts": dict(Counter(sample["status"] for sample in samples if sample["status"] is not None)),
     }
 
 
-def breakdown(problems: Sequence[Problem], per_problem: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, list[int]]]:
-    """{difficulty, kind, platform, month: {value: [correct, total]}} of the problems where it is known."""
+def breakdown(
+    problems: Sequence[Problem], per_problem: Mapping[str, Sequence[Any]], cutoff: str | None = None
+) -> dict[str, dict[str, list[int]]]:
+    """{difficulty, kind, platform, month, training: {value: [correct, total]}} of the problems where it is known.
+
+    training: up to the cut-off, when a problem may have been trained on, and after it. A model that is much better
+    before than after has seen problems, or the later ones are harder: months show which.
+    """
     found: dict[str, dict[str, list[int]]] = {}
     for problem in problems:
         known = {
@@ -179,12 +192,19 @@ def breakdown(problems: Sequence[Problem], per_problem: Mapping[str, Sequence[An
             "kind": problem.kind,
             "platform": problem.platform,
             "month": (problem.date or "")[:7],
+            "training": _side(problem.date, cutoff),
         }
         for name, value in known.items():
             if value:
                 cell = found.setdefault(name, {}).setdefault(value, [0, 0])
                 cell[0], cell[1] = cell[0] + per_problem[problem.id][1], cell[1] + per_problem[problem.id][2]
     return {name: dict(sorted(cells.items())) for name, cells in found.items()}
+
+
+def _side(date: str | None, cutoff: str | None) -> str | None:
+    if not date or cutoff is None:
+        return None
+    return f"up to {cutoff}" if date[:10] <= cutoff else f"after {cutoff}"
 
 
 def without(per_problem: Mapping[str, Sequence[Any]], names: Collection[str]) -> dict[str, Any] | None:

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from environments.dataset.stored import StoredTests
-from environments.livecode.groups import Group, Judged
-from environments.livecode.problems import TestCase
+from environments.livecode.groups import Group
+from environments.livecode.problems import Problem, TestCase
 from environments.livecode.test_sets import INLINE_BYTES
+from environments.livecode.verifiers import Verdict
 from environments.settings import ConfigError
 
 KEPT_OF_A_TEST = 2000  # characters of a failing test's input and output
@@ -97,8 +98,8 @@ def rollout_record(group: Group, index: int) -> dict[str, Any]:
         "index": index,
         "score": group.scores[index] if group.scores else None,
         "status": rollout.status,
-        "verdict": _short(rollout),
-        "failing_test": _failing_test(group, rollout),
+        "verdict": brief(rollout.verdict),
+        "failing_test": failing_test(group.problem, rollout.verdict),
         "finish_reason": rollout.sample.finish_reason,
         "prompt_tokens": len(group.prompt.ids),
         "length": len(rollout.sample.ids),
@@ -123,17 +124,18 @@ def append_jsonl(path: str | Path, record: dict[str, Any]) -> None:
         stream.write(_line(record))
 
 
-def _short(rollout: Judged) -> dict[str, Any] | None:
-    if rollout.verdict is None:
+def brief(verdict: Verdict | None) -> dict[str, Any] | None:
+    """What a reader of a verdict wants to know, where it is known."""
+    if verdict is None:
         return None
     kept = ("status", "passed", "ran", "total", "failed_test", "message")
-    return {name: rollout.verdict[name] for name in kept if name in rollout.verdict}
+    return {name: verdict[name] for name in kept if name in verdict}
 
 
-def _failing_test(group: Group, rollout: Judged) -> dict[str, str] | None:
+def failing_test(problem: Problem, verdict: Verdict | None) -> dict[str, str] | None:
     """The beginning of the first test that failed; None where there is none, or its set is large and on disk."""
-    index = (rollout.verdict or {}).get("failed_test")
-    tests: Sequence[TestCase] = group.problem.tests
+    index = (verdict or {}).get("failed_test")
+    tests: Sequence[TestCase] = problem.tests
     if index is None or (isinstance(tests, StoredTests) and tests.size > INLINE_BYTES):
         return None
     test = tests[index]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,21 +12,24 @@ from typing import Any
 
 from environments.livecode.groups import Judged
 from environments.livecode.problems import Problem
-from environments.livecode.records import append_jsonl
+from environments.livecode.prompts import PromptBuilder
+from environments.livecode.records import append_jsonl, brief, failing_test
 from environments.livecode.verifiers import Verdict
 
 Sample = dict[str, Any]
-"""{problem, index, status, verdicts, length, overlong, finish_reason, code, text}.
+"""{problem, index, status, verdicts, failing_test, length, overlong, finish_reason, message, code, text}.
 
-`verdicts` is {profile: {"status", "message"}}, `status` that of the first profile; None: no verdict, asked again.
+`verdicts` is {profile: `records.brief`}, `status` that of the first profile; None: no verdict, asked again.
 """
+
+logger = logging.getLogger(__name__)
 
 
 class Samples:
     """Samples of one evaluation in FOLDER/NAME.partial.jsonl, which becomes NAME.jsonl when all are there.
 
-    Only an evaluation that was cut off is gone on with: a finished one is made anew, since the server may serve other
-    weights under the same name.
+    A damaged line is said, and its sample made again. Only an evaluation that was cut off is gone on with: a finished
+    one is made anew, since the server may serve other weights under the same name.
 
     Args:
         settings: everything that decides what is sampled; another setting is another file.
@@ -38,16 +42,32 @@ class Samples:
         self._partial = self.path.with_suffix(".partial.jsonl")
         self.kept: dict[tuple[str, int], Sample] = {}
         if self._partial.is_file():
-            whole = 0
-            with self._partial.open("rb") as stream:
-                for line in stream:
-                    if not line.endswith(b"\n"):
-                        break  # the line that was being written when the process died: sampled again
-                    whole += len(line)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        whole = damaged = 0
+        with self._partial.open("rb") as stream:
+            for line in stream:
+                if not line.endswith(b"\n"):
+                    break  # the line that was being written when the process died: sampled again
+                whole += len(line)
+                try:
                     sample = json.loads(line)
                     self.kept[sample["problem"], sample["index"]] = _without_texts(sample)
-            with self._partial.open("r+b") as stream:
-                stream.truncate(whole)
+                except (ValueError, KeyError, TypeError):
+                    damaged += 1
+        with self._partial.open("r+b") as stream:
+            stream.truncate(whole)
+        if damaged:
+            logger.warning("%s: %d damaged lines: their samples are made again", self._partial, damaged)
+
+    def begin(self, problems: Sequence[Problem], prompts: PromptBuilder) -> None:
+        """Writes NAME.problems.jsonl: what a reader of the samples wants to know of each problem, once."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.with_suffix(".problems.jsonl").open("w", encoding="utf-8") as stream:
+            for problem in problems:
+                row = {name: getattr(problem, name) for name in ("id", "difficulty", "kind", "platform", "date")}
+                stream.write(json.dumps(row | {"prompt": prompts(problem).text}, ensure_ascii=False) + "\n")
 
     def add(self, sample: Sample) -> None:
         """Keeps a judged sample: its texts on the disk only."""
@@ -62,7 +82,7 @@ class Samples:
 
 
 def _without_texts(sample: Sample) -> Sample:
-    return {name: value for name, value in sample.items() if name not in ("text", "code", "message")}
+    return {name: value for name, value in sample.items() if name not in ("text", "code", "message", "failing_test")}
 
 
 def as_sample(
@@ -79,10 +99,8 @@ def as_sample(
         "problem": problem.id,
         "index": index,
         "status": judged.status,
-        "verdicts": {
-            name: {"status": verdict["status"], "message": verdict.get("message")}
-            for name, verdict in (verdicts or {}).items()
-        },
+        "verdicts": {name: brief(verdict) for name, verdict in (verdicts or {}).items()},
+        "failing_test": failing_test(problem, judged.verdict),
         "length": judged.sample.length,
         "overlong": judged.overlong,
         "finish_reason": judged.sample.finish_reason,
@@ -126,9 +144,12 @@ def write_livecodebench(path: Path, problems: Sequence[Problem], out: Path) -> N
     with path.open("rb") as stream, out.open("w", encoding="utf-8") as target:
         position = 0
         for line in stream:
-            sample = json.loads(line)
-            if sample["status"] is not None:
-                places.setdefault(sample["problem"], []).append((sample["index"], position))
+            try:
+                sample = json.loads(line)
+                if sample["status"] is not None:
+                    places.setdefault(sample["problem"], []).append((sample["index"], position))
+            except (ValueError, KeyError, TypeError):
+                pass  # damaged: said when it was read, and sampled again further down
             position += len(line)
         target.write("[")
         for number, problem in enumerate(problems):
@@ -152,6 +173,6 @@ def _livecodebench_row(problem: Problem, samples: Sequence[Sample]) -> dict[str,
         "output_list": [sample["text"] for sample in samples],
         "code_list": [sample["code"] or "" for sample in samples],
         "graded_list": graded,
-        "metadata": [json.dumps({name: verdict[name] for name in ("status", "message")}) for verdict in verdicts],
+        "metadata": [json.dumps({name: verdict.get(name) for name in ("status", "message")}) for verdict in verdicts],
         "pass@1": sum(graded) / len(graded) if graded else None,
     }

@@ -12,6 +12,7 @@ from environments.report.code import tokens
 from environments.run_folder import check
 from environments.settings import ConfigError
 
+_OF_PROBLEMS = ".problems.jsonl"
 MAX_TEXT = 20_000  # characters of an answer that the page keeps: its beginning and its end
 Rows = list[dict[str, Any]]
 
@@ -42,20 +43,24 @@ def collect(run: Path, most_rollouts: int) -> dict[str, Any]:
     groups = read(run / "environment.jsonl", damaged)
     evaluations = read(run / "evaluations.jsonl", damaged)
     files = sorted((run / "rollouts").glob("*.jsonl"))
-    rollouts = _newest((read(path, damaged) for path in reversed(files)), most_rollouts)
-    if not (metrics or groups or evaluations or rollouts):
+    shown = [rollout(record) for record in _newest((read(path, damaged) for path in reversed(files)), most_rollouts)]
+    shown += samples(run / "evaluations", most_rollouts - len(shown), damaged)
+    if not (metrics or groups or evaluations or shown):
         raise ConfigError(
-            f"report: {run}: none of metrics.jsonl, environment.jsonl, evaluations.jsonl and rollouts/ is in it. "
-            "Give a run's folder."
+            f"report: {run}: none of metrics.jsonl, environment.jsonl, evaluations.jsonl, evaluations/ and rollouts/ "
+            "is in it. Give a run's folder."
         )
+    notes = [] if metrics or not groups else ["No step was trained yet: there are no curves."]
+    if unfinished := len(list((run / "evaluations").glob("*.partial.jsonl"))):
+        notes.append(f"Evaluations without a score yet, since they are not finished: {unfinished}.")
     return {
         "title": run.resolve().name,
         "curves": curves(metrics) + left_out(groups),
         "evaluations": [graded for record in evaluations if "pass_at_1" in record for graded in evaluation(record)],
         "tables": tables(groups),
-        "rollouts": [rollout(record) for record in rollouts],
+        "rollouts": shown,
         "damaged": dict(damaged),
-        "notes": [] if metrics or not groups else ["No step was trained yet: there are no curves."],
+        "notes": notes,
     }
 
 
@@ -63,17 +68,20 @@ def read(path: Path, damaged: Counter[str]) -> Rows:
     """The objects of a JSONL file; what is not one is counted under the file's name."""
     if not path.is_file():
         return []
-    rows = []
-    for line in path.read_bytes().splitlines():
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        elif line.strip():
-            damaged[path.name] += 1
-    return rows
+    with path.open("rb") as stream:
+        return [row for line in stream if (row := _object(line, path, damaged)) is not None]
+
+
+def _object(line: bytes, path: Path, damaged: Counter[str]) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if isinstance(row, dict):
+        return row
+    if line.strip():
+        damaged[path.name] += 1
+    return None
 
 
 def _newest(files: Iterable[Rows], most: int) -> Rows:
@@ -119,7 +127,7 @@ def _number(value: Any) -> bool:
 def evaluation(record: dict[str, Any]) -> list[dict[str, Any]]:
     """One evaluation's lines, one for each profile, with their parts by difficulty, kind, platform and month."""
     kept = ("set", "temperature", "n", "greedy", "problems", "correct", "total", "pass_at_1", "ci95", "overlong",
-            "no_verdict", "mean_length", "weight_version", "verdicts", "without_known_bad")  # fmt: skip
+            "no_verdict", "mean_length", "weight_version", "verdicts", "without_known_bad", "cutoff")  # fmt: skip
     profiles = record.get("profiles")
     graded = profiles if isinstance(profiles, dict) and profiles else {"": {}}
     merged = [record | scores | {"profile": name} for name, scores in graded.items() if isinstance(scores, dict)]
@@ -156,6 +164,7 @@ def rollout(record: dict[str, Any]) -> dict[str, Any]:
     verdict: dict[str, Any] = given if isinstance(given, dict) else {}
     code = record.get("code")
     return {
+        "from": str(record.get("from", "training")),
         "problem": str(record.get("problem_id", "")),
         "status": str(record.get("status", "")),
         "difficulty": str(record.get("difficulty") or "-"),
@@ -163,6 +172,8 @@ def rollout(record: dict[str, Any]) -> dict[str, Any]:
         "length": record.get("length"),
         "version": _version(record.get("versions")),
         "finish": record.get("finish_reason"),
+        "graded": record.get("graded") or [],
+        "sample": record.get("sample"),
         "passed": verdict.get("passed"),
         "total": verdict.get("total"),
         "failed": verdict.get("failed_test"),
@@ -171,6 +182,52 @@ def rollout(record: dict[str, Any]) -> dict[str, Any]:
         "prompt": cut(str(record.get("prompt", ""))),
         "answer": cut(str(record.get("completion", ""))),
         "code": tokens(code[:MAX_TEXT]) if isinstance(code, str) else None,
+    }
+
+
+def samples(folder: Path, most: int, damaged: Counter[str]) -> Rows:
+    """Judged samples of evaluations as the page shows them: of every problem the first, then the second, and so on.
+
+    Answers of 40k tokens would not fit into memory together, so the files are read line by line, those that are
+    shown a second time.
+    """
+    places: list[tuple[int, str, str, int]] = []
+    for path in sorted(folder.glob("*.jsonl")):
+        if path.name.endswith(_OF_PROBLEMS):
+            continue
+        with path.open("rb") as stream:
+            position = 0
+            for line in stream:
+                row = _object(line, path, damaged)
+                if row and row.get("status") is not None and isinstance(row.get("index"), int):
+                    places.append((row["index"], path.name, str(row.get("problem")), position))
+                position += len(line)
+    shown = []
+    known: dict[str, dict[str, Any]] = {}
+    for index, name, problem, position in sorted(places)[: max(most, 0)]:
+        told = name.removesuffix(".jsonl").removesuffix(".partial")
+        if told not in known:
+            known[told] = {str(row.get("id")): row for row in read(folder / f"{told}{_OF_PROBLEMS}", damaged)}
+        with (folder / name).open("rb") as stream:
+            stream.seek(position)
+            sample = json.loads(stream.readline())
+        shown.append(rollout(_as_rollout(sample, told, index, known[told].get(problem, {}))))
+    return shown
+
+
+def _as_rollout(sample: dict[str, Any], told: str, index: int, about: dict[str, Any]) -> dict[str, Any]:
+    """A sample in the form of a training rollout's record."""
+    given = sample.get("verdicts")
+    verdicts = {name: one for name, one in given.items() if isinstance(one, dict)} if isinstance(given, dict) else {}
+    return sample | {
+        "from": told,
+        "problem_id": sample.get("problem"),
+        "difficulty": about.get("difficulty"),
+        "prompt": about.get("prompt", ""),
+        "completion": sample.get("text", ""),
+        "verdict": next(iter(verdicts.values()), {"message": sample.get("message")}),
+        "graded": [[name, str(one.get("status"))] for name, one in verdicts.items()],
+        "sample": index,
     }
 
 

@@ -69,6 +69,7 @@ OPTIONS = [
     "evaluation.seed",
     "evaluation.limit",
     "evaluation.profiles",
+    "evaluation.cutoff",
     "evaluation.no_memory_limit_mb",
     "evaluation.route",
     "evaluation.served_model",

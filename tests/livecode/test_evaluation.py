@@ -10,6 +10,7 @@ import pytest
 
 from environments.livecode.evaluation import (
     EvaluationError,
+    breakdown,
     evaluate,
     paired_difference,
     pass_interval,
@@ -104,6 +105,45 @@ async def test_a_restart_generates_only_what_is_missing(generation: Any, tokeniz
     assert len(generation.requests) == 6
     await run(generation, tokenizer, samples=Samples(tmp_path, "set", {"seed": 1}))
     assert len(generation.requests) == 12  # a finished evaluation is made anew
+
+
+async def test_a_damaged_line_is_left_out_and_its_sample_made_again(
+    generation: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    whole = await run(generation, tokenizer, samples=Samples(tmp_path, "set", {}))
+    path = only(tmp_path, "*-????????.jsonl")
+    lines = path.read_bytes().splitlines(keepends=True)
+    lines[2] = b"\0" * 40 + b"\n"
+    path.with_suffix(".partial.jsonl").write_bytes(b"".join(lines))
+    generation.requests.clear()
+    again = await run(generation, tokenizer, samples=Samples(tmp_path, "set", {}))
+    assert len(generation.requests) == 1
+    assert again["pass_at_1"] == whole["pass_at_1"]
+    rows = json.loads(only(tmp_path, "*.livecodebench.json").read_text())
+    assert [len(row["graded_list"]) for row in rows] == [2, 2, 2]
+
+
+async def test_a_reader_finds_each_problem_once_and_the_test_that_failed(
+    generation: Any, tokenizer: Any, tmp_path: Path
+) -> None:
+    generation.script = lambda prompt, number: {"text": WRONG}
+    await run(generation, tokenizer, samples=Samples(tmp_path, "set", {}))
+    told = [json.loads(line) for line in only(tmp_path, "*.problems.jsonl").read_text().splitlines()]
+    assert [row["id"] for row in told] == ["a1", "a2", "b1"]
+    assert "Add one. (b1)" in told[2]["prompt"]
+    sample = json.loads(only(tmp_path, "*-????????.jsonl").read_text().splitlines()[0])
+    assert sample["failing_test"] == {"input": "1\n", "output": "2\n"}
+
+
+def test_scores_are_told_apart_by_the_training_cut_off() -> None:
+    dated = [problem(name, name).model_copy(update={"date": date}) for name, date in (
+        ("a1", "2024-07-31T23:00:00"), ("a2", "2024-08-01T00:00:00"), ("b1", None),
+    )]  # fmt: skip
+    per_problem = {"a1": ["a", 2, 2], "a2": ["a", 1, 2], "b1": ["b", 0, 2]}
+    assert breakdown(dated, per_problem, "2024-07-31")["training"] == {
+        "after 2024-07-31": [1, 2], "up to 2024-07-31": [2, 2],
+    }  # fmt: skip
+    assert "training" not in breakdown(dated, per_problem)
 
 
 async def test_results_are_there_in_livecodebenchs_own_form(generation: Any, tokenizer: Any, tmp_path: Path) -> None:

@@ -47,7 +47,9 @@ def group(version: int, **changes: Any) -> dict[str, Any]:
 EVALUATION = {
     "set": "test", "temperature": 0.6, "n": 4, "greedy": False, "problems": 2, "correct": 3, "total": 8,
     "pass_at_1": 0.375, "ci95": [0.1, 0.6], "weight_version": 7, "overlong": 1, "no_verdict": 0, "mean_length": 12.4,
-    "by": {"difficulty": {"easy": [3, 4], "hard": [0, 4]}}, "without_known_bad": {"pass_at_1": 0.5},
+    "by": {"difficulty": {"easy": [3, 4], "hard": [0, 4]}, "month": {"2024-06": [2, 2], "2024-09": [1, 6]},
+           "training": {"up to 2024-07-31": [2, 2], "after 2024-07-31": [1, 6]}},
+    "without_known_bad": {"pass_at_1": 0.5}, "cutoff": "2024-07-31",
 }  # fmt: skip
 
 
@@ -161,10 +163,15 @@ def test_a_reader_clicks_through_a_run(make_run: Callable[..., Path], tmp_path: 
         click(page, "[data-name=evaluations]")
         assert "37.5 % [10.0 %, 60.0 %]" in visible(page)
         assert "75.0 %" in visible(page)
+        assert "up to 2024-07-31: 100.0 % of 2 samples" in visible(page)
+        assert "after 2024-07-31: 16.7 % of 6 samples" in visible(page)
+        assert page.run("document.querySelectorAll('svg .bar').length") == 2
+        assert page.run("document.querySelectorAll('svg .bar.before, svg .cutoff').length") == 2
         click(page, "[data-name=tables]")
         assert "Rollouts by month" in visible(page)
         click(page, "[data-name=rollouts]")
         assert "30 of 30" in visible(page)
+        assert page.run("document.querySelector('#sources').hidden")
         page.run("const f = document.querySelector('#filters'); f.status.value = 'wrong_answer'")
         page.run("f.difficulty.value = 'hard'; f.dispatchEvent(new Event('input'))")
         assert "10 of 30" in visible(page)
@@ -173,7 +180,7 @@ def test_a_reader_clicks_through_a_run(make_run: Callable[..., Path], tmp_path: 
         click(page, "#list tbody tr")
         shown = visible(page)
         assert "Test 1 failed" in shown
-        assert page.run("[...document.querySelectorAll('#detail mark')].map(one => one.textContent)") == ["'3'", "'4'"]
+        assert page.run("[...document.querySelectorAll('#detail mark')].map(one => one.textContent)") == ["3", "4"]
         assert page.run("document.querySelector('#detail .code').textContent") == "print(11)  # ok"
         assert page.run("document.querySelector('#detail .code .c').textContent") == "# ok"
         assert "why 11" not in shown  # the reasoning is folded
@@ -201,6 +208,94 @@ def test_nothing_that_a_model_wrote_runs(make_run: Callable[..., Path], tmp_path
         page.run("const script = document.createElement('script'); script.textContent = \"document.title='owned'\"")
         page.run("document.body.append(script)")
         assert page.run("document.title") == "my-run"
+
+
+def evaluated(run: Path, **texts: str) -> None:
+    """Two problems with two samples each, graded twice, as `samples.Samples` leaves them."""
+    folder = run / "evaluations"
+    folder.mkdir(parents=True)
+    wrong = {"status": "wrong_answer", "passed": 1, "ran": 2, "total": 3, "failed_test": 1,
+             "message": "line 2: 'ab1' instead of 'ab2c'"}  # fmt: skip
+    right = {"status": "accepted", "passed": 3, "ran": 3, "total": 3}
+    rows = [
+        {"problem": problem, "index": index, "status": "wrong_answer" if index else "accepted", "length": 7,
+         "verdicts": {"nouscoder": wrong if index else right, "livecodebench": wrong},
+         "failing_test": {"input": "8 9", "output": "ab2c"} if index else None, "finish_reason": "stop",
+         "code": f"print({index})", "text": f"<think>hm</think>sample {index}"}
+        for problem in ("q1", "q2") for index in (1, 0)
+    ]  # fmt: skip
+    told = [{"id": f"q{n}", "difficulty": "hard", "prompt": f"statement of q{n}"} for n in (1, 2)]
+    for name, lines in (("test-v3-1f", rows), ("test-v3-1f.problems", told)):
+        text = "".join(json.dumps(line) + "\n" for line in lines) + texts.get(name, "")
+        (folder / f"{name}.jsonl").write_text(text)
+
+
+def test_an_evaluations_samples_are_shown_the_first_of_every_problem_first(tmp_path: Path) -> None:
+    evaluated(tmp_path, **{"test-v3-1f": '{"problem": "q3"\n{"problem": "q3", "index": 0, "status": null}\n'})
+    data = collect(tmp_path, 3)
+    assert [(one["problem"], one["sample"], one["status"]) for one in data["rollouts"]] == [
+        ("q1", 0, "accepted"), ("q2", 0, "accepted"), ("q1", 1, "wrong_answer"),
+    ]  # fmt: skip
+    last = data["rollouts"][-1]
+    assert (last["from"], last["difficulty"], last["prompt"]) == ("test-v3-1f", "hard", "statement of q1")
+    assert (last["passed"], last["total"], last["failed"]) == (1, 3, 1)
+    assert last["graded"] == [["nouscoder", "wrong_answer"], ["livecodebench", "wrong_answer"]]
+    assert last["test"] == {"input": "8 9", "output": "ab2c"}
+    assert data["damaged"] == {"test-v3-1f.jsonl": 1}
+    assert data["notes"] == []
+
+
+def test_an_evaluation_that_is_not_finished_is_shown_as_such(tmp_path: Path) -> None:
+    evaluated(tmp_path)
+    path = tmp_path / "evaluations" / "test-v3-1f.jsonl"
+    path.rename(path.with_suffix(".partial.jsonl"))
+    data = collect(tmp_path, 5000)
+    assert [one["difficulty"] for one in data["rollouts"]] == ["hard"] * 4
+    assert data["notes"] == ["Evaluations without a score yet, since they are not finished: 1."]
+
+
+@in_a_browser
+def test_a_reader_tells_an_evaluations_samples_from_the_trainings(
+    make_run: Callable[..., Path], tmp_path: Path
+) -> None:
+    run = make_run()
+    evaluated(run)
+    with browser(tmp_path / "profile") as page:
+        page.open(write_report(run))
+        click(page, "[data-name=rollouts]")
+        assert "34 of 34" in visible(page)
+        page.run("const f = document.querySelector('#filters'); f.from.value = 'test-v3-1f'")
+        page.run("f.status.value = 'wrong_answer'; f.dispatchEvent(new Event('input'))")
+        assert "2 of 34" in visible(page)
+        click(page, "#list tbody tr")
+        shown = visible(page)
+        assert "sample 1, 7 tokens" in shown
+        assert "livecodebench: wrong_answer" in shown
+        assert "statement of q1" in page.run("document.querySelector('#detail').textContent")
+        assert page.run("[...document.querySelectorAll('#detail mark')].map(one => one.textContent)") == ["1", "2c"]
+        assert page.complaints == []
+
+
+@in_a_browser
+@pytest.mark.parametrize(
+    ("message", "marks"),
+    [
+        ("2 lines, expected 3; line 1: 'a b' instead of 'a c'", ["b", "c"]),
+        ("[1, 2, 3] instead of [1, 3]", ["2, ", ""]),
+        ("line 1: \"it's\" instead of 'its'", ['"it\'s"', "'its'"]),
+        ("IndexError: list index out of range", []),
+    ],
+)
+def test_the_difference_is_marked(
+    make_run: Callable[..., Path], tmp_path: Path, message: str, marks: list[str]
+) -> None:
+    failed = rollout(1)
+    failed["verdict"]["message"] = message
+    with browser(tmp_path / "profile") as page:
+        page.open(write_report(make_run([failed])))
+        click(page, "[data-name=rollouts]")
+        click(page, "#list tbody tr")
+        assert page.run("[...document.querySelectorAll('#detail mark')].map(one => one.textContent)") == marks
 
 
 @in_a_browser

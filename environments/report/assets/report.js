@@ -28,6 +28,12 @@ const kind = (status) => status === "accepted" ? "accepted" : status === "overlo
 
 // -- Curves ---------------------------------------------------------------------------------------------------
 
+// 1, 2, 2.5 or 5 times a power of ten, not below the given step.
+function roundStep(least) {
+  const power = 10 ** Math.floor(Math.log10(least));
+  return power * [1, 2, 2.5, 5, 10].find((factor) => factor * power >= least * (1 - 1e-9));
+}
+
 function chart(curve) {
   const width = 360, height = 170, left = 44, right = 8, top = 8, bottom = 20;
   const points = curve.series.flatMap((series) => series.points);
@@ -36,11 +42,14 @@ function chart(curve) {
   let y0 = Math.min(...ys), y1 = Math.max(...ys);
   if (y0 >= 0 && y0 < 0.5 * y1) y0 = 0;
   if (y1 - y0 < 1e-12) y1 = y0 + 1;
+  const step = roundStep((y1 - y0) / 4);
+  y0 = Math.floor(y0 / step + 1e-9) * step;
+  y1 = Math.ceil(y1 / step - 1e-9) * step;
   const x = (value) => left + (value - x0) / (x1 - x0) * (width - left - right);
   const y = (value) => height - bottom - (value - y0) / (y1 - y0) * (height - top - bottom);
   const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": curve.title });
-  for (let tick = 0; tick <= 4; tick++) {
-    const value = y0 + (y1 - y0) * tick / 4;
+  for (let tick = 0; tick <= Math.round((y1 - y0) / step); tick++) {
+    const value = y0 + tick * step;
     drawing.append(svg("line", { class: "grid-line", x1: left, x2: width - right, y1: y(value), y2: y(value) }));
     drawing.append(svg("text", { x: left - 6, y: y(value) + 4, "text-anchor": "end" }, short(value)));
   }
@@ -61,6 +70,42 @@ function chart(curve) {
     drawing, legend);
 }
 
+// pass@1 by the month of the problems: what lies before the cut-off may have been trained on.
+function months(one) {
+  const cells = Object.entries(one.by.month), sides = Object.entries(one.by.training || {});
+  const width = 360, height = 190, left = 36, right = 4, top = 16, bottom = 44, step = (width - left - right) / cells.length;
+  const y = (share) => height - bottom - share * (height - top - bottom);
+  const seen = (month) => one.cutoff && month <= one.cutoff.slice(0, 7);
+  const drawing = svg("svg", { viewBox: `0 0 ${width} ${height}`, role: "img", "aria-label": "pass@1 by month" });
+  for (const share of [0, 0.5, 1]) {
+    drawing.append(svg("line", { class: "grid-line", x1: left, x2: width - right, y1: y(share), y2: y(share) }));
+    drawing.append(svg("text", { x: left - 6, y: y(share) + 4, "text-anchor": "end" }, percent(share).replace(".0", "")));
+  }
+  cells.forEach(([month, [correct, total]], index) => {
+    const share = total ? correct / total : 0, x = left + index * step, middle = x + step / 2;
+    const bar = svg("rect", { class: seen(month) ? "bar before" : "bar", x: x + step * 0.15, width: step * 0.7,
+      y: y(share), height: y(0) - y(share) });
+    bar.append(svg("title", {}, `${month}: ${percent(share)}, ${correct} of ${total} samples`));
+    drawing.append(bar);
+    if (cells.length <= 14) drawing.append(svg("text", { x: middle, y: y(share) - 3, "text-anchor": "middle" }, Math.round(100 * share)));
+    const turn = `translate(${middle + 4} ${height - bottom + 8}) rotate(-60)`;
+    drawing.append(svg("text", { transform: turn, "text-anchor": "end" }, month.slice(2)));
+  });
+  const split = cells.filter(([month]) => seen(month)).length;
+  if (split && split < cells.length) {
+    const x = left + split * step;
+    drawing.append(svg("line", { class: "cutoff", x1: x, x2: x, y1: top, y2: y(0) }));
+  }
+  const told = sides.map(([name, [correct, total]]) => `${name}: ${percent(total ? correct / total : 0)} of ${total} samples`);
+  const legend = el("div", { class: "legend" });
+  sides.forEach(([name], index) => legend.append(el("span", { class: name.startsWith("up to") ? "before" : "s0", text: told[index] })));
+  return el("div", { class: "card months" }, el("h2", { text: label(one, "month") }),
+    el("div", { class: "unit", text: "pass@1 by the month of the problem" + (one.cutoff ? `; training cut-off ${one.cutoff}` : "") }), drawing, legend);
+}
+
+const label = (one, name) => `${one.set}${one.greedy ? " (greedy)" : ""} at weights ${one.weight_version ?? "-"}` +
+  `${one.profile && one.profile !== "run" ? `, ${one.profile}` : ""}: by ${name}`;
+
 // -- Tables ---------------------------------------------------------------------------------------------------
 
 function rateTable(title, columns, rows) {
@@ -70,7 +115,7 @@ function rateTable(title, columns, rows) {
     body.append(el("tr", {}, el("td", { text: name }), el("td", { class: "number", text: count }),
       el("td", { class: "number", text: percent(share) }), el("td", {}, bar)));
   }
-  const head = el("tr", {}, ...columns.map((name) => el("th", { text: name })), el("th"));
+  const head = el("tr", {}, ...columns.map((text, i) => el("th", { text, class: i ? "number" : "" })), el("th"));
   return el("div", { class: "card" }, el("h2", { text: title }), el("table", {}, el("thead", {}, head), body));
 }
 
@@ -86,13 +131,13 @@ function evaluations(section) {
   }
   const names = ["set", "graded as", "weights", "problems", "n", "pass@1 [95 %]", "without known-bad", "overlong", "no verdict",
     "tokens"];
-  const head = el("tr", {}, ...names.map((name) => el("th", { text: name })));
+  const head = el("tr", {}, ...names.map((text, i) => el("th", { text, class: i > 1 ? "number" : "" })));
   section.append(el("div", { class: "card scroll" }, el("table", {}, el("thead", {}, head), body)));
   const grid = el("div", { class: "grid" });
   for (const one of data.evaluations) for (const [name, cells] of Object.entries(one.by)) {
     const rows = Object.entries(cells).map(([key, [correct, total]]) => [key, total, total ? correct / total : 0]);
-    if (rows.length > 1) grid.append(rateTable(`${one.set}${one.greedy ? " (greedy)" : ""} at weights ${one.weight_version}${one.profile && one.profile !== "run" ? `, ${one.profile}` : ""}: by ${name}`,
-      [name, "samples", "pass@1"], rows));
+    if (rows.length < 2 || name === "training") continue;
+    grid.append(name === "month" ? months(one) : rateTable(label(one, name), [name, "samples", "pass@1"], rows));
   }
   section.append(el("p"), grid);
 }
@@ -110,6 +155,7 @@ function options(select, values) {
 function filter() {
   const form = $("#filters"), part = form.problem.value.toLowerCase();
   chosen = data.rollouts.filter((one) => (!form.status.value || one.status === form.status.value)
+    && (!form.from.value || one.from === form.from.value)
     && (!form.difficulty.value || one.difficulty === form.difficulty.value)
     && (!part || one.problem.toLowerCase().includes(part)));
   $("#found").textContent = `${chosen.length} of ${data.rollouts.length}`;
@@ -138,13 +184,21 @@ function folded(title, text, open) {
   return node;
 }
 
+// "WHERE: GOT instead of EXPECTED" as two lines, in each the part marked that the other has not.
 function marked(message) {
-  const pre = el("pre");
-  for (const piece of message.split(/('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")/)) {
-    if (/^['"]/.test(piece)) pre.append(el("mark", { text: piece }));
-    else pre.append(piece);
-  }
-  return pre;
+  const quoted = /^([^]*?)('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*") instead of ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")([^]*)$/;
+  const found = message.match(quoted) || message.match(/^()([^]+?) instead of ([^]+)()$/);
+  if (!found) return el("pre", { text: message });
+  const [, where, got, expected, rest] = found;
+  let start = 0, end = 0;
+  while (start < Math.min(got.length, expected.length) && got[start] === expected[start]) start++;
+  while (end < Math.min(got.length, expected.length) - start && got[got.length - 1 - end] === expected[expected.length - 1 - end]) end++;
+  const line = (name, text) => el("div", {}, el("span", { class: "side", text: name }), text.slice(0, start),
+    el("mark", { text: text.slice(start, text.length - end) }), text.slice(text.length - end));
+  const box = el("pre", { class: "difference" });
+  if ((where + rest).trim()) box.append(el("div", { class: "quiet", text: (where + rest).trim().replace(/:$/, "") }));
+  box.append(line("got", got), line("expected", expected));
+  return box;
 }
 
 function show(one, row) {
@@ -152,8 +206,10 @@ function show(one, row) {
   row.setAttribute("aria-selected", "true");
   const detail = $("#detail");
   detail.replaceChildren(el("h2", {}, one.problem + "  ", el("span", { text: one.status, class: kind(one.status) })),
-    el("p", { class: "quiet", text: `reward ${one.score ?? "none"}, ${one.length ?? "?"} tokens, finished by ${one.finish ?? "?"}, ` +
-      `weights ${one.version ?? "?"}` }));
+    el("p", { class: "quiet", text: `${one.sample == null ? `reward ${one.score ?? "none"}` : `sample ${one.sample}`}, ` +
+      `${one.length ?? "?"} tokens, finished by ${one.finish ?? "?"}${one.version == null ? "" : `, weights ${one.version}`}` }));
+  if (one.graded.length > 1) detail.append(el("p", { class: "quiet" }, ...one.graded.flatMap(([name, status]) =>
+    [`${name}: `, el("span", { text: status, class: kind(status) }), " "])));
   if (one.message) detail.append(el("h2", { text: one.failed == null ? "Message" : `Test ${one.failed} failed` }), marked(one.message));
   if (one.test) detail.append(folded("its input", one.test.input, true), folded("what it expects", one.test.output, true));
   detail.append(folded("prompt", one.prompt, false));
@@ -181,6 +237,8 @@ if (filled.evaluations) evaluations($("#evaluations"));
 const breakdowns = el("div", { class: "grid" });
 breakdowns.append(...data.tables.map((one) => rateTable(one.title, one.columns, one.rows)));
 $("#tables").append(breakdowns);
+options($("#filters").from, data.rollouts.map((one) => one.from));
+$("#sources").hidden = new Set(data.rollouts.map((one) => one.from)).size < 2;
 options($("#filters").status, data.rollouts.map((one) => one.status));
 options($("#filters").difficulty, data.rollouts.map((one) => one.difficulty));
 $("#filters").addEventListener("input", filter);
