@@ -1,4 +1,4 @@
-"""A process that is started again when it dies, with growing pauses and a limit: `atropos supervise -- COMMAND`.
+"""Processes that are started again when they die, with growing pauses and a limit: `atropos supervise -- COMMAND`.
 
 What may be started again by the same command: the API server with its journal, vLLM (the trainer brings it the current
 weights), the environment, the trainer with checkpoint.resume auto.
@@ -6,65 +6,91 @@ weights), the environment, the trainer with checkpoint.resume auto.
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
+
+from environments.settings import BAD_INPUT_NOTE
 
 BAD_INPUT = 2
 """Exit code of our commands for what the user must mend: starting again cannot help."""
 
 
-def supervise(
-    name: str,
-    command: Sequence[str],
-    *,
-    restarts: int,
-    first_pause_s: float = 2.0,
-    longest_pause_s: float = 60.0,
-    steady_s: float = 600.0,
-    stop: threading.Event | None = None,
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
-) -> int:
+@dataclass
+class Restarts:
+    """How often a process may be started again, and how long to wait before.
+
+    Args:
+        limit: in a row. The count and the pause begin anew once the process has run for `steady_s` seconds.
+        first_pause_s: before the first restart; doubled for each further one up to `longest_pause_s`.
+    """
+
+    name: str
+    limit: int
+    say: Callable[[str], None]
+    first_pause_s: float = 2.0
+    longest_pause_s: float = 60.0
+    steady_s: float = 600.0
+    failures: int = 0
+
+    def after(self, code: int, ran_s: float) -> float | None:
+        """The pause in seconds before the next start of a process that ended with `code`; None: not again."""
+        if code == BAD_INPUT:
+            self.say(f"{self.name}: exit code {code}: bad input, not started again; its log says what to mend")
+            return None
+        if ran_s >= self.steady_s:
+            self.failures = 0
+        self.failures += 1
+        if self.failures > self.limit:
+            self.say(
+                f"{self.name}: ended {self.failures} times in a row, at last with {told(code)}; the limit is "
+                f"{self.limit} restarts. Look into its log, mend the cause and start the run again: it goes on where "
+                "it was"
+            )
+            return None
+        pause = min(self.first_pause_s * 2 ** (self.failures - 1), self.longest_pause_s)
+        self.say(f"{self.name}: ended with {told(code)}; restart {self.failures} of {self.limit} in {pause:g} s")
+        return pause
+
+
+def supervise(command: Sequence[str], allowed: Restarts, stop: threading.Event | None = None) -> int:
     """Runs the command until it ends well, fails once too often, or is asked to stop; its last exit code.
 
     Args:
-        restarts: how often it may be started again in a row. The count and the pause begin anew once it has run for
-            `steady_s` seconds.
-        first_pause_s: before the first restart; doubled for each further one up to `longest_pause_s`.
         stop: set by the caller: the command gets SIGTERM and is not started again.
     """
     stop = stop or threading.Event()
-    failures = 0
     while True:
         started = time.monotonic()
         code = _run(command, stop)
         if code == 0 or stop.is_set():
             return code
-        if code == BAD_INPUT:
-            say(f"{name}: exit code {code}: bad input, not started again; its log says what to mend")
-            return code
-        if time.monotonic() - started >= steady_s:
-            failures = 0
-        failures += 1
-        if failures > restarts:
-            say(
-                f"{name}: ended {failures} times in a row, at last with {_told(code)}; the limit is {restarts} "
-                "restarts. Look into its log, mend the cause and start the run again: it goes on where it was"
-            )
-            return code
-        pause = min(first_pause_s * 2 ** (failures - 1), longest_pause_s)
-        say(f"{name}: ended with {_told(code)}; restart {failures} of {restarts} in {pause:g} s")
-        if stop.wait(pause):
+        pause = allowed.after(code, time.monotonic() - started)
+        if pause is None or stop.wait(pause):
             return code
 
 
 def _run(command: Sequence[str], stop: threading.Event) -> int:
-    """The command's exit code (negative: the signal that ended it); SIGTERM goes to it as soon as `stop` is set."""
-    process = subprocess.Popen(command)
+    """The command's exit code (negative: the signal that ended it); SIGTERM goes to it as soon as `stop` is set.
+
+    BAD_INPUT also where a process below it, such as a rank below torchrun, has left the note that it was that.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        note = Path(folder) / "bad-input"
+        code = _wait(command, stop, {**os.environ, BAD_INPUT_NOTE: str(note)})
+        return BAD_INPUT if code and note.exists() else code
+
+
+def _wait(command: Sequence[str], stop: threading.Event, variables: dict[str, str]) -> int:
+    process = subprocess.Popen(command, env=variables)
     try:
         while True:
             try:
@@ -79,7 +105,8 @@ def _run(command: Sequence[str], stop: threading.Event) -> int:
         raise
 
 
-def _told(code: int) -> str:
+def told(code: int) -> str:
+    """An exit code in words: a signal's name where it is negative."""
     return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
 
@@ -92,5 +119,5 @@ def main(name: str, command: Sequence[str], restarts: int) -> int:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, asked)
-    code = supervise(name, command, restarts=restarts, stop=stop)
+    code = supervise(command, Restarts(name, restarts, lambda line: print(line, file=sys.stderr, flush=True)), stop)
     return code if code >= 0 else 128 - code

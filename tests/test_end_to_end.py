@@ -214,3 +214,42 @@ def test_ctrl_c_stops_everything_the_demo_started(smollm2, tmp_path):
     assert "stopping what this run started" in out
     assert len(started) >= 2
     assert not [pid for pid in started if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.slow  # four starts of vLLM and trainer on top of a run of its own: several minutes
+@pytest.mark.timeout(1800)
+def test_whatever_dies_in_a_demo_is_started_again_and_nothing_is_lost(smollm2, tmp_path):
+    run_dir = tmp_path / "run"
+    demo = subprocess.Popen(
+        [*ATROPOS, "demo", "--steps", "4", "--eval_samples", "1", "--run-dir", str(run_dir), "--model", str(smollm2)]
+        + small(tmp_path),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+    def steps() -> int:
+        path = run_dir / "metrics.jsonl"
+        return len(path.read_bytes().splitlines()) if path.exists() else 0
+
+    def kill(word: str) -> None:
+        victims = [pid for pid in descendants(demo.pid) if word in Path(f"/proc/{pid}/cmdline").read_text()]
+        os.kill(victims[-1], signal.SIGKILL)
+
+    try:
+        for after, word in ((1, "trainer/main.py"), (2, "run-api"), (2, "run-env"), (3, "vllm.entrypoints")):
+            end = time.monotonic() + 600
+            while steps() < after:
+                assert demo.poll() is None
+                assert time.monotonic() < end
+                time.sleep(0.2)
+            kill(word)
+        out, _ = demo.communicate(timeout=900)
+    finally:
+        demo.terminate()
+    assert demo.returncode == 0, out
+    for name in ("trainer", "api", "environment", "vllm"):
+        assert f"{name}: ended with " in out
+    found = audit(run_dir)
+    assert found.violations == []
+    assert found.counts["steps trained"] == 4

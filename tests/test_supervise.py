@@ -11,8 +11,10 @@ import time
 from pathlib import Path
 
 import psutil
+import pytest
 
-from environments.supervise import supervise
+from environments.settings import BAD_INPUT_NOTE
+from environments.supervise import Restarts, supervise
 
 COUNT = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.write_text(p.read_text() + 'x' if p.exists() else 'x');"
 
@@ -25,9 +27,8 @@ def program(path: Path, then: str) -> list[str]:
 def test_a_process_that_dies_is_started_again_up_to_the_limit(tmp_path: Path) -> None:
     said: list[str] = []
     count = tmp_path / "count"
-    code = supervise(
-        "vllm", program(count, "sys.exit(7)"), restarts=3, first_pause_s=0.01, longest_pause_s=0.03, say=said.append
-    )
+    allowed = Restarts("vllm", 3, said.append, first_pause_s=0.01, longest_pause_s=0.03)
+    code = supervise(program(count, "sys.exit(7)"), allowed)
     assert (code, count.read_text()) == (7, "xxxx")
     assert said[:3] == [f"vllm: ended with exit code 7; restart {n} of 3 in {p} s" for n, p in
                         ((1, "0.01"), (2, "0.02"), (3, "0.03"))]  # fmt: skip
@@ -38,7 +39,7 @@ def test_one_that_ran_long_enough_may_fail_again(tmp_path: Path) -> None:
     said: list[str] = []
     count = tmp_path / "count"
     then = "sys.exit(0 if len(p.read_text()) == 4 else 7)"
-    assert supervise("env", program(count, then), restarts=1, first_pause_s=0.01, steady_s=0, say=said.append) == 0
+    assert supervise(program(count, then), Restarts("env", 1, said.append, first_pause_s=0.01, steady_s=0)) == 0
     assert said == ["env: ended with exit code 7; restart 1 of 1 in 0.01 s"] * 3
 
 
@@ -46,14 +47,19 @@ def test_one_that_was_killed_comes_back_and_ends_well(tmp_path: Path) -> None:
     said: list[str] = []
     count = tmp_path / "count"
     then = "import os; len(p.read_text()) == 2 or os.kill(os.getpid(), 9)"
-    assert supervise("api", program(count, then), restarts=1, first_pause_s=0.01, say=said.append) == 0
+    assert supervise(program(count, then), Restarts("api", 1, said.append, first_pause_s=0.01)) == 0
     assert said == ["api: ended with signal SIGKILL; restart 1 of 1 in 0.01 s"]
 
 
-def test_bad_input_is_not_tried_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "then",
+    ["sys.exit(2)", f"import os; pathlib.Path(os.environ[{BAD_INPUT_NOTE!r}]).touch(); sys.exit(1)"],
+    ids=["its exit code", "a note of a rank below torchrun"],
+)
+def test_bad_input_is_not_tried_again(tmp_path: Path, then: str) -> None:
     said: list[str] = []
     count = tmp_path / "count"
-    assert supervise("trainer", program(count, "sys.exit(2)"), restarts=9, say=said.append) == 2
+    assert supervise(program(count, then), Restarts("trainer", 9, said.append)) == 2
     assert count.read_text() == "x"
     assert said == ["trainer: exit code 2: bad input, not started again; its log says what to mend"]
 
@@ -61,9 +67,7 @@ def test_bad_input_is_not_tried_again(tmp_path: Path) -> None:
 def test_a_stop_in_the_pause_ends_it_without_another_start(tmp_path: Path) -> None:
     stop = threading.Event()
     count = tmp_path / "count"
-    code = supervise(
-        "env", program(count, "sys.exit(7)"), restarts=3, first_pause_s=60, stop=stop, say=lambda _: stop.set()
-    )
+    code = supervise(program(count, "sys.exit(7)"), Restarts("env", 3, lambda _: stop.set(), first_pause_s=60), stop)
     assert (code, count.read_text()) == (7, "x")
 
 
@@ -82,3 +86,16 @@ def test_a_signal_reaches_the_process_and_nothing_is_left(tmp_path: Path) -> Non
         assert command.wait(30) == 0
         assert not child.is_running()
     assert count.read_text() == "x"
+
+
+@pytest.mark.timeout(120)
+def test_a_trainer_with_wrong_options_is_not_tried_again(tmp_path: Path) -> None:
+    trainer = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "--standalone",
+               "trainer/main.py", "--model", str(tmp_path), "--run_dir", str(tmp_path), "--steps", "0"]  # fmt: skip
+    words = ["-m", "environments.cli", "supervise", "--name", "trainer", "--", *trainer]
+    done = subprocess.run(
+        [sys.executable, *words], cwd=Path(__file__).parents[1], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "trainer: exit code 2: bad input, not started again" in done.stderr
+    assert done.stderr.count("steps") == 1

@@ -16,7 +16,7 @@ if __package__ in (None, ""):
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from environments.settings import ConfigError, load
+from environments.settings import ConfigError, load, note_bad_input
 from trainer.config import TrainerConfig
 
 log = logging.getLogger("trainer")
@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = load(TrainerConfig, sys.argv[1:] if argv is None else argv, "torchrun trainer/main.py")
     except ConfigError as error:
         _say(error)
+        note_bad_input()  # torchrun ends with 1, whatever a rank ends with
         return 2
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     # Imported here: --help and broken settings should not pay for torch.

@@ -1,6 +1,7 @@
-"""The processes of a run: started in order, watched, stopped together, and nothing else is touched.
+"""The processes of a run: started in order, watched, started again, stopped together, and nothing else is touched.
 
-Each child leads its own session, so that its whole family can be ended by group; a child also asks the
+A child that has been ready once and dies is started again by the same command, with growing pauses and a limit; one
+that fails before is an error at once. Each child leads its own session, so that its whole family can be ended by group; a child also asks the
 kernel to be told when this process dies, so that not even ``kill -9`` leaves a server behind.
 """
 
@@ -15,9 +16,14 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import httpx
+
+from environments.supervise import Restarts
+
+RESTARTS = 5
+"""How often in a row a child may be started again."""
 
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -28,33 +34,78 @@ class ProcessError(RuntimeError):
 
 
 class Child:
-    """One started process, its log and its name."""
+    """One started process, its log and its name.
 
-    def __init__(self, name: str, argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> None:
+    Args:
+        restarts: what it may be started again by once it has been ready; None: its death is an error.
+        ready: a file that the process writes when it is ready; None: `wait_ready` finds out.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        argv: Sequence[str],
+        log: Path,
+        env: Mapping[str, str] | None = None,
+        *,
+        restarts: Restarts | None = None,
+        ready: Path | None = None,
+    ) -> None:
         self.name = name
         self.log = log
+        self._argv, self._env = list(argv), {**os.environ, **(env or {})}
+        self._restarts, self._ready_file, self._ready = restarts, ready, False
+        self._due: float | None = None  # when it is started again
         log.parent.mkdir(parents=True, exist_ok=True)
         self._log_file: IO[bytes] = log.open("ab")
+        self._start()
+
+    def _start(self) -> None:
         self.started = time.monotonic()
         self.process = subprocess.Popen(
-            list(argv),
+            self._argv,
             stdin=subprocess.DEVNULL,
             stdout=self._log_file,
             stderr=subprocess.STDOUT,
-            env={**os.environ, **(env or {})},
+            env=self._env,
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
 
     @property
     def returncode(self) -> int | None:
-        """Exit status, or None while it runs."""
-        return self.process.poll()
+        """Exit status, or None while it runs or is to be started again."""
+        code = self.process.poll()
+        return None if code not in (None, 0) and self._may_be_started_again() else code
+
+    def _may_be_started_again(self) -> bool:
+        return self._restarts is not None and (
+            self._ready or (self._ready_file is not None and self._ready_file.exists())
+        )
 
     def check(self) -> None:
-        """Raises ProcessError when the process has ended by itself with an error."""
-        if self.returncode not in (None, 0):
-            raise ProcessError(self.report(f"{self.name} ended with exit code {self.returncode}"))
+        """Starts a process again that has died; raises ProcessError where it may not be."""
+        code = self.process.poll()
+        if code in (None, 0):
+            return
+        if self._may_be_started_again() and self._started_again(code):
+            return
+        self._restarts = None
+        raise ProcessError(self.report(f"{self.name} ended with exit code {code}"))
+
+    def _started_again(self, code: int) -> bool:
+        """False when it has failed once too often; else it is started, or will be when its pause is over."""
+        assert self._restarts is not None
+        if self._due is None:
+            _end_group(self.process.pid)  # what it left would hold its port
+            pause = self._restarts.after(code, time.monotonic() - self.started)
+            if pause is None:
+                return False
+            self._due = time.monotonic() + pause
+        elif time.monotonic() >= self._due:
+            self._due = None
+            self._start()
+        return True
 
     def report(self, what: str, lines: int = 15) -> str:
         """`what`, the log's path and its last lines."""
@@ -72,6 +123,7 @@ class Child:
                     raise ProcessError(self.report(f"{self.name} ended at start with exit code {self.returncode}"))
                 try:
                     if client.get(url).status_code == httpx.codes.OK:
+                        self._ready = True
                         return time.monotonic() - self.started
                 except httpx.TransportError:  # not listening yet
                     pass
@@ -85,8 +137,7 @@ class Child:
             self.process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(grace_s)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.process.pid, signal.SIGKILL)
+        _end_group(self.process.pid)
         self.process.wait()
         self._log_file.close()
 
@@ -97,14 +148,16 @@ class Family:
     def __init__(self) -> None:
         self.children: list[Child] = []
 
-    def start(self, name: str, argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None) -> Child:
-        """Starts one more child."""
-        child = Child(name, argv, log, env)
+    def start(
+        self, name: str, argv: Sequence[str], log: Path, env: Mapping[str, str] | None = None, **options: Any
+    ) -> Child:
+        """Starts one more child; options as of `Child`."""
+        child = Child(name, argv, log, env, **options)
         self.children.append(child)
         return child
 
     def check(self) -> None:
-        """Raises ProcessError as soon as any child has ended with an error."""
+        """Starts again what has died; ProcessError as soon as a child has ended with an error for good."""
         for child in self.children:
             child.check()
 
@@ -132,6 +185,11 @@ def tail(path: Path, lines: int) -> str:
         return "  (no log)"
     kept = [line for line in text.splitlines() if line.strip()][-lines:]
     return "\n".join(f"  {line}" for line in kept) or "  (the log is empty)"
+
+
+def _end_group(leader: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
 
 
 def _die_with_parent() -> None:

@@ -18,9 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from environments.demo.config import DemoConfig
 from environments.demo.display import Screen, interval, percent, step_cells
-from environments.demo.processes import Child, Family, ProcessError, free_port
+from environments.demo.processes import RESTARTS, Child, Family, ProcessError, free_port
 from environments.run_folder import claim
 from environments.settings import ConfigError, load, write_yaml
+from environments.supervise import Restarts
 
 NEEDED_GIB = 4.0
 """Free disk a run takes: two checkpoints and two exchanged copies of a 135M model, with room for logs."""
@@ -126,9 +127,12 @@ class Demo:
 
     def _start(self, name: str, argv: Sequence[str], ready: str, what: str) -> Child:
         with self.screen.stage(what):
-            child = self.family.start(name, argv, self.run_dir / "logs" / f"{name}.log")
+            child = self.family.start(name, argv, self.run_dir / "logs" / f"{name}.log", restarts=self._restarts(name))
             child.wait_ready(ready, self.config.start_deadline_s, tick=self._check)
         return child
+
+    def _restarts(self, name: str) -> Restarts:
+        return Restarts(name, RESTARTS, lambda line: self.screen.say(f"  {line}"))
 
     def _environment_flags(self) -> list[str]:
         return [
@@ -176,15 +180,20 @@ class Demo:
                 *("--config", str(self.config.trainer_config), "--model", str(self.config.model)),
                 *("--run_dir", str(self.run_dir), "--steps", str(self.config.steps)),
                 *("--seed", str(self.config.seed), "--api.url", self.api, "--weights.servers", self.server),
+                *("--checkpoint.resume", "auto"),
             ],
             self.run_dir / "logs" / "trainer.log",
             # Activations come and go by the gigabyte: kept by the allocator, they are not paged in again each time.
             {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"},
+            restarts=self._restarts("trainer"),
+            ready=self.run_dir / "config" / "trainer.yaml",
         )
         environment = self.family.start(
             "environment",
             [*_atropos(), "run-env", "livecode", "serve", *self._environment_flags()],
             self.run_dir / "logs" / "environment.log",
+            restarts=self._restarts("environment"),
+            ready=self.run_dir / "config" / "environment.yaml",
         )
         self.screen.say()
         self.screen.header()

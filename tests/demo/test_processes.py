@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from environments.demo.processes import Child, Family, ProcessError, free_port, tail
+from environments.supervise import Restarts
 
 
 def python(code: str) -> list[str]:
@@ -96,6 +97,78 @@ def test_children_end_when_the_supervisor_is_killed(tmp_path):
     os.kill(supervisor.pid, signal.SIGKILL)
     supervisor.wait()
     assert gone(pid)
+
+
+def started(log: Path) -> int:
+    return log.read_text().count("started") if log.exists() else 0
+
+
+def until(condition, family: Family | None = None, deadline_s: float = 30) -> None:
+    end = time.monotonic() + deadline_s
+    while not condition():
+        assert time.monotonic() < end
+        if family is not None:
+            family.check()
+        time.sleep(0.02)
+
+
+def test_a_child_that_was_ready_is_started_again_up_to_the_limit(tmp_path):
+    said: list[str] = []
+    family, log, ready = Family(), tmp_path / "log", tmp_path / "ready"
+    code = "import sys, time; print('started', flush=True); open(sys.argv[1], 'w'); time.sleep(60)"
+    child = family.start(
+        "trainer",
+        [*python(code), str(ready)],
+        log,
+        restarts=Restarts("trainer", 2, said.append, first_pause_s=0.01),
+        ready=ready,
+    )
+    for times in (1, 2):
+        until(lambda times=times: started(log) == times, family)
+        until(ready.exists)
+        os.kill(child.process.pid, signal.SIGKILL)
+        child.process.wait()
+        assert child.returncode is None  # it is to come back
+    until(lambda: started(log) == 3, family)
+    os.kill(child.process.pid, signal.SIGKILL)
+    child.process.wait()
+    with pytest.raises(ProcessError, match="trainer ended with exit code -9"):
+        family.check()
+    assert child.returncode == -signal.SIGKILL
+    assert [line.split(";")[0] for line in said] == [
+        "trainer: ended with signal SIGKILL", "trainer: ended with signal SIGKILL",
+        "trainer: ended 3 times in a row, at last with signal SIGKILL",
+    ]  # fmt: skip
+    family.stop()
+
+
+def test_what_a_dead_child_leaves_is_ended_before_it_is_started_again(tmp_path):
+    family, log = Family(), tmp_path / "log"
+    inner = "import time; time.sleep(60)"
+    code = f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-S', '-c', '{inner}']);"
+    code += "print('started', p.pid, flush=True); time.sleep(60)"
+    restarts = Restarts("vllm", 1, lambda _: None, first_pause_s=0.01)
+    child = family.start("vllm", python(code), log, restarts=restarts, ready=tmp_path)
+    until(lambda: log.read_text().endswith("\n"))
+    left = int(log.read_text().split()[1])
+    os.kill(child.process.pid, signal.SIGKILL)
+    child.process.wait()
+    until(lambda: started(log) == 2, family)
+    assert gone(left)
+    family.stop()
+
+
+def test_a_child_that_was_never_ready_is_not_started_again(tmp_path):
+    family, log = Family(), tmp_path / "log"
+    restarts = Restarts("trainer", 9, lambda _: None, first_pause_s=0.01)
+    child = family.start(
+        "trainer", python("print('started'); raise SystemExit(1)"), log, restarts=restarts, ready=tmp_path / "never"
+    )
+    child.process.wait()
+    with pytest.raises(ProcessError, match="ended with exit code 1"):
+        family.check()
+    assert started(log) == 1
+    family.stop()
 
 
 def test_tail_gives_the_last_lines_and_says_when_there_are_none(tmp_path):
