@@ -157,6 +157,8 @@ class Demo:
                     *("--evaluation.seed", str(self.config.seed)),
                 ],
                 self.run_dir / "logs" / "evaluation.log",
+                restarts=self._restarts("evaluation"),
+                ready=self.run_dir / "config" / "evaluate.yaml",
             )
             while child.returncode is None:
                 self._check()
