@@ -158,7 +158,7 @@ def together(parallel: Parallel) -> Iterator[None]:
 
 def _portable(error: Exception) -> Exception:
     try:
-        pickle.loads(pickle.dumps(error))
+        pickle.loads(pickle.dumps(error))  # noqa: S301  (our own bytes)
     except Exception:  # whatever a foreign class does in there
         return ParallelError(f"{type(error).__name__}: {error}")
     return error
