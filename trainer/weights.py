@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 PauseMode = Literal["keep", "abort", "wait"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _UNCHANGED = "the served weights are unchanged"  # in the disk engine's refusals: see trainer/vllm_disk_engine.py
+_OPEN = "already active"  # in vLLM's refusal to begin an update while another one is open
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "module.")
 
 
@@ -286,7 +287,15 @@ class DiskPublisher:
                 if server not in self._initialised:
                     phase("init", "/init_weight_transfer_engine", {"init_info": {}})
                     self._initialised.add(server)
-                phase("start", "/start_weight_update", {})
+                try:
+                    phase("start", "/start_weight_update", {})
+                except WeightSyncError as error:
+                    if _OPEN not in error.reason:
+                        raise
+                    # A trainer died within an update. Everything is paused, and every weight comes anew.
+                    touched = True
+                    phase("finish", "/finish_weight_update", {})
+                    phase("start", "/start_weight_update", {})
                 touched = True
                 phase("update", "/update_weights", {"update_info": {"folder": str(written)}})
                 phase("finish", "/finish_weight_update", {"weight_version": version})
