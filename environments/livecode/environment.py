@@ -96,7 +96,6 @@ class LivecodeEnv(FixedBaseEnv):
         self.records = Records(
             config.run_dir, rollouts_per_group=config.record_rollouts_per_group, every=config.record_every_groups
         )
-        stack.callback(self.records.close)
         self.client: RolloutClient | TextClient = await stack.enter_async_context(self._client(text))
         await self.client.check(context=config.context, need_versions=versions)
         verifier = build_verifier(config)
