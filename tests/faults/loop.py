@@ -1,7 +1,7 @@
 """The whole loop as processes with the public commands, faults at drawn moments, and what must be true afterwards.
 
-API server with its journal, environment, judge pool (or the verifier's HTTP service), trainer with two ranks; the policy server
-is tests/support's or vLLM. Whatever ends is started again by the same command, as `atropos supervise` does.
+API server with its journal, environment, judge pool (or the verifier's HTTP service), trainer with two ranks; the
+policy server is tests/support's or vLLM. What ends is started again by the same command, as `atropos supervise` does.
 """
 
 from __future__ import annotations
@@ -140,8 +140,8 @@ class Loop:
             "--env.context": 160,
             "--env.max_new_tokens": 12,
             "--env.max_concurrent_rollouts": 4 * GROUP,
-            "--env.rollout_deadline_s": 60,
-            "--env.verifier_deadline_s": 60,
+            "--env.rollout_deadline_s": 120,
+            "--env.verifier_deadline_s": 120,
             "--env.time_limit_s": LIMITS["time_limit_s"],
             "--env.memory_limit_mb": LIMITS["memory_limit_mb"],
             "--env.record_rollouts_per_group": GROUP,
@@ -280,7 +280,7 @@ class Loop:
             self.tick()
             time.sleep(0.05)
 
-    def go(self, faults: Sequence[Callable[[Loop], None]], seed: int, seconds: float = 400.0) -> None:
+    def go(self, faults: Sequence[Callable[[Loop], None]], seed: int, seconds: float = 600.0) -> None:
         """The run to its end, with each fault at a drawn moment, the faults spread over the steps."""
         draw = random.Random(seed)
         for number, fault in enumerate(faults):
@@ -312,8 +312,8 @@ class Loop:
     def prove(self) -> Audit:
         """The journals agree, no group is missing from the sum, and each score is what a fresh judge says.
 
-        The scores are those on the wire, in the API server's journal, and those of the recorded rollouts; the judge runs
-        here, after all faults.
+        The scores are those on the wire, in the API server's journal, and those of the recorded rollouts; the judge
+        runs here, after all faults.
         """
         found = audit(self.homes["trainer"], [self.homes["environment"]], self.journal)
         assert found.violations == [], self.logs("\n".join(found.lines()))

@@ -1,9 +1,9 @@
 """A token-exact stand-in for vLLM as a process of its own: `python -m tests.support.policy_server MODEL PORT`.
 
 The routes that environment and trainer use, with vLLM 0.32's answers, over a small model in fp32 that transformers
-computes on the CPU. Its tokens are drawn from the weights that were published last, a forward over all running
-requests for each token, so that what the trainer computes with those weights are the reported log-probabilities. vLLM takes a
-minute or two to start; this takes seconds, and may be killed often.
+computes on the CPU. Each token is drawn by a forward over all running requests with the weights that were published
+last, so the reported log-probabilities are those that the trainer computes with the same weights. vLLM takes a minute
+or two to start; this takes seconds, and may be killed often.
 """
 
 from __future__ import annotations
@@ -62,9 +62,7 @@ class Running:
             for rank, (one, value) in enumerate(zip(best.indices, best.values, strict=True), 1)
         ]
         rank = int((logprobs > logprobs[token]).sum()) + 1
-        self.content.append(
-            {"token_id": token, "logprob": float(logprobs[token]), "rank": rank, "top_logprobs": top}
-        )
+        self.content.append({"token_id": token, "logprob": float(logprobs[token]), "rank": rank, "top_logprobs": top})
         if not self.spans or self.spans[-1]["version"] != version:
             self.spans.append({"version": version, "start": len(self.ids), "end": len(self.ids)})
         self.ids.append(token)

@@ -24,13 +24,14 @@ class Proxy:
     """Between a client and the server at `target` (http://HOST:PORT).
 
     `set`: open; refuse (nobody listens, what is connected breaks); stall (connections stay, no byte gets through);
-    reset (each is accepted and broken).
+    reset (each is accepted and broken). `stall_after`: stalls by itself once these bytes have passed.
     """
 
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
         self.target = (str(parts.hostname), int(parts.port or 80))
         self.state: State = "open"
+        self.stall_after: bytes | None = None
         self._loop = asyncio.new_event_loop()
         self._flowing: asyncio.Event | None = None
         self._clients: set[asyncio.StreamWriter] = set()
@@ -127,6 +128,8 @@ class Proxy:
             await self._flowing.wait()
             target.write(data)
             await target.drain()
+            if self.stall_after is not None and self.stall_after in data:
+                await self._set("stall")
 
 
 LIES = (
