@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import httpx
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from environments.demo.processes import free_port
 from environments.livecode.rollouts import RolloutClient, Sampling
 from tests.served import Served
 from tests.support.policy_server import Engine, Server
+from trainer.run import Run
 from trainer.weights import DiskPublisher, WeightSyncError, probe, verify_sync
 
 PROMPT = [1, 36, 37, 39, 40, 41, 1]
@@ -92,6 +97,29 @@ def test_an_update_that_a_dead_trainer_left_open_does_not_bar_the_next_one(
     assert httpx.post(f"{url}/start_weight_update", json={}, trust_env=False).status_code == 500
     DiskPublisher([url], tmp_path).publish(policy.model, 4)
     assert verify_sync(url, PROMPT, policy.logprobs, version=4, tolerance=1e-4) < 1e-4
+
+
+def test_the_trainer_waits_for_its_only_server_to_come_back(policy_model: Path, tmp_path: Path) -> None:
+    policy, run, port = Policy(policy_model), Run.__new__(Run), free_port()
+    run.stop = SimpleNamespace(requested=False)  # type: ignore[assignment]
+    publisher = DiskPublisher([f"http://127.0.0.1:{port}"], tmp_path)
+    weights = dict(policy.model.state_dict())
+    with ThreadPoolExecutor(1) as trainer:
+        publishing = trainer.submit(run._published, publisher, weights, 2)
+        time.sleep(1.5)
+        assert not publishing.done()
+        served = Served(Server(Engine(policy_model, token_s=0.0), 256).app(), port)
+        assert publishing.result(60).missing == ()
+    assert probe(served.url, PROMPT).versions == [("2", 0, 16)]
+    served.stop()
+
+
+def test_a_trainer_that_is_to_end_does_not_wait(policy_model: Path, tmp_path: Path) -> None:
+    run = Run.__new__(Run)
+    run.stop = SimpleNamespace(requested=True)  # type: ignore[assignment]
+    publisher = DiskPublisher([f"http://127.0.0.1:{free_port()}"], tmp_path)
+    with pytest.raises(WeightSyncError, match="phase pause: ConnectError"):
+        run._published(publisher, {"a": torch.ones(1)}, 2)
 
 
 def test_weights_without_a_pause_are_refused(url: str, tmp_path: Path) -> None:
