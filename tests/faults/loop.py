@@ -1,4 +1,4 @@
-"""The whole loop as processes with the public commands, faults at drawn moments, and what must be true afterwards.
+"""The whole loop as processes with the public commands, and faults at drawn moments.
 
 API server with its journal, environment, judge pool (or the verifier's HTTP service), trainer with two ranks; the
 policy server is tests/support's or vLLM. What ends is started again by the same command, as `atropos supervise` does.
@@ -19,20 +19,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import httpx
 import psutil
-from transformers import AutoTokenizer
 
-from environments.api_server.journal import read_records
-from environments.audit import Audit, audit
 from environments.demo.processes import Child, free_port, tail
-from environments.livecode.extraction import extract_code
-from environments.livecode.problems import load_problems
-from environments.livecode.rewards import reward
-from environments.livecode.verifiers import judge_request
 from environments.supervise import BAD_INPUT
 from tests.support.proxy import Proxy
-from verifier_app.judge.rollout import Judge
 
 ROOT = Path(__file__).resolve().parents[2]
 GROUP = 4
@@ -202,7 +193,7 @@ class Loop:
             if child is None or child.returncode is None:
                 continue
             code = child.returncode
-            if child.process.args is not None and not part.held_until:
+            if not part.held_until:
                 part.codes.append(code)
                 assert code != BAD_INPUT, self.logs(f"{part.name} refuses its input")
                 assert part.starts <= RESTARTS, self.logs(f"{part.name} was started {part.starts} times")
@@ -284,7 +275,7 @@ class Loop:
         """The run to its end, with each fault at a drawn moment, the faults spread over the steps."""
         draw = random.Random(seed)
         for number, fault in enumerate(faults):
-            step = number * (self.steps - 2) // max(len(faults), 1)
+            step = number * (self.steps - 4) // max(len(faults), 1)
             before = self.made
             self.until(lambda: self.trained >= step and self.made > before, f"step {step}", seconds)  # noqa: B023
             self.wait(draw.uniform(0.0, 1.0))
@@ -307,67 +298,10 @@ class Loop:
                  for name in self.parts]  # fmt: skip
         return "\n".join([what, *shown])
 
-    # -- afterwards ----------------------------------------------------------------------------------------------
-
-    def prove(self) -> Audit:
-        """The journals agree, no group is missing from the sum, and each score is what a fresh judge says.
-
-        The scores are those on the wire, in the API server's journal, and those of the recorded rollouts; the judge
-        runs here, after all faults.
-        """
-        found = audit(self.homes["trainer"], [self.homes["environment"]], self.journal)
-        assert found.violations == [], self.logs("\n".join(found.lines()))
-        assert not [name for name in found.counts if name.startswith("damaged")], found.lines()
-        counts = found.counts
-        assert counts["steps trained"] == self.steps, found.lines()
-        left_out = sum(n for name, n in counts.items() if name.startswith("left out by the trainer"))
-        dropped = sum(n for name, n in counts.items() if name.startswith("dropped by the environment"))
-        assert counts["groups trained on"] + left_out == self.steps * PER_STEP, found.lines()
-        on_the_way = counts["groups in an outbox"] + counts["groups waiting at the API server"]
-        assert counts["groups made"] == counts["groups trained on"] + left_out + dropped + on_the_way, found.lines()
-        self._judge_again()
-        return found
-
-    def _judge_again(self) -> None:
-        problems = {problem.id: problem for problem in load_problems(self.problems)}
-        tokenizer = AutoTokenizer.from_pretrained(self.model)
-        known: dict[tuple[str, str], str] = {}
-        with Judge() as judge:
-
-            def status(problem: str, code: str | None) -> str:
-                if code is None:
-                    return "no_code"
-                if (problem, code) not in known:
-                    known[problem, code] = judge.verify(judge_request(problems[problem], code, **LIMITS))["status"]
-                return known[problem, code]
-
-            judged = 0
-            for group in wire_groups(self.journal):
-                problem = group["group_overrides"]["problem_id"]
-                for ids, mask, score, says in zip(
-                    group["tokens"], group["masks"], group["scores"], group["overrides"], strict=True
-                ):
-                    sampled = [token for token, where in zip(ids, mask, strict=True) if where != -100]
-                    right = status(problem, extract_code(tokenizer.decode(sampled, skip_special_tokens=True)))
-                    assert (score, says["verdict"]) == (reward({"status": right}), right), (problem, sampled)
-                    judged += 1
-            for path in sorted((self.homes["environment"] / "rollouts").glob("*.jsonl")):
-                for row in lines(path):
-                    right = status(row["problem_id"], row["code"])
-                    assert row["status"] == right, row
-                    assert row["score"] in (None, reward({"status": right})), row
-            assert judged >= self.steps * PER_STEP * GROUP
-
     @property
     def restarts(self) -> Counter[str]:
         """How often each process was started again."""
         return Counter({name: part.starts - 1 for name, part in self.parts.items() if part.starts > 1})
-
-
-def wire_groups(journal: Path) -> list[dict[str, Any]]:
-    """Every group that an API server took, as it came."""
-    payloads = [payload.split(b"\n", 1) for _, payload in read_records(journal)]
-    return [json.loads(raw) for head, raw in payloads if json.loads(head)["kind"] == "group"]
 
 
 def children(pid: int) -> list[psutil.Process]:
@@ -402,11 +336,3 @@ def with_children(pid: int, number: signal.Signals) -> None:
             one.send_signal(number)
     except psutil.NoSuchProcess:
         pass
-
-
-def answers(url: str) -> bool:
-    """Whether a server is there."""
-    try:
-        return httpx.get(f"{url}/health", timeout=1.0, trust_env=False).status_code == 200
-    except httpx.HTTPError:
-        return False

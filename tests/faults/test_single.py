@@ -23,6 +23,7 @@ from tests.faults.injections import (
     shuffled,
 )
 from tests.faults.loop import ROOT, Loop
+from tests.faults.proof import prove
 from tests.support.proxy import LIES, LyingProxy, State
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
@@ -38,7 +39,7 @@ LOOP = [
 def test_one_fault_twice_in_a_run(tmp_path: Path, policy_model: Path, policy_problems: Path, fault: Fault) -> None:
     with Loop(tmp_path, policy_model, policy_problems, steps=8) as loop:
         loop.go([fault, fault], seed=3)
-    loop.prove()
+    prove(loop)
 
 
 def test_an_api_server_that_is_away_for_a_minute_ends_nobody(
@@ -47,7 +48,7 @@ def test_an_api_server_that_is_away_for_a_minute_ends_nobody(
     with Loop(tmp_path, policy_model, policy_problems, steps=6) as loop:
         loop.go([kill("api", 60.0)], seed=3)
         restarts = loop.restarts
-    loop.prove()
+    prove(loop)
     assert restarts == {"api": 1}
 
 
@@ -57,7 +58,7 @@ def test_the_only_policy_server_may_be_away_for_half_a_minute(
     with Loop(tmp_path, policy_model, policy_problems, steps=6) as loop:
         loop.go([kill("policy", 30.0)], seed=3)
         restarts = loop.restarts
-    loop.prove()
+    prove(loop)
     assert restarts == {"policy": 1}
 
 
@@ -74,7 +75,7 @@ def test_a_trainer_that_dies_within_an_update_of_the_weights(
 
     with Loop(tmp_path, policy_model, policy_problems, steps=6, cuts=["trainer-policy"]) as loop:
         loop.go([named("die within an update", within_an_update)], seed=3)
-    loop.prove()
+    prove(loop)
 
 
 @pytest.mark.parametrize("state", ["refuse", "stall", "reset"])
@@ -84,7 +85,7 @@ def test_a_network_that_is_cut(
 ) -> None:
     with Loop(tmp_path, policy_model, policy_problems, steps=6, cuts=CUT) as loop:
         loop.go([cut(pair, state, 6.0)], seed=5)
-    loop.prove()
+    prove(loop)
 
 
 @pytest.mark.parametrize("state", ["refuse", "stall", "reset"])
@@ -93,7 +94,7 @@ def test_a_network_that_is_cut_before_the_verifier(
 ) -> None:
     with Loop(tmp_path, policy_model, policy_problems, steps=6, verifier="http") as loop:
         loop.go([cut("environment-verifier", state, 6.0), kill("verifier", 3.0)], seed=5)
-    loop.prove()
+    prove(loop)
 
 
 @pytest.mark.parametrize("kind", LIES)
@@ -109,7 +110,7 @@ def test_a_verifier_half_of_whose_answers_are_spoilt_in_one_way(
     with Loop(tmp_path, policy_model, policy_problems, steps=4, verifier="http", verifier_proxy=lying) as loop:
         loop.go([], seed=1)
         told = proxies[0].told
-    loop.prove()
+    prove(loop)
     assert told[kind] > 0
 
 
@@ -149,7 +150,7 @@ def test_a_disk_that_is_full_for_a_time(tmp_path: Path, policy_model: Path, poli
     with small_disk(tmp_path / "disk", 64) as disk:
         with Loop(tmp_path / "loop", policy_model, policy_problems, steps=8, homes={name: disk}) as loop:
             loop.go([fill(disk, 6.0), fill(disk, 3.0)], seed=2)
-        loop.prove()
+        prove(loop)
 
 
 def test_a_clock_that_jumps_by_hours_changes_nothing(tmp_path: Path, policy_model: Path, policy_problems: Path) -> None:
@@ -158,7 +159,7 @@ def test_a_clock_that_jumps_by_hours_changes_nothing(tmp_path: Path, policy_mode
     with Loop(tmp_path, policy_model, policy_problems, steps=8, variables=variables) as loop:
         loop.go([], seed=0)
         restarts = loop.restarts
-    loop.prove()
+    prove(loop)
     assert not restarts
     times = [json.loads(line)["time"] for line in (loop.run / "metrics.jsonl").read_text().splitlines()]
     assert times != sorted(times), "the clock did not jump"
@@ -177,5 +178,5 @@ def test_a_real_vllm_is_killed_and_comes_back(tmp_path: Path, policy_model: Path
     with Loop(tmp_path, policy_model, policy_problems, steps=6, policy=vllm, extra=patient) as loop:
         loop.go(shuffled([kill("policy"), kill("rank-0")], 1), seed=1, seconds=600.0)
         restarts = loop.restarts
-    loop.prove()
+    prove(loop)
     assert restarts["policy"] == 1

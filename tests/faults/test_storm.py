@@ -11,6 +11,7 @@ import pytest
 
 from tests.faults.injections import CUT, cut, hang, kill, kill_judges, shuffled
 from tests.faults.loop import Loop
+from tests.faults.proof import prove
 from tests.support.proxy import LIES, LyingProxy
 
 pytestmark = pytest.mark.timeout(1200)
@@ -29,9 +30,8 @@ def test_every_process_is_killed_once_and_each_group_counts_once(
     with Loop(tmp_path, policy_model, policy_problems, steps=16) as loop:
         loop.go(shuffled(faults, seed), seed)
         restarts = loop.restarts
-    found = loop.prove()
+    prove(loop)
     assert restarts.keys() >= {"api", "policy", "environment", "trainer"}
-    assert found.counts["groups trained on"] >= 30
 
 
 @pytest.mark.parametrize(
@@ -51,7 +51,5 @@ def test_a_verifier_that_lies_and_networks_that_break_make_no_reward(
     options = {"cuts": CUT, "verifier": "http", "verifier_proxy": lying}
     with Loop(tmp_path, policy_model, policy_problems, steps=14, **options) as loop:  # type: ignore[arg-type]
         loop.go(shuffled(faults, seed), seed)
-        told = loop.restarts, proxies[0].told
-    loop.prove()
-    assert told[1].keys() >= {"another", "garbage", "torn"}, told
-    assert len(told[1]) > len(LIES) // 2, told
+    prove(loop)
+    assert proxies[0].told.keys() == set(LIES)

@@ -14,6 +14,7 @@ import struct
 import threading
 from collections import Counter
 from collections.abc import Coroutine
+from itertools import cycle
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -134,7 +135,7 @@ class Proxy:
 
 LIES = (
     *("slow", "error_500", "html_502", "busy_429", "not_an_object", "error_is_text", "refuse", "garbage", "torn"),
-    *("half", "empty", "no_verdict", "odd_status", "odd_form", "another"),
+    *("half", "empty", "no_verdict", "odd_status", "odd_form", "another", "bad_request"),
 )
 """What `LyingProxy` does; each of them has been seen of a proxy, a load balancer or a service that dies."""
 
@@ -142,13 +143,14 @@ LIES = (
 class LyingProxy(Proxy):
     """Before a verifier: a share of the answers to POST /verify is spoilt, drawn by the seed.
 
-    `kinds` are those that are drawn; `told` counts. Other routes pass.
+    `kinds` take turns in a drawn order; `told` counts. Other routes pass.
     """
 
     def __init__(self, target: str, *, share: float, seed: int, kinds: tuple[str, ...] = LIES) -> None:
-        self.share, self.kinds = share, kinds
+        self.share = share
         self.told: Counter[str] = Counter()
         self._draw = random.Random(seed)
+        self._kinds = cycle(self._draw.sample(kinds, len(kinds)))
         self._earlier: list[bytes] = []
         super().__init__(target)
 
@@ -157,7 +159,7 @@ class LyingProxy(Proxy):
             head, body = await _message(reader)
             kind = None
             if head.startswith(b"POST /verify ") and self._draw.random() < self.share:
-                kind = self._draw.choice(self.kinds)
+                kind = next(self._kinds)
                 self.told[kind] += 1
             if kind == "refuse":
                 return
@@ -186,6 +188,8 @@ class LyingProxy(Proxy):
         content = answer.partition(b"\r\n\r\n")[2]
         if kind == "error_500":
             return _answer(500, b'{"error": {"kind": "judge_died", "message": "drawn"}}')
+        if kind == "bad_request":  # no other try is made: the rollout is generated anew, or its group is dropped
+            return _answer(400, b'{"error": {"kind": "bad_request", "message": "drawn"}}')
         if kind == "html_502":
             return _answer(502, b"<html>Bad Gateway</html>")
         if kind == "not_an_object":
