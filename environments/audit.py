@@ -2,12 +2,13 @@
 
 Every group that an environment made is trained on once in the lineage of the last weights, or left out with a reason,
 or still on its way (outbox, API server); and every reward is that of a verdict. The sources are written by different
-processes: environment.jsonl and outbox/ by the environment, api.journal by the API server, trained.jsonl by the
-trainer.
+processes: environment.jsonl, progress.jsonl and outbox/ by the environment, api.journal by the API server,
+trained.jsonl by the trainer.
 """
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -88,8 +89,13 @@ def _generated(folders: Sequence[Path], found: Audit, damaged: Counter[str]) -> 
     dropped: dict[str, str] = {}
     for folder in folders:
         shuffled = _shuffled(folder)
+        begun = _begun(
+            folder / "progress.jsonl"
+        )  # read first: what ends meanwhile is recorded before it is noted there
+        recorded: dict[str, bool] = {}
         for row in read(folder / "environment.jsonl", damaged):
             name = str(row.get("group_id"))
+            recorded[name] = recorded.get(name, False) or bool(row.get("sent"))
             scores = row.get("scores") or []
             if scores:
                 _check_scores(name, row, shuffled, found)
@@ -100,6 +106,8 @@ def _generated(folders: Sequence[Path], found: Audit, damaged: Counter[str]) -> 
                 found.violations.append(f"group {name}: neither sent nor dropped with a reason")
             else:
                 dropped.setdefault(name, str(row["dropped"]))
+        if begun is not None:
+            _settled(folder, begun, recorded, found)
     found.violations += [
         f"group {name}: sent, and dropped as {dropped[name]}" for name in sorted(sent.keys() & dropped)
     ]
@@ -108,6 +116,50 @@ def _generated(folders: Sequence[Path], found: Audit, damaged: Counter[str]) -> 
     for reason, count in sorted(Counter(dropped.values()).items()):
         found.counts[f"dropped by the environment: {reason}"] = count
     return set(sent), sent.keys() | dropped.keys()
+
+
+@dataclass
+class Begun:
+    """What progress.jsonl says: groups under way, how many were sent, and which ended since its first line."""
+
+    under_way: set[str]
+    sent: int
+    ended: list[str] = field(default_factory=list)
+
+
+def _begun(path: Path) -> Begun | None:
+    if not path.is_file():
+        return None
+    data = path.read_bytes()
+    try:
+        snapshot, *events = [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
+        begun = Begun({group_id for group_id, _, _ in snapshot["open"]}, snapshot["sent"])
+        for event in events:
+            if "begin" in event:
+                begun.under_way.add(event["begin"])
+                continue
+            name = event.get("end") or event["cut_off"]
+            begun.under_way.remove(name)
+            begun.ended.append(name)
+            begun.sent += event.get("sent", False)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ConfigError(f"audit: {path}: cannot be read ({type(error).__name__}: {error}). Restore it.") from None
+    return begun
+
+
+def _settled(folder: Path, begun: Begun, recorded: dict[str, bool], found: Audit) -> None:
+    """Each group that began is recorded with what became of it, or under way."""
+    found.counts["groups under way"] += len(begun.under_way - recorded.keys())
+    found.violations += [
+        f"group {name}: it ended, and {folder}/environment.jsonl does not have it"
+        for name in begun.ended
+        if name not in recorded
+    ]
+    sent = sum(was_sent for name, was_sent in recorded.items() if name not in begun.under_way)
+    if sent < begun.sent:
+        found.violations.append(
+            f"{folder}: progress.jsonl counts {begun.sent} groups that were sent, environment.jsonl has {sent}"
+        )
 
 
 def _check_scores(name: str, row: Row, shuffled: bool, found: Audit) -> None:

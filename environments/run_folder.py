@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from environments.settings import ConfigError
@@ -26,6 +27,28 @@ def claim(folder: Path) -> None:
         part = folder / f"{_NAME}.new"
         part.write_text(json.dumps({"format": FORMAT}) + "\n", encoding="utf-8")
         part.replace(folder / _NAME)
+
+
+def append_line(path: Path, line: str) -> None:
+    """Adds a line to a JSONL file; on a full disk the file is as before, and no later line joins a torn one.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    data = line.encode() + b"\n"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
+    try:
+        size = os.fstat(fd).st_size
+        if size and os.pread(fd, 1, size - 1) != b"\n":  # a death cut it off
+            data = b"\n" + data
+        try:
+            while data:
+                data = data[os.write(fd, data) :]
+        except OSError:
+            os.ftruncate(fd, size)
+            raise
+    finally:
+        os.close(fd)
 
 
 def check(folder: Path) -> None:

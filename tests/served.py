@@ -13,9 +13,10 @@ import uvicorn
 class Served:
     """An ASGI app on a port of its own, in a thread."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, port: int = 0) -> None:
         self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(("127.0.0.1", port))
         self.url = f"http://127.0.0.1:{self._socket.getsockname()[1]}"
         # Not "error": its thread would format a traceback while pytest formats another, and Python 3.11's parser,
         # which both use, then fails by a counter that threads share.

@@ -212,3 +212,28 @@ def test_what_cannot_be_audited_is_said(run: Run, tmp_path: Path) -> None:
     (folder / "api.journal").write_bytes(b"notes")
     with pytest.raises(ConfigError, match="not a journal of this version"):
         audit(folder)
+
+
+def progress(run: Run, *events: dict[str, Any], sent: int = 0, under_way: tuple[str, ...] = ()) -> None:
+    snapshot = {"format": 1, "open": [[name, "p", 0] for name in under_way], "sent": sent}
+    (run.folder / "progress.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [snapshot, *events]))
+
+
+def test_what_the_environment_began_is_recorded_or_under_way(run: Run) -> None:
+    begin, end = {"begin": "g8", "problem": "p", "version": 0}, {"end": "g8", "sent": True}
+    progress(run, begin, end, {"begin": "new", "problem": "p", "version": 0}, sent=8)
+    found = audit(run.write())
+    assert found.violations == []
+    assert found.counts["groups under way"] == 1
+
+
+def test_a_group_that_ended_and_was_never_recorded_is_found(run: Run) -> None:
+    progress(run, {"cut_off": "gone"}, sent=9, under_way=("gone",))
+    (violation,) = audit(run.write()).violations
+    assert violation.startswith("group gone: it ended, and ")
+
+
+def test_records_that_are_fewer_than_the_groups_sent_are_found(run: Run) -> None:
+    progress(run, sent=10)
+    (violation,) = audit(run.write()).violations
+    assert violation.endswith("progress.jsonl counts 10 groups that were sent, environment.jsonl has 9")

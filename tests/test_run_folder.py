@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
 
 from environments.report.page import write_report
-from environments.run_folder import FORMAT, check, claim
+from environments.run_folder import FORMAT, append_line, check, claim
 from environments.select import SelectConfig, select
 from environments.settings import ConfigError
 
@@ -33,3 +35,28 @@ def test_a_folder_of_another_version_is_refused_by_all_who_read_it(tmp_path: Pat
     for use in (lambda: claim(tmp_path), lambda: write_report(tmp_path), lambda: select(config, print)):
         with pytest.raises(ConfigError, match=message):
             use()
+
+
+def test_a_line_is_added_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, write = tmp_path / "rows.jsonl", os.write
+    append_line(path, "one")
+
+    def full(fd: int, data: bytes) -> int:
+        if len(data) <= 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(fd, data[:2])
+
+    with monkeypatch.context() as disk:
+        disk.setattr("environments.run_folder.os.write", full)
+        with pytest.raises(OSError, match="No space left"):
+            append_line(path, "three")
+    assert path.read_text() == "one\n"
+    append_line(path, "two")
+    assert path.read_text() == "one\ntwo\n"
+
+
+def test_a_line_does_not_join_one_that_a_death_cut_off(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("one\ntw")
+    append_line(path, "three")
+    assert path.read_text() == "one\ntw\nthree\n"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import count
 from types import TracebackType
 from typing import Any
 
@@ -60,8 +61,9 @@ class AtroposClient:
 
     A leased batch is kept by the server until `acknowledge` says that a checkpoint which includes it is durable, and
     comes again, the same bytes in the same order, after `rollback`. So an answer that gets lost is asked for again.
-    Connection failures, missed deadlines of one request and 5xx are tried again with growing pauses, at most
-    `attempts` times in a row; anything else is an error at once. A server that was restarted without its journal has
+    Connection failures, missed deadlines of one request and 5xx are tried again with growing pauses: `attempts` times
+    while the server was never reached, since its address may be wrong, and later for `away_s` seconds, in which it may
+    be started again. Anything else is an error at once. A server that was restarted without its journal has
     forgotten the trainer, which is registered again.
     """
 
@@ -71,6 +73,7 @@ class AtroposClient:
         *,
         request_timeout_s: float = 60.0,
         attempts: int = 6,
+        away_s: float = 600.0,
         pause_s: float = 0.5,
         poll_s: float = 0.5,
     ) -> None:
@@ -79,6 +82,8 @@ class AtroposClient:
         """
         self._url = url.rstrip("/")
         self._attempts = attempts
+        self._away_s = away_s
+        self._reached = False
         self._pause_s = pause_s
         self._poll_s = poll_s
         self._registration: dict[str, Any] | None = None
@@ -155,7 +160,8 @@ class AtroposClient:
         started = time.monotonic()
         deadline = started + timeout
         while True:
-            answer = self._ask("POST", "/lease", {"trainer": "trainer", "step": step}, deadline=deadline)
+            body = {"trainer": "trainer", "step": step}
+            answer = self._ask("POST", "/lease", body, deadline=deadline, on_wait=on_wait)
             if answer.get("status") == "error":
                 self._register_again(str(answer.get("message")))
                 continue
@@ -195,28 +201,39 @@ class AtroposClient:
             self.agree(self._terms)
 
     def _ask(
-        self, method: str, path: str, body: Mapping[str, Any] | None = None, deadline: float | None = None
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any] | None = None,
+        *,
+        deadline: float | None = None,
+        on_wait: Callable[[float], None] | None = None,
     ) -> dict[str, Any]:
         """One request, tried again after connection failures and 5xx; its JSON object."""
-        for attempt in range(1, self._attempts + 1):
+        started = time.monotonic()
+        for attempt in count(1):
             try:
                 response = self._http.request(method, self._url + path, json=body)
                 if response.status_code < 500:
+                    self._reached = True
                     return self._read(response)
                 trouble = f"HTTP {response.status_code} {response.text[:200]}".rstrip()
             except httpx.TransportError as error:
                 trouble = f"{type(error).__name__}: {error}"
             pause = self._pause_s * 2 ** min(attempt - 1, 4)
             late = deadline is not None and time.monotonic() + pause >= deadline
-            if attempt == self._attempts or late:
+            waited = time.monotonic() - started
+            if late or (attempt >= self._attempts and (not self._reached or waited >= self._away_s)):
                 raise ApiUnreachable(
                     f"{method} {self._url}{path} failed {attempt} times, at last with {trouble}: check "
                     "that the Atropos "
                     "API server runs there (its log says why it fails)"
                 )
             log.warning("%s %s%s: %s; again in %.1f s", method, self._url, path, trouble, pause)
+            if on_wait is not None:
+                on_wait(waited)
             time.sleep(pause)
-        raise AssertionError("attempts must be at least 1")
+        raise AssertionError("unreachable: count() does not end")
 
     def _read(self, response: httpx.Response) -> dict[str, Any]:
         if response.status_code == 409:  # the two sides do not fit: the server says in what

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from environments.contract import terms
-from environments.run_folder import claim
+from environments.run_folder import append_line, claim
 from environments.settings import write_yaml
 from trainer.alignment import Misaligned, measure
 from trainer.batches import AtroposClient, BatchError, StopWaiting, broadcast_groups
@@ -33,16 +33,23 @@ from trainer.parallel import ParallelError, all_reduce_sums, broadcast, distribu
 from trainer.policy import Policy
 from trainer.step import Batch, accumulate_gradient, chosen_objective, describe, prepare, set_old_logprobs
 from trainer.stopping import StopRequest
-from trainer.weights import WeightPublisher, WeightSyncError, make_publisher
+from trainer.weights import PublishStats, WeightPublisher, WeightSyncError, make_publisher
 
 log = logging.getLogger(__name__)
 
+AWAY_S = 600.0
+"""How long the only server, or all of them, may be gone before the trainer ends: vLLM takes minutes to start again."""
 CATCH_UP_S = 10.0
 """How often servers are looked at, while a batch is waited for, that may have come back without the weights."""
 
+
+class RecordError(RuntimeError):
+    """What was trained on cannot be written down, so it must not count."""
+
+
 EXPECTED = (
     *(BatchError, CheckpointError, ClippedBeforeUpdate, DoesNotFit, ExportError, Misaligned, NonFiniteGradient),
-    *(ParallelError, UnsupportedModel, WeightSyncError),
+    *(ParallelError, RecordError, UnsupportedModel, WeightSyncError),
 )
 """Errors whose message says all: what is wrong, where, and what to do."""
 
@@ -194,8 +201,16 @@ class Run:
                     pulled = error
             groups = broadcast_groups(pulled, self.parallel.control)
         if self.publisher is not None and self.config.weights.pause_while_training:
-            self.publisher.pause()
+            self._pause(self.publisher)
         return groups
+
+    def _pause(self, publisher: WeightPublisher) -> None:
+        try:
+            publisher.pause()
+        except WeightSyncError as error:
+            if not error.gone:
+                raise
+            log.warning("%s; a server that is gone generates nothing", error)
 
     def prepare(self, groups: list[Group]) -> Batch:
         """Advantages, drops, packing and old log-probabilities; Misaligned when they are not the sampler's."""
@@ -247,11 +262,24 @@ class Run:
             weights = self.policy.state_dict_full()
             with together(self.parallel):
                 if self.publisher is not None:
-                    stats = self.publisher.publish(weights, version)
+                    stats = self._published(self.publisher, weights, version)
                     if stats.changed_share is not None:
                         self.metrics.add("served_weights_changed", stats.changed_share)
                     self.metrics.add("seconds_pause", stats.seconds.get("paused", 0.0))
                     self.metrics.add("servers_missing", len(stats.missing))
+
+    def _published(self, publisher: WeightPublisher, weights: dict[str, torch.Tensor], version: int) -> PublishStats:
+        """Publishes; servers that are all gone are waited for, since what was trained since the last checkpoint would
+        be lost with the trainer."""
+        started = time.monotonic()
+        while True:
+            try:
+                return publisher.publish(weights, version)
+            except WeightSyncError as error:
+                if not error.gone or self.stop.requested or time.monotonic() - started > AWAY_S:
+                    raise
+                log.warning("%s; waiting for a server to come back, at most %g s", error, AWAY_S)
+            time.sleep(1.0)
 
     def record(self, batch: Batch) -> None:
         """Writes the step's row to metrics.jsonl; `step` in it is the version of the new weights."""
@@ -266,8 +294,14 @@ class Run:
             # Which groups made these weights: written before a checkpoint has them, so that an audit finds each once.
             taken = {"step": self.step - 1, "groups": [g.group_id for g in batch.groups], "dropped": batch.dropped}
             for name, line in (("trained", taken), ("metrics", row)):
-                with (self.config.run_dir / f"{name}.jsonl").open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(line) + "\n")
+                path = self.config.run_dir / f"{name}.jsonl"
+                try:
+                    append_line(path, json.dumps(line))
+                except OSError as error:
+                    raise RecordError(
+                        f"{path}: cannot be written ({error.strerror}): free space on that disk and start again with "
+                        "--checkpoint.resume auto"
+                    ) from None
             if self._tracker is not None:
                 self._tracker.log({f"train/{name}": value for name, value in row.items()}, step=self.step)
             log.info(

@@ -29,6 +29,7 @@ logger = logging.getLogger(__name__)
 PauseMode = Literal["keep", "abort", "wait"]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 _UNCHANGED = "the served weights are unchanged"  # in the disk engine's refusals: see trainer/vllm_disk_engine.py
+_OPEN = "already active"  # in vLLM's refusal to begin an update while another one is open
 _WRAPPERS = ("_orig_mod.", "_fsdp_wrapped_module.", "_checkpoint_wrapped_module.", "module.")
 
 
@@ -36,7 +37,8 @@ class WeightSyncError(RuntimeError):
     """New weights did not reach a server, or are not what it computes with.
 
     `server` and `phase` say where; `paused` is True when the server was left paused on purpose, since it may
-    hold half-loaded weights: restart it. `gone`: nothing listens there, or the connection broke.
+    hold half-loaded weights: restart it. `gone`: nothing listens there, the connection broke, or it hangs before
+    anything was changed.
     """
 
     def __init__(self, server: str, phase: str, reason: str, *, paused: bool = False, gone: bool = False) -> None:
@@ -286,7 +288,15 @@ class DiskPublisher:
                 if server not in self._initialised:
                     phase("init", "/init_weight_transfer_engine", {"init_info": {}})
                     self._initialised.add(server)
-                phase("start", "/start_weight_update", {})
+                try:
+                    phase("start", "/start_weight_update", {})
+                except WeightSyncError as error:
+                    if _OPEN not in error.reason:
+                        raise
+                    # A trainer died within an update. Everything is paused, and every weight comes anew.
+                    touched = True
+                    phase("finish", "/finish_weight_update", {})
+                    phase("start", "/start_weight_update", {})
                 touched = True
                 phase("update", "/update_weights", {"update_info": {"folder": str(written)}})
                 phase("finish", "/finish_weight_update", {"weight_version": version})
@@ -297,7 +307,7 @@ class DiskPublisher:
             except WeightSyncError as error:
                 # Half-loaded weights must not sample: only a server whose weights are whole and old goes on.
                 whole = not touched or _UNCHANGED in error.reason
-                if whole:
+                if whole and not (error.gone and error.phase == "pause"):
                     _try_resume(server)
                 raise WeightSyncError(
                     server, error.phase, error.reason, paused=not whole and not error.gone, gone=error.gone
@@ -389,7 +399,8 @@ def _post(client: httpx.Client, server: str, phase: str, path: str, body: Any = 
     try:
         answer = client.post(path, json=body)
     except httpx.TimeoutException as error:
-        raise WeightSyncError(server, phase, f"no answer within {client.timeout.read:.0f} s") from error
+        reason = f"no answer within {client.timeout.read:.0f} s"
+        raise WeightSyncError(server, phase, reason, gone=phase == "pause") from error
     except httpx.TransportError as error:
         raise WeightSyncError(server, phase, f"{type(error).__name__}: {error}", gone=True) from error
     if answer.status_code != httpx.codes.OK:

@@ -1,6 +1,6 @@
 """The judge as an HTTP service, for machines of one's own.
 
-POST /verify        a request of verifier_app.judge -> {"verdict": ...}
+POST /verify        a request of verifier_app.judge -> {"verdict": ..., "request": sha256 of the body that it is on}
 PUT /tests/SHA256   a test set's canonical bytes, once; requests then name it by tests_ref
 GET /health         200, or 503 while it drains
 GET /metrics        Prometheus' text format
@@ -147,7 +147,7 @@ class Service:
             verdict = await _while_connected(request, self.pool.verify(wanted))
             self.seconds.observe(time.monotonic() - started)
             self.verdicts.labels(verdict["status"]).inc()
-            return JSONResponse({"verdict": verdict})
+            return JSONResponse({"verdict": verdict, "request": hashlib.sha256(data).hexdigest()})
         finally:
             self.taken -= 1
 

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import itertools
 import json
 import logging
 import math
 import random
+import time
 from typing import Any
 
 import httpx
@@ -22,6 +24,7 @@ from atroposlib.envs.server_handling.server_baseline import APIServerConfig
 logger = logging.getLogger(__name__)
 
 _TRIES = 8
+_AWAY_S = 600.0  # a server that was reached before may be away for so long, in which it is started again
 _LONGEST_PAUSE_S = 10.0
 _DIGITS = 5  # of a log-probability on the wire: 1e-5 is far below the sampler's own noise
 
@@ -86,6 +89,7 @@ class FixedBaseEnv(BaseEnv):
 
     config: Any
     api: httpx.AsyncClient
+    _reached = False
 
     def open_api(self) -> httpx.AsyncClient:
         """One client for all calls; Atropos opens a new session for each."""
@@ -99,31 +103,33 @@ class FixedBaseEnv(BaseEnv):
         it drop a group silently. Here connection faults and 5xx are retried, and the rest stops with the reason.
 
         Raises:
-            ApiUnreachable: eight tries failed.
+            ApiUnreachable: eight tries failed, and for ten minutes where the server had been reached before.
             AtroposError: a 4xx.
         """
-        pause = 0.25
-        for attempt in range(1, _TRIES + 1):
+        pause, started = 0.25, time.monotonic()
+        for attempt in itertools.count(1):
             try:
                 response = await self.api.request(method, path, **request)
             except httpx.TransportError as error:
                 reason = f"{type(error).__name__} {error}".strip()
             else:
                 if response.status_code < 400:
+                    self._reached = True
                     return response.json()
                 reason = f"status {response.status_code}: {response.text[:500]}"
                 if response.status_code == 404:
                     reason += "; start the server by `atropos run-api`"
                 if response.status_code < 500:
                     raise AtroposError(f"{self.config.rollout_server_url}{path} refuses: {reason}")
-            if attempt < _TRIES:
-                logger.warning("%s%s: %s; trying again", self.config.rollout_server_url, path, reason)
-                await asyncio.sleep(pause * random.uniform(0.5, 1.0))
-                pause = min(pause * 2, _LONGEST_PAUSE_S)
-        raise ApiUnreachable(
-            f"env.rollout_server_url = {self.config.rollout_server_url}: {path} failed {_TRIES} times, the last: "
-            f"{reason}. Is `atropos run-api` running there?"
-        )
+            if attempt >= _TRIES and not (self._reached and time.monotonic() - started < _AWAY_S):
+                raise ApiUnreachable(
+                    f"env.rollout_server_url = {self.config.rollout_server_url}: {path} failed {attempt} times, the "
+                    f"last: {reason}. Is `atropos run-api` running there?"
+                )
+            logger.warning("%s%s: %s; trying again", self.config.rollout_server_url, path, reason)
+            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            pause = min(pause * 2, _LONGEST_PAUSE_S)
+        raise AssertionError("unreachable: count() does not end")
 
     async def register_env(self) -> None:
         """Registers once the trainer is there.

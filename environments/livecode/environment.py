@@ -96,7 +96,6 @@ class LivecodeEnv(FixedBaseEnv):
         self.records = Records(
             config.run_dir, rollouts_per_group=config.record_rollouts_per_group, every=config.record_every_groups
         )
-        stack.callback(self.records.close)
         self.client: RolloutClient | TextClient = await stack.enter_async_context(self._client(text))
         await self.client.check(context=config.context, need_versions=versions)
         verifier = build_verifier(config)
@@ -400,8 +399,8 @@ class LivecodeEnv(FixedBaseEnv):
         await asyncio.gather(*self._keeping, return_exceptions=True)
         for begun in self.in_flight.values():
             if begun.group_id in self.progress.open:  # not in the outbox, which sends it at the next start
+                self._record_bare(begun, "stopped")  # first: a death between the two records it twice and not never
                 self.progress.cut_off(begun.group_id)
-                self._record_bare(begun, "stopped")
         self.in_flight.clear()
 
     # -- Without a trainer ----------------------------------------------------------------------------------

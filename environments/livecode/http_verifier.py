@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
+import json
 import logging
 import os
 import time
@@ -15,6 +17,7 @@ from typing import Any, Self
 import httpx
 
 from environments.livecode.remote import (
+    NoVerdict,
     TestSetMissing,
     TryAgain,
     raise_fault,
@@ -135,8 +138,19 @@ class HttpVerifier:
         finally:
             service.running -= 1
 
-    async def _post(self, service: _Service, body: dict[str, Any]) -> Verdict:
-        return read_verdict(await self._send(service, "POST", "/verify", json=body), service.url)
+    async def _post(self, service: _Service, request: dict[str, Any]) -> Verdict:
+        body = json.dumps(request).encode()
+        headers = {"Content-Type": "application/json"}
+        answer = await self._send(service, "POST", "/verify", content=body, headers=headers)
+        try:
+            verdict = read_verdict(answer, service.url)
+        except NoVerdict as error:
+            raise TryAgain("no_verdict", str(error), broken=True) from None
+        # What stands between here and the service may mix answers up: a verdict names the request that it is on.
+        if answer.get("request") != hashlib.sha256(body).hexdigest():
+            reason = "a verdict on another request, or of a service of another version"
+            raise TryAgain("another_request", f"{service.url}: {reason}", broken=True)
+        return verdict
 
     async def _send(self, service: _Service, method: str, path: str, **content: Any) -> dict[str, Any]:
         try:
@@ -144,11 +158,12 @@ class HttpVerifier:
             answer = response.json()
         except httpx.HTTPError as error:
             raise TryAgain("unreachable", f"{service.url}: {type(error).__name__} {error}", broken=True) from error
-        except ValueError:
+        except (ValueError, RecursionError):
             raise TryAgain("not_json", f"{service.url}: status {response.status_code}, not JSON", broken=True) from None
         if response.is_success and isinstance(answer, dict):
             return answer
-        fault = (answer.get("error") if isinstance(answer, dict) else None) or {}
-        return raise_fault(
-            str(fault.get("kind", response.status_code)), f"{service.url}: {fault.get('message', answer)}"
-        )
+        fault = answer.get("error") if isinstance(answer, dict) else None
+        if not isinstance(fault, dict):
+            fault = {}
+        kind, message = fault.get("kind", response.status_code), fault.get("message", str(answer)[:300])
+        return raise_fault(str(kind), f"{service.url}: {message}")

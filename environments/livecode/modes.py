@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import logging
 import signal
 import sys
@@ -17,6 +18,7 @@ from environments.livecode.environment import InfrastructureError, LivecodeEnv
 from environments.livecode.evaluation import EvaluationError
 from environments.livecode.outbox import OutboxError
 from environments.livecode.problems import ProblemError
+from environments.livecode.progress import DiskFull
 from environments.livecode.prompts import PromptError
 from environments.livecode.rollouts import RolloutError
 from environments.livecode.verifiers import VerifierError
@@ -39,6 +41,11 @@ def run(mode: str, config: RunConfig) -> int:
         claim(Path(config.env.run_dir))
         write_yaml(config, Path(config.env.run_dir) / "config" / f"{name}.yaml")
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            logger.error(
+                "env.run_dir %s: %s. Free space on that disk and start again", config.env.run_dir, error.strerror
+            )
+            return 1
         raise ConfigError(
             f"env.run_dir {config.env.run_dir}: cannot be written ({error.strerror}); give another folder"
         ) from None
@@ -100,6 +107,10 @@ async def _until_signal(work: Coroutine[Any, Any, Any]) -> int:
         return 130 if asked[0] == signal.SIGINT else 0
     except (AtroposError, EvaluationError, InfrastructureError, OutboxError, RolloutError, VerifierError) as error:
         logger.error("%s", error)
+        return 1
+    except (DiskFull, OSError) as error:
+        # No fault of the input: started again once there is space, the run goes on where it was.
+        logger.error("%s: %s", type(error).__name__, error)
         return 1
     except (ProblemError, PromptError) as error:
         raise ConfigError(str(error)) from None

@@ -4,7 +4,8 @@ A file of events, replayed at start: a snapshot in the first line, then one line
 cut off. The sampler and the test order are functions of these events, so that they come back as they were.
 
 ConfigError         the folder belongs to another run or to a process that lives
-└── ProgressError   the file is damaged (the message names the line) or cannot be written
+└── ProgressError   the file is damaged (the message names the line)
+    └── DiskFull    it cannot be written
 """
 
 from __future__ import annotations
@@ -33,6 +34,10 @@ COMPACT_ABOVE = 16 << 20  # bytes of events before a new snapshot takes their pl
 
 class ProgressError(ConfigError):
     """The file of events is damaged or cannot be written."""
+
+
+class DiskFull(ProgressError):
+    """The file of events cannot be written."""
 
 
 @dataclass(frozen=True)
@@ -178,7 +183,7 @@ class Progress:
                 data = data[os.write(self._fd, data) :]
         except OSError as error:
             self._torn = True  # half a line may stand there: it must stay the last one
-            raise ProgressError(
+            raise DiskFull(
                 f"{self.path}: cannot be written ({error.strerror}). Free space on that disk and start again."
             ) from None
         if os.fstat(self._fd).st_size > COMPACT_ABOVE:

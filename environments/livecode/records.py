@@ -13,6 +13,7 @@ from environments.livecode.groups import Group
 from environments.livecode.problems import Problem, TestCase
 from environments.livecode.test_sets import INLINE_BYTES
 from environments.livecode.verifiers import Verdict
+from environments.run_folder import append_line
 from environments.settings import ConfigError
 
 KEPT_OF_A_TEST = 2000  # characters of a failing test's input and output
@@ -36,25 +37,19 @@ class Records:
         self._finished = 0
         try:
             (self.run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
-            self._groups = (self.run_dir / "environment.jsonl").open("a", encoding="utf-8")
+            (self.run_dir / "environment.jsonl").open("a").close()
         except OSError as error:
             raise ConfigError(
                 f"env.run_dir = {self.run_dir}: cannot be written ({error.strerror}). Give another folder."
             ) from None
 
-    def close(self) -> None:
-        """Closes the file; nothing can be recorded after."""
-        self._groups.close()
-
     def group(self, group: Group, *, sent: bool) -> None:
-        """One finished group, whether it was sent or dropped."""
-        self._groups.write(_line(group_record(group, sent=sent)))
-        self._groups.flush()
+        """One finished group, whether it was sent or dropped. Raises OSError where the disk refuses."""
+        append_line(self.run_dir / "environment.jsonl", _line(group_record(group, sent=sent)))
         if self._per_group and group.rollouts and self._finished % self._every == 0:
             path = self.run_dir / "rollouts" / f"step-{group.weight_version:05d}.jsonl"
-            with path.open("a", encoding="utf-8") as stream:
-                for index in range(min(self._per_group, len(group.rollouts))):
-                    stream.write(_line(rollout_record(group, index)))
+            for index in range(min(self._per_group, len(group.rollouts))):
+                append_line(path, _line(rollout_record(group, index)))
         self._finished += 1
 
 
@@ -120,8 +115,7 @@ def start_file(path: str | Path) -> None:
 def append_jsonl(path: str | Path, record: dict[str, Any]) -> None:
     """One more line of a JSONL file, made with its folder where missing."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with Path(path).open("a", encoding="utf-8") as stream:
-        stream.write(_line(record))
+    append_line(Path(path), _line(record))
 
 
 def brief(verdict: Verdict | None) -> dict[str, Any] | None:
@@ -143,4 +137,4 @@ def failing_test(problem: Problem, verdict: Verdict | None) -> dict[str, str] | 
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":")) + "\n"
+    return json.dumps(record, ensure_ascii=False, separators=(",", ":"))

@@ -24,6 +24,10 @@ class TryAgain(RuntimeError):
         self.kind, self.broken = kind, broken
 
 
+class NoVerdict(VerifierError):
+    """The service answered, and not with a verdict on the request."""
+
+
 class TestSetMissing(VerifierError):
     """The service lacks the test set that the request names."""
 
@@ -57,15 +61,33 @@ def read_verdict(answer: Any, where: str) -> Verdict:
     """The verdict in {"verdict": ...}; {"error": {"kind", "message"}} and anything else raise.
 
     Raises:
-        TestSetMissing, TryAgain, VerifierError: by the error's kind; an answer of another form is a VerifierError.
+        TestSetMissing, TryAgain, VerifierError: by the error's kind; an answer of another form is NoVerdict.
     """
     fault = answer.get("error") if isinstance(answer, dict) else None
     if isinstance(fault, dict):
         raise_fault(str(fault.get("kind")), f"{where}: {fault.get('message')}")
     verdict = answer.get("verdict") if isinstance(answer, dict) else None
-    if not isinstance(verdict, dict) or verdict.get("status") not in STATUSES:
-        raise VerifierError(f"{where}: an answer without a verdict; is it of this version?")
+    if not isinstance(verdict, dict) or not _is_verdict(verdict):
+        raise NoVerdict(f"{where}: an answer without a verdict; is it of this version?")
     return verdict
+
+
+def _is_verdict(verdict: dict[str, Any]) -> bool:
+    """Whether status, failed test and the tests' results are what a judge says; what is read later must be there."""
+    status, failed, tests = verdict.get("status"), verdict.get("failed_test"), verdict.get("tests", [])
+    if not isinstance(status, str) or status not in STATUSES:
+        return False
+    if failed is not None and (type(failed) is not int or status == "accepted"):
+        return False
+    if failed is not None and not 0 <= failed < verdict.get("total", 0):
+        return False
+    return isinstance(tests, list) and all(
+        isinstance(test, dict)
+        and type(test.get("index")) is int
+        and test.get("status") in STATUSES
+        and isinstance(test.get("cpu_s"), int | float)
+        for test in tests
+    )
 
 
 def raise_fault(kind: str, message: str) -> NoReturn:

@@ -320,6 +320,22 @@ async def test_an_api_that_is_down_is_named(fixed: Fixed, monkeypatch: pytest.Mo
         await fixed.get_server_info()
 
 
+async def test_an_api_that_was_reached_is_waited_for(
+    fixed: Fixed, trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("environments.livecode.atropos_fixes._TRIES", 2)
+    monkeypatch.setattr("environments.livecode.atropos_fixes._LONGEST_PAUSE_S", 0.05)
+    await trainer.register(batch=4)
+    there = fixed.api.base_url
+    await fixed.get_server_info()
+    fixed.api.base_url = httpx.URL("http://127.0.0.1:9")
+    asking = asyncio.create_task(fixed.get_server_info())
+    await asyncio.sleep(1.0)
+    assert not asking.done()
+    fixed.api.base_url = there
+    await asyncio.wait_for(asking, 20)
+
+
 async def test_a_server_without_contracts_is_named(fixed: Fixed) -> None:
     with pytest.raises(AtroposError, match=r"/contract refuses: status 404.*start the server by `atropos run-api`"):
         await fixed.agree({})

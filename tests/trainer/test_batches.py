@@ -27,6 +27,7 @@ from trainer.batches import (
     AtroposClient,
     BatchError,
     BatchTimeout,
+    StopWaiting,
     broadcast_groups,
     parse_group,
     staleness,
@@ -322,7 +323,7 @@ def test_a_batch_whose_answer_got_lost_comes_when_it_is_asked_for_again(caplog: 
 
 
 def test_server_errors_without_end_are_an_error() -> None:
-    with serving(free_port(), faults=10**9) as url, client_of(url, attempts=3) as client:
+    with serving(free_port(), faults=10**9) as url, client_of(url, attempts=3, away_s=0.0) as client:
         register(client)
         with pytest.raises(ApiUnreachable, match=r"/lease failed 3 times, at last with HTTP 500"):
             client.lease(0, 20)
@@ -372,6 +373,33 @@ def test_a_server_that_comes_up_late_is_found() -> None:
         with serving(port):
             asking.join(30)
     assert len(found) == 1
+
+
+def test_a_server_that_was_reached_may_be_away_for_longer_than_one_that_never_was() -> None:
+    port = free_port()
+    with client_of(f"http://127.0.0.1:{port}", attempts=2) as client:
+        with serving(port):
+            register(client)
+        found: list[str] = []
+        asking = threading.Thread(target=lambda: found.extend(ids(client.lease(0, 30))))
+        asking.start()
+        time.sleep(0.5)  # many times the two attempts
+        with serving(port) as url:
+            send(url, wire("a"), wire("b"))
+            asking.join(30)
+    assert found == ["a", "b"]
+
+
+def test_waiting_for_a_server_that_is_away_can_be_stopped() -> None:
+    def stop(seconds: float) -> None:
+        raise StopWaiting("asked to end")
+
+    port = free_port()
+    with client_of(f"http://127.0.0.1:{port}") as client:
+        with serving(port):
+            register(client)
+        with pytest.raises(StopWaiting):
+            client.lease(0, 30, stop)
 
 
 def test_a_restarted_server_gets_the_registration_again() -> None:

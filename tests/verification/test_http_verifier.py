@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from environments.livecode.verifiers import DeadlineExceeded, Unreachable, Verif
 from tests.served import Served
 from tests.verification.conftest import TOKEN, Service, Start
 
+ACCEPTED = {"status": "accepted"}
 REQUEST: dict[str, Any] = {"code": "print(int(input()) + 1)", "tests": [{"input": "1", "output": "2"}]}
 
 
@@ -33,9 +35,10 @@ class Scripted:
     def __init__(self, *answers: tuple[int, Any]) -> None:
         self.answers, self.calls = list(answers), 0
 
-    async def _verify(self, _: Request) -> Response:
+    async def _verify(self, request: Request) -> Response:
         self.calls += 1
-        status, content = self.answers.pop(0) if self.answers else (200, {"verdict": {"status": "accepted"}})
+        on = hashlib.sha256(await request.body()).hexdigest()
+        status, content = self.answers.pop(0) if self.answers else (200, {"verdict": ACCEPTED, "request": on})
         return JSONResponse(content, status) if not isinstance(content, str) else Response(content, status)
 
     async def _fine(self, _: Request) -> Response:
@@ -101,15 +104,41 @@ async def test_what_another_try_cannot_mend_is_an_error_at_once(kind: str) -> No
     assert script.calls == 1
 
 
-@pytest.mark.parametrize("answer", [{}, {"verdict": None}, {"verdict": {"status": "fine"}}, {"verdict": ["accepted"]}])
-async def test_an_answer_that_is_no_verdict_is_never_a_score(answer: dict[str, Any]) -> None:
-    served = Served(Scripted((200, answer)).app())
+FAILED = {"status": "wrong_answer", "total": 2, "failed_test": 1}
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        *({}, {"verdict": None}, {"verdict": {"status": "fine"}}, {"verdict": ["accepted"]}),
+        *({"verdict": {"status": ["accepted"]}}, {"verdict": ACCEPTED | {"failed_test": 0}}),
+        *({"verdict": FAILED | {"failed_test": 2}}, {"verdict": FAILED | {"tests": [{"index": 0}]}}),
+        {"error": "overloaded"},
+    ],
+)
+async def test_an_answer_that_is_no_verdict_is_asked_for_again_and_never_a_score(answer: dict[str, Any]) -> None:
+    script = Scripted((200, answer), (503, answer))
+    served = Served(script.app())
     try:
         async with HttpVerifier([served.url], deadline_s=30) as verifier:
-            with pytest.raises(VerifierError, match="without a verdict"):
-                await verifier.verify(REQUEST)
+            assert await verifier.verify(REQUEST) == ACCEPTED
     finally:
         served.stop()
+    assert script.calls == 3
+    assert verifier.causes["no_verdict"] == 1
+
+
+async def test_a_verdict_on_another_request_is_never_a_score() -> None:
+    # Mixed up on the way, or a service of a version that does not say what it judged.
+    others = [{"verdict": FAILED, "request": hashlib.sha256(b"another").hexdigest()}, {"verdict": FAILED}]
+    script = Scripted(*((200, other) for other in others))
+    served = Served(script.app())
+    try:
+        async with HttpVerifier([served.url], deadline_s=30) as verifier:
+            assert await verifier.verify(REQUEST) == ACCEPTED
+    finally:
+        served.stop()
+    assert verifier.causes == {"another_request": 2}
 
 
 async def test_a_service_that_stays_away_is_no_verdict_and_no_score() -> None:
@@ -143,12 +172,13 @@ async def test_no_more_calls_at_once_than_allowed_and_the_least_loaded_service_f
     most: dict[str, int] = {"a": 0, "b": 0}
 
     def service(name: str) -> Served:
-        async def verify(_: Request) -> Response:
+        async def verify(request: Request) -> Response:
+            on = hashlib.sha256(await request.body()).hexdigest()
             running[name] += 1
             most[name] = max(most[name], running[name])
             await asyncio.sleep(0.1)
             running[name] -= 1
-            return JSONResponse({"verdict": {"status": "accepted"}})
+            return JSONResponse({"verdict": ACCEPTED, "request": on})
 
         async def fine(_: Request) -> Response:
             return Response()

@@ -161,6 +161,18 @@ def test_a_caller_that_hangs_up_frees_its_judge(start: Start) -> None:
     assert answer.json()["verdict"]["status"] == "accepted"
 
 
+def test_an_idle_judge_that_is_killed_is_replaced(start: Start) -> None:
+    service = start()
+    with service.client() as client:
+        for _ in range(2):
+            assert client.post("/verify", json=RIGHT).json()["verdict"]["status"] == "accepted"
+            (judge,) = psutil.Process(service.process.pid).children()
+            judge.kill()
+            psutil.wait_procs([judge], timeout=10)
+            time.sleep(0.2)  # its pipe is closed by now
+        assert client.post("/verify", json=RIGHT).json()["verdict"]["status"] == "accepted"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stop_finishes_what_runs_refuses_what_comes_and_leaves_nothing(start: Start, number: int) -> None:
     service = start()

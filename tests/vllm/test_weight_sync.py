@@ -157,6 +157,20 @@ def test_weights_of_another_model_are_refused_and_the_old_ones_go_on(policy: Pol
     assert verify_sync(policy.server.url, PROMPT, policy.logprobs, version=policy.version) <= TOLERANCE
 
 
+def test_an_update_that_a_dead_trainer_left_open_does_not_bar_the_next_one(policy: Policy, tmp_path: Path) -> None:
+    url = policy.server.url
+    begun = (
+        ("/pause?mode=keep", None),
+        ("/init_weight_transfer_engine", {"init_info": {}}),
+        ("/start_weight_update", {}),
+    )
+    for path, body in begun:
+        httpx.post(f"{url}{path}", json=body, timeout=60, trust_env=False).raise_for_status()
+    policy.change()
+    DiskPublisher([url], tmp_path).publish(policy.model, policy.version)
+    assert verify_sync(url, PROMPT, policy.logprobs, version=policy.version) <= TOLERANCE
+
+
 def prefix_hits(url: str) -> float:
     text = httpx.get(f"{url}/metrics", trust_env=False).text
     return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("vllm:prefix_cache_hits_total"))

@@ -40,6 +40,8 @@ class _Worker:
         assert self.process.stdin is not None
         assert self.process.stdout is not None
         try:
+            if self.process.stdin.is_closing():
+                raise _Died
             self.process.stdin.write(payload)
             await self.process.stdin.drain()
             header = await self.process.stdout.readexactly(HEADER)
@@ -54,7 +56,8 @@ class _Worker:
         with contextlib.suppress(ProcessLookupError):
             self.process.terminate()
         assert self.process.stdin is not None
-        self.process.stdin.close()
+        with contextlib.suppress(RuntimeError):  # uvloop, where the pipe is gone already
+            self.process.stdin.close()
         try:
             await asyncio.wait_for(self.process.wait(), STOP_TIMEOUT_S)
         except TimeoutError:
@@ -144,7 +147,7 @@ class JudgePool:
                 if not self._open:
                     raise JudgeError("closed", "the pool was closed under this request") from None
                 continue
-            except asyncio.CancelledError:
+            except BaseException:  # a judge that may still be answering this request takes no other one
                 self._discard(worker)
                 worker = None
                 raise

@@ -35,6 +35,7 @@ class TestResult:
     peak_mb: float = 0.0
     message: str = ""
     fair_s: float = 0.0
+    killed: bool = False  # by a SIGKILL that was not the judge's: the program's own, or the kernel's for want of memory
 
 
 class Ended(NamedTuple):
@@ -164,9 +165,13 @@ class Judge:
                         if not loaded["compiled"]:
                             return rollout.verdict("compile_error", loaded["message"])
                     result = run_test(zygote, request, index)
-                    if result is not None:
+                    if result is not None and (attempt == 2 or not result.killed):
                         break
+                    # What killed it may have come from outside: what the program does, it does again.
+                    own_namespace = zygote.own_namespace
                     zygote.close()
+                    if attempt == 2 and own_namespace:  # no program reaches out of it
+                        raise JudgeError("sandbox_failed", f"the sandbox was killed twice under test {index}")
                     if attempt == 2:
                         result = TestResult(index, "runtime_error", message="the program broke its sandbox down")
                 assert result is not None
@@ -230,6 +235,8 @@ def run_test(zygote: ZygoteHandle, request: Request, index: int) -> TestResult |
         result.peak_mb = max(ended.peak_kb / 1024, watch.peak_bytes / 2**20)
         pump.drain()
         result.status, result.message = conclude(request, index, pump, watch, ended)
+        signalled = os.WIFSIGNALED(ended.status) and os.WTERMSIG(ended.status) == signal.SIGKILL
+        result.killed = signalled and result.status == "runtime_error"
         return result
     finally:
         pump.close()

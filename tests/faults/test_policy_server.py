@@ -1,0 +1,130 @@
+"""The stand-in for vLLM is token-exact: what it reports is what the published weights give."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import httpx
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from environments.demo.processes import free_port
+from environments.livecode.rollouts import RolloutClient, Sampling
+from tests.served import Served
+from tests.support.policy_server import Engine, Server
+from trainer.run import Run
+from trainer.weights import DiskPublisher, WeightSyncError, probe, verify_sync
+
+PROMPT = [1, 36, 37, 39, 40, 41, 1]
+
+
+@pytest.fixture
+def url(policy_model: Path) -> Iterator[str]:
+    served = Served(Server(Engine(policy_model, token_s=0.005), 256).app())
+    yield served.url
+    served.stop()
+
+
+class Policy:
+    """The weights that are published, as transformers computes with them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+
+    def change(self) -> None:
+        torch.manual_seed(1)
+        with torch.no_grad():
+            for weight in self.model.parameters():
+                weight.mul_(1 + 0.3 * torch.randn_like(weight))
+
+    def logprobs(self, prompt: list[int], tokens: list[int], temperature: float = 1.0) -> list[float]:
+        with torch.no_grad():
+            logits = self.model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+        picked = (logits / temperature).log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])
+        return picked[:, 0].tolist()
+
+
+def test_greedy_and_sampled_logprobs_are_those_of_the_published_weights(
+    url: str, policy_model: Path, tmp_path: Path
+) -> None:
+    policy = Policy(policy_model)
+    policy.change()
+    with pytest.raises(WeightSyncError, match="log-probabilities differ"):
+        verify_sync(url, PROMPT, policy.logprobs, tolerance=1e-4)
+    DiskPublisher([url], tmp_path).publish(policy.model, 3)
+    assert verify_sync(url, PROMPT, policy.logprobs, version=3, tolerance=1e-4) < 1e-4
+    drawn = probe(url, PROMPT, temperature=0.7, seed=1)
+    assert drawn.logprobs == pytest.approx(policy.logprobs(PROMPT, drawn.tokens, 0.7), abs=1e-4)
+    assert probe(url, PROMPT, temperature=0.7, seed=1).tokens == drawn.tokens
+
+
+async def test_a_rollout_under_way_keeps_its_tokens_and_goes_on_with_the_new_weights(
+    url: str, policy_model: Path, tmp_path: Path
+) -> None:
+    policy = Policy(policy_model)
+    async with RolloutClient([url]) as client:
+        await client.check(context=256)
+        longest = asyncio.create_task(client.generate([1] * 8, Sampling(200, 1.0, seed=5)))
+        samples = [asyncio.create_task(client.generate(PROMPT, Sampling(60, 1.0, seed=n))) for n in range(12)]
+        await asyncio.sleep(0.1)
+        await asyncio.to_thread(DiskPublisher([url], tmp_path).publish, policy.model, 1)
+        done = await asyncio.gather(longest, *samples)
+    assert {version for sample in done for version, _, _ in sample.versions} <= {0, 1}
+    for sample in done:
+        assert sample.versions[-1][2] == len(sample.ids)
+    # The same weights under another name: the numbers are the model's, before and after.
+    assert done[1].logprobs == pytest.approx(policy.logprobs(PROMPT, done[1].ids), abs=1e-4)
+
+
+def test_an_update_that_a_dead_trainer_left_open_does_not_bar_the_next_one(
+    url: str, policy_model: Path, tmp_path: Path
+) -> None:
+    policy = Policy(policy_model)
+    policy.change()
+    begun = (
+        ("/pause?mode=keep", None),
+        ("/init_weight_transfer_engine", {"init_info": {}}),
+        ("/start_weight_update", {}),
+    )
+    for path, body in begun:
+        httpx.post(f"{url}{path}", json=body, trust_env=False).raise_for_status()
+    assert httpx.post(f"{url}/start_weight_update", json={}, trust_env=False).status_code == 500
+    DiskPublisher([url], tmp_path).publish(policy.model, 4)
+    assert verify_sync(url, PROMPT, policy.logprobs, version=4, tolerance=1e-4) < 1e-4
+
+
+def test_the_trainer_waits_for_its_only_server_to_come_back(policy_model: Path, tmp_path: Path) -> None:
+    policy, run, port = Policy(policy_model), Run.__new__(Run), free_port()
+    run.stop = SimpleNamespace(requested=False)  # type: ignore[assignment]
+    publisher = DiskPublisher([f"http://127.0.0.1:{port}"], tmp_path)
+    weights = dict(policy.model.state_dict())
+    with ThreadPoolExecutor(1) as trainer:
+        publishing = trainer.submit(run._published, publisher, weights, 2)
+        time.sleep(1.5)
+        assert not publishing.done()
+        served = Served(Server(Engine(policy_model, token_s=0.0), 256).app(), port)
+        assert publishing.result(60).missing == ()
+    assert probe(served.url, PROMPT).versions == [("2", 0, 16)]
+    served.stop()
+
+
+def test_a_trainer_that_is_to_end_does_not_wait(policy_model: Path, tmp_path: Path) -> None:
+    run = Run.__new__(Run)
+    run.stop = SimpleNamespace(requested=True)  # type: ignore[assignment]
+    publisher = DiskPublisher([f"http://127.0.0.1:{free_port()}"], tmp_path)
+    with pytest.raises(WeightSyncError, match="phase pause: ConnectError"):
+        run._published(publisher, {"a": torch.ones(1)}, 2)
+
+
+def test_weights_without_a_pause_are_refused(url: str, tmp_path: Path) -> None:
+    for path, body in (("/init_weight_transfer_engine", {"init_info": {}}), ("/start_weight_update", {})):
+        httpx.post(f"{url}{path}", json=body, trust_env=False).raise_for_status()
+    body = {"update_info": {"folder": str(tmp_path)}}
+    refused = httpx.post(f"{url}/update_weights", json=body, trust_env=False)
+    assert (refused.status_code, "without a pause" in refused.text) == (500, True)

@@ -1,0 +1,91 @@
+"""kill -9 of a sandbox's processes, as the kernel does when memory is short: never a verdict against the program."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import psutil
+import pytest
+
+from verifier_app.judge import JudgeError
+from verifier_app.judge.rollout import Judge
+
+RIGHT = "import time\nn = int(input())\ntime.sleep(0.6)\nprint(n + 1)"
+
+
+def request(code: str) -> dict[str, Any]:
+    return {"code": code, "tests": [{"input": "1", "output": "2"}], "time_limit_s": 10.0, "memory_limit_mb": 512}
+
+
+@pytest.fixture
+def judge() -> Iterator[Judge]:
+    with Judge() as judge:
+        judge.template(numpy=False)
+        yield judge
+
+
+def depth(process: psutil.Process, own: int) -> int:
+    """1 for a template, 2 for a zygote, 3 for a program."""
+    return [parent.pid for parent in process.parents()].index(own) + 1
+
+
+def killing(level: int, times: int, then: Callable[[], None]) -> int:
+    """Kills the first process of this level while `then` runs, so often; how often it did."""
+    me, done, stop = psutil.Process(), 0, threading.Event()
+
+    def look() -> None:
+        nonlocal done
+        seen: set[int] = set()
+        while not stop.is_set() and done < times:
+            time.sleep(0.05)
+            try:
+                family = me.children(recursive=True)
+                # Only while a program runs: 3 levels are there.
+                if not any(depth(one, me.pid) == 3 for one in family):
+                    continue
+                for one in family:
+                    if depth(one, me.pid) == level and one.pid not in seen and done < times:
+                        seen.add(one.pid)
+                        one.kill()
+                        done += 1
+            except (psutil.NoSuchProcess, ValueError):
+                continue
+
+    thread = threading.Thread(target=look)
+    thread.start()
+    try:
+        then()
+    finally:
+        stop.set()
+        thread.join()
+    return done
+
+
+@pytest.mark.parametrize("level", [1, 2, 3], ids=["template", "zygote", "program"])
+def test_a_right_program_whose_sandbox_is_killed_once_is_accepted(judge: Judge, level: int) -> None:
+    found: list[dict[str, Any]] = []
+    assert killing(level, 1, lambda: found.append(judge.verify(request(RIGHT)))) == 1
+    assert found[0]["status"] == "accepted", found
+
+
+def test_a_sandbox_that_is_killed_again_and_again_is_no_verdict(judge: Judge) -> None:
+    level = judge.template(numpy=False).spawn({"memory_mb": 512})
+    strong = level.own_namespace
+    level.close()
+    if not strong:
+        pytest.skip("without a pid namespace of its own a program can do this to itself")
+
+    def verify() -> None:
+        with pytest.raises(JudgeError, match="the sandbox was killed twice") as raised:
+            judge.verify(request(RIGHT))
+        assert raised.value.kind == "sandbox_failed"
+
+    assert killing(2, 2, verify) == 2
+
+
+def test_a_program_that_kills_itself_is_a_runtime_error(judge: Judge) -> None:
+    verdict = judge.verify(request("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"))
+    assert (verdict["status"], verdict["message"]) == ("runtime_error", "killed by SIGKILL")

@@ -1,0 +1,265 @@
+"""A token-exact stand-in for vLLM as a process of its own: `python -m tests.support.policy_server MODEL PORT`.
+
+The routes that environment and trainer use, with vLLM 0.32's answers, over a small model in fp32 that transformers
+computes on the CPU. Each token is drawn by a forward over all running requests with the weights that were published
+last, so the reported log-probabilities are those that the trainer computes with the same weights. vLLM takes a minute
+or two to start; this takes seconds, and may be killed often.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import uvicorn
+from safetensors.torch import load_file
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from transformers import AutoModelForCausalLM
+
+START_LABEL = "default"
+"""vLLM's name for the weights that it was started with."""
+
+
+@dataclass
+class Running:
+    """A request that is being generated."""
+
+    prompt: list[int]
+    params: dict[str, Any]
+    done: Future[dict[str, Any]]
+    ids: list[int] = field(default_factory=list)
+    content: list[dict[str, Any]] = field(default_factory=list)
+    spans: list[dict[str, Any]] = field(default_factory=list)
+    generator: torch.Generator | None = None
+
+    def __post_init__(self) -> None:
+        if "seed" in self.params:
+            self.generator = torch.Generator().manual_seed(int(self.params["seed"]))
+
+    def draw(self, logits: torch.Tensor, version: str) -> None:
+        """One more token. logits: [vocabulary]. Log-probabilities are after the temperature; greedy ones at 1."""
+        temperature = float(self.params.get("temperature", 1.0))
+        logprobs = (logits / (temperature or 1.0)).log_softmax(-1)
+        if temperature == 0:
+            token = int(logprobs.argmax())
+        else:
+            token = int(torch.multinomial(logprobs.exp(), 1, generator=self.generator))
+        best = logprobs.topk(int(self.params.get("logprobs") or 0))
+        top = [
+            {"token_id": int(one), "logprob": float(value), "rank": rank}
+            for rank, (one, value) in enumerate(zip(best.indices, best.values, strict=True), 1)
+        ]
+        rank = int((logprobs > logprobs[token]).sum()) + 1
+        self.content.append({"token_id": token, "logprob": float(logprobs[token]), "rank": rank, "top_logprobs": top})
+        if not self.spans or self.spans[-1]["version"] != version:
+            self.spans.append({"version": version, "start": len(self.ids), "end": len(self.ids)})
+        self.ids.append(token)
+        self.spans[-1]["end"] = len(self.ids)
+
+    def finish_reason(self, ends: set[int]) -> str | None:
+        """stop, length, or None while it goes on."""
+        if self.ids[-1] in ends and not self.params.get("ignore_eos"):
+            return "stop"
+        return "length" if len(self.ids) >= int(self.params["max_tokens"]) else None
+
+    def answer(self, reason: str) -> dict[str, Any]:
+        """vLLM's answer."""
+        choice = {
+            "index": 0,
+            "finish_reason": reason,
+            "stop_reason": None,
+            "token_ids": self.ids,
+            "logprobs": {"content": self.content},
+            "weight_versions": self.spans,
+        }
+        return {"request_id": "r", "output_mode": "tokens", "choices": [choice]}
+
+
+class Refused(RuntimeError):
+    """A call that vLLM answers with 500."""
+
+
+class Engine:
+    """The model, its requests and the state of a weight update, in a thread of its own.
+
+    token_s: pause after each token, so that faults find requests under way.
+    """
+
+    def __init__(self, model: Path, *, token_s: float, most_running: int = 32) -> None:
+        torch.set_num_threads(1)
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        ends = json.loads((model / "config.json").read_text())["eos_token_id"]
+        self.ends = {ends} if isinstance(ends, int) else set(ends)
+        self.token_s, self.most_running = token_s, most_running
+        self.version = START_LABEL
+        self.paused = self.initialised = self.updating = False
+        self.requests: list[Running] = []
+        self.lock = threading.Condition()
+        threading.Thread(target=self._run, daemon=True).start()
+
+    def submit(self, prompt: list[int], params: dict[str, Any]) -> Future[dict[str, Any]]:
+        """A new request; it waits while generation is paused."""
+        request = Running(prompt, params, Future())
+        with self.lock:
+            self.requests.append(request)
+            self.lock.notify_all()
+        return request.done
+
+    def pause(self, mode: str) -> None:
+        """No token is drawn after this until `resume`; abort ends what runs."""
+        with self.lock:
+            self.paused = True
+            if mode == "abort":
+                for request in self.requests:
+                    request.done.set_result(request.answer("abort"))
+                self.requests.clear()
+
+    def resume(self) -> None:
+        with self.lock:
+            self.paused = False
+            self.lock.notify_all()
+
+    def start(self) -> None:
+        """Begins an update; one at a time, as in vLLM's worker."""
+        with self.lock:
+            if not self.initialised:
+                raise Refused("the weight transfer engine is not initialised")
+            if self.updating:
+                raise Refused(
+                    "start_weight_update called while a weight update is already active. Call finish_weight_update "
+                    "first."
+                )
+            self.updating = True
+
+    def update(self, folder: Path) -> None:
+        """Loads the folder's tensors; a running forward would have killed vLLM's worker."""
+        with self.lock:
+            if not self.updating:
+                raise Refused("start_weight_update must be called before update_weights.")
+            if not self.paused:
+                raise Refused("weights were sent without a pause")
+            files = sorted(folder.glob("*.safetensors"))
+            if not files:
+                self.updating = False
+                raise Refused(f"no safetensors in {folder} (the served weights are unchanged)")
+            tensors = {name: tensor for file in files for name, tensor in load_file(file).items()}
+            missing, unknown = self.model.load_state_dict(tensors, strict=False)
+            tied = {"lm_head.weight"} if self.model.config.tie_word_embeddings else set()
+            if set(missing) - tied or unknown:
+                raise Refused(f"half loaded: missing {missing}, unknown {unknown}")
+
+    def finish(self, version: str | None) -> None:
+        """Ends an update."""
+        with self.lock:
+            if not self.updating:
+                raise Refused("finish_weight_update called without a matching start_weight_update.")
+            self.updating = False
+            self.version = version or self.version
+
+    def _run(self) -> None:
+        while True:
+            with self.lock:
+                self.lock.wait_for(lambda: self.requests and not self.paused)
+                self._step(self.requests[: self.most_running])
+            time.sleep(self.token_s)
+
+    @torch.no_grad()
+    def _step(self, batch: Sequence[Running]) -> None:
+        # Right padding: under a causal mask it reaches no earlier position.
+        rows = [request.prompt + request.ids for request in batch]
+        longest = max(len(row) for row in rows)
+        logits = self.model(torch.tensor([row + [0] * (longest - len(row)) for row in rows])).logits
+        for row, request in enumerate(batch):
+            request.draw(logits[row, len(rows[row]) - 1], self.version)
+            reason = request.finish_reason(self.ends)
+            if reason is not None:
+                self.requests.remove(request)
+                request.done.set_result(request.answer(reason))
+
+
+class Server:
+    """vLLM's routes over an engine."""
+
+    def __init__(self, engine: Engine, context: int) -> None:
+        self.engine, self.context = engine, context
+
+    async def generate(self, request: Request) -> Response:
+        body = await request.json()
+        params = body["sampling_params"]
+        if len(body["token_ids"]) + params["max_tokens"] > self.context:
+            return JSONResponse({"error": {"message": "longer than the context"}}, 400)
+        return JSONResponse(await asyncio.wrap_future(self.engine.submit(body["token_ids"], params)))
+
+    async def models(self, _: Request) -> Response:
+        return JSONResponse({"data": [{"id": "policy", "max_model_len": self.context}]})
+
+    async def health(self, _: Request) -> Response:
+        return Response()
+
+    async def weight_info(self, _: Request) -> Response:
+        return JSONResponse({"weight_version": self.engine.version})
+
+    async def control(self, request: Request) -> Response:
+        """The routes that change something."""
+        body = json.loads(await request.body() or b"null") or {}
+        engine, name = self.engine, request.url.path.strip("/")
+        try:
+            if name == "pause":
+                await asyncio.to_thread(engine.pause, request.query_params.get("mode", "abort"))
+            elif name == "resume":
+                await asyncio.to_thread(engine.resume)
+            elif name == "init_weight_transfer_engine":
+                engine.initialised = True
+            elif name == "start_weight_update":
+                await asyncio.to_thread(engine.start)
+            elif name == "update_weights":
+                await asyncio.to_thread(engine.update, Path(body["update_info"]["folder"]))
+            elif name == "finish_weight_update":
+                await asyncio.to_thread(engine.finish, body.get("weight_version"))
+            elif name == "update_weight_version":
+                engine.version = body["new_version"]
+        except Refused as error:
+            return JSONResponse({"error": {"message": str(error)}}, 500)
+        return JSONResponse({"success": True})  # nothing is cached between tokens: there is no prefix cache to clear
+
+    def app(self) -> Starlette:
+        controls = (
+            *("pause", "resume", "init_weight_transfer_engine", "start_weight_update", "update_weights"),
+            *("finish_weight_update", "update_weight_version", "reset_prefix_cache"),
+        )
+        return Starlette(
+            routes=[
+                Route("/inference/v1/generate", self.generate, methods=["POST"]),
+                Route("/v1/models", self.models),
+                Route("/health", self.health),
+                Route("/weight_info", self.weight_info),
+                *(Route(f"/{name}", self.control, methods=["POST"]) for name in controls),
+            ]
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("port", type=int)
+    parser.add_argument("--context", type=int, default=256)
+    parser.add_argument("--token-s", type=float, default=0.01)
+    wanted = parser.parse_args()
+    server = Server(Engine(wanted.model, token_s=wanted.token_s), wanted.context)
+    uvicorn.run(server.app(), host="127.0.0.1", port=wanted.port, log_level="warning", access_log=False)
+
+
+if __name__ == "__main__":
+    main()
