@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import sys
@@ -58,6 +59,8 @@ async def run_serve(config: RunConfig) -> None:
     async with AsyncExitStack() as stack:
         env = LivecodeEnv(config)
         await env.open(stack, versions=True)
+        # What the imports made stays. Every full collection would walk over it: 0.7 s of CPU in which no rollout moves.
+        gc.freeze()
         await env.env_manager()
 
 

@@ -32,8 +32,8 @@ async def test_a_sample_is_the_engines_ids_with_their_logprobs(generation: Any, 
     generation.script = lambda prompt, number: {"text": "ab"}
     async with RolloutClient([generation.url]) as client:
         sample = await client.generate([1, 2, 3], SAMPLING)
-    assert sample.ids == [*tokenizer.encode("ab"), tokenizer.eos_token_id]
-    assert sample.logprobs == [-0.5, -0.501, -0.502]
+    assert list(sample.ids) == [*tokenizer.encode("ab"), tokenizer.eos_token_id]
+    assert list(sample.logprobs) == [-0.5, -0.501, -0.502]
     assert (sample.finish_reason, sample.versions) == ("stop", [(0, 0, 3)])
 
 
@@ -75,7 +75,7 @@ async def test_a_number_that_stands_for_nan_is_refused(generation: Any) -> None:
 async def test_a_logprob_just_above_zero_is_zero(generation: Any) -> None:
     generation.script = lambda prompt, number: {"text": "a", "logprobs": [1e-7, -0.5]}
     async with RolloutClient([generation.url]) as client:
-        assert (await client.generate([1], SAMPLING)).logprobs == [0.0, -0.5]
+        assert list((await client.generate([1], SAMPLING)).logprobs) == [0.0, -0.5]
 
 
 async def test_a_dead_server_costs_no_rollout(generation: Any) -> None:
@@ -229,7 +229,7 @@ async def test_a_server_without_the_route_gives_rollouts_by_completions(
     async with RolloutClient([generation.url]) as client:
         await client.check(context=100)
         sample = await client.generate([1, 2, 3], Sampling(50, 0.5, seed=11))
-    assert (sample.ids, sample.logprobs) == ([5, 7], [-0.35, -0.1])
+    assert (list(sample.ids), list(sample.logprobs)) == ([5, 7], [-0.35, -0.1])
     assert (sample.finish_reason, sample.versions) == ("stop", [(3, 0, 2)])
     body = generation.requests[-1]
     assert (body["prompt"], body["model"], body["return_token_ids"]) == ([1, 2, 3], "m", True)
@@ -251,7 +251,7 @@ async def test_a_server_that_dies_under_a_rollout_costs_none(tokenizer: Any) -> 
             sample = await asyncio.wait_for(asked, 20)
     finally:
         living.stop()
-    assert sample.ids == [*tokenizer.encode("b"), tokenizer.eos_token_id]
+    assert list(sample.ids) == [*tokenizer.encode("b"), tokenizer.eos_token_id]
     assert client.counters.resubmitted_failure == 1
 
 
