@@ -101,7 +101,7 @@ class Verdicts:
 
 def soak(
     folder: Path, script: Script, *, seconds: float, target: int, model: Path = MODEL, every_s: float = EVERY_S,
-    rollouts: int = 64, problems: int = 200,
+    limit_s: float | None = None, rollouts: int = 64, problems: int = 200,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> dict[str, Any]:  # fmt: skip
     """One run, and what is left after it."""
@@ -117,9 +117,14 @@ def soak(
     )  # fmt: skip
     verdicts, points, stopped, measured = Verdicts(folder / "run" / "environment.jsonl"), [], False, {}
     tracker = Tracker([child.process.pid for child in run.family.children], MARK.decode())
-    began, said = time.monotonic(), 0.0
+    say("starting")
+    limit_s, said = limit_s or 2 * seconds, 0.0
     try:
         try:
+            while not verdicts.count():
+                run.family.check()
+                time.sleep(0.5)
+            began = time.monotonic()
             while True:
                 time.sleep(every_s)
                 run.family.check()
@@ -129,7 +134,7 @@ def soak(
                     said = time.monotonic()
                     memory = ", ".join(f"{name} {value:.0f}" for name, value in points[-1]["rss_mb"].items())
                     say(f"{now:5.0f} s: {done} verifications, {points[-1]['processes']} processes, MB: {memory}")
-                if (now >= seconds and done >= target) or now >= 2 * seconds:
+                if (now >= seconds and done >= target) or now >= limit_s:
                     break
         except KeyboardInterrupt:
             stopped = True
@@ -140,7 +145,7 @@ def soak(
         run.stop()
     time.sleep(1.0)  # what was killed last is gone then
     return {
-        "seconds": round(time.monotonic() - began),
+        "seconds": points[-1]["s"] if points else 0.0,
         "stopped": stopped,
         "verifications": verdicts.count(),
         "served": served,
