@@ -41,8 +41,8 @@ _NAMED = f"import ctypes, os, time\nctypes.CDLL(None).prctl(15, {MARK!r})\n"
 BAD: list[Program] = [
     ("crash", "import os\nos.abort()", 3.0),
     ("error", "raise ValueError(input())", 3.0),
-    ("slow", "while True:\n    pass", 0.4),
-    ("asleep", "import time\ntime.sleep(1000)", 0.4),
+    ("slow", "while True:\n    pass", 0.7),
+    ("asleep", "import time\ntime.sleep(1000)", 0.7),
     ("memory", "kept = []\nwhile True:\n    kept.append(bytearray(b'x' * (16 << 20)))", 1.0),
     ("output", "while True:\n    print('x' * 1000000)", 0.3),
     ("forks", _NAMED + "for _ in range(40):\n    if os.fork() == 0:\n        time.sleep(1000)", 1.0),
@@ -113,7 +113,7 @@ def soak(
     (folder / "reference.json").write_text(json.dumps(request))
     run = Run(
         folder, rollouts, script, variables={"WITH_REFERENCE": str(folder / "reference.json")},
-        time_limit_s=TIME_S, memory_limit_mb=MEMORY_MB, max_staleness=16,
+        time_limit_s=TIME_S, memory_limit_mb=MEMORY_MB, max_staleness=4,
     )  # fmt: skip
     verdicts, points, stopped, measured = Verdicts(folder / "run" / "environment.jsonl"), [], False, {}
     tracker = Tracker([child.process.pid for child in run.family.children], MARK.decode())
