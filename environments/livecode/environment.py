@@ -13,6 +13,7 @@ from typing import Any
 
 from environments.contract import terms
 from environments.dataset.stored import StoredTests
+from environments.livecode import apart
 from environments.livecode.admission import may_begin
 from environments.livecode.atropos_fixes import FixedBaseEnv, GroupRefused, server_configs
 from environments.livecode.config import LivecodeEnvConfig, RunConfig
@@ -124,8 +125,8 @@ class LivecodeEnv(FixedBaseEnv):
 
     async def setup(self) -> None:
         """The problems, every one with a prompt that fits, and the order they come in."""
-        problems = load_set(self.config.problems, self.config.seed)
-        self.prompts.check(problems)
+        problems = await asyncio.to_thread(load_set, self.config.problems, self.config.seed)
+        await asyncio.to_thread(self.prompts.check, problems)
         self.sampler = build_sampler(
             self.config.problem_sampling, problems, self.config.seed, self.config.sampling_floor_epochs
         )
@@ -210,7 +211,7 @@ class LivecodeEnv(FixedBaseEnv):
         """Outbox, records, progress, in this order; the file and the body that it holds, None for a dropped group."""
         kept = None
         if group.dropped is None:
-            body = await self.encode(self.scored_data(group))
+            body = await self.encode(await apart.groups(self.scored_data, group))
             kept = await asyncio.to_thread(self.outbox.put, group.group_id, body), body
         self.records.group(group, sent=kept is not None)
         self.meter.add(group)
@@ -302,6 +303,7 @@ class LivecodeEnv(FixedBaseEnv):
             while self.served < self.config.total_steps:
                 while self.may_begin():
                     self._begin(self.progress.begin(self.served))
+                    await asyncio.sleep(0)  # thousands of rollouts that begin in one turn would stop the loop
                 await self._wait()
                 await self._refresh()
         finally:
@@ -320,7 +322,7 @@ class LivecodeEnv(FixedBaseEnv):
         wait for verdicts hold none.
         """
         config = self.config
-        if self.pipeline.generating + config.group_size > config.max_concurrent_rollouts:
+        if self.pipeline.taken + config.group_size > config.max_concurrent_rollouts:
             return False
         return may_begin(
             oldest=min((begun.version for begun in self.in_flight.values()), default=self.served),
@@ -331,6 +333,7 @@ class LivecodeEnv(FixedBaseEnv):
         )
 
     def _begin(self, begun: Begun) -> None:
+        self.pipeline.announce(self.config.group_size)
         task = asyncio.create_task(self._feed(begun))
         self.in_flight[task] = begun
         task.add_done_callback(lambda _: self._changed.set())

@@ -10,10 +10,12 @@ import logging
 import random
 import time
 import uuid
+import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from environments.livecode import apart
 from environments.livecode.extraction import THINK_CLOSE, extract_code
 from environments.livecode.problems import Problem
 from environments.livecode.prompts import Prompt, PromptBuilder
@@ -52,10 +54,15 @@ class Judged:
     """A rollout with what became of it. `verdict` is None where it was not judged (overlong, left out)."""
 
     sample: Sample
-    text: str
+    packed: bytes  # the text, see `pack`: few are ever read, and one arrow makes a str twice as large
     code: str | None
     verdict: Verdict | None
     verify_seconds: float
+
+    @property
+    def text(self) -> str:
+        """The answer, special tokens removed."""
+        return zlib.decompress(self.packed).decode("utf-8", "surrogatepass")
 
     @property
     def overlong(self) -> bool:
@@ -64,6 +71,11 @@ class Judged:
     @property
     def status(self) -> str:
         return "overlong" if self.verdict is None else str(self.verdict["status"])
+
+
+def pack(text: str) -> bytes:
+    """A text as `Judged` keeps it."""
+    return zlib.compress(text.encode("utf-8", "surrogatepass"), 1)
 
 
 @dataclass
@@ -122,6 +134,7 @@ class Pipeline:
     ) -> None:
         self.prompts = prompts
         self.generating = 0  # at a server or waiting for a slot
+        self._announced = 0  # will be in a moment
         self._client = client
         self._verifier = verifier
         self._slots = asyncio.Semaphore(max_concurrent)
@@ -130,6 +143,15 @@ class Pipeline:
         self._order = order
         self._judge_together = judge_together
         self._taken, self._slot_seconds, self._since = 0, 0.0, time.monotonic()
+
+    @property
+    def taken(self) -> int:
+        """Generation slots that are taken, wanted, or announced."""
+        return self.generating + self._announced
+
+    def announce(self, rollouts: int) -> None:
+        """So many calls of `run` follow: a task that was created does nothing before its creator waits."""
+        self._announced += rollouts
 
     def together(self, members: int) -> GroupVerifier | None:
         """The verifier of a group whose programs share a container; None where each has its own."""
@@ -169,6 +191,7 @@ class Pipeline:
         """
         prompt = self.prompts(problem)
         self.generating += 1
+        self._announced = max(0, self._announced - 1)
         try:
             async with self._slots:
                 self._take(1)
@@ -179,28 +202,28 @@ class Pipeline:
         finally:
             self.generating -= 1
             self._on_free()
-        text, code = self._code_of(sample, prompt)
+        packed, code = await apart.answers(self._code_of, sample, prompt)
         if sample.finish_reason == "length" and not judge_overlong:
-            return Judged(sample, text, code, None, 0.0)
+            return Judged(sample, packed, code, None, 0.0)
         if code is None:
-            return Judged(sample, text, None, NO_CODE, 0.0)
+            return Judged(sample, packed, None, NO_CODE, 0.0)
         started = time.monotonic()
         request = judge_request(problem, code, order=self._order(problem), **(limits or self._limits))
         verdict = await (verify or self._verifier.verify)(request)
-        return Judged(sample, text, code, verdict, time.monotonic() - started)
+        return Judged(sample, packed, code, verdict, time.monotonic() - started)
 
     async def judge(self, problem: Problem, code: str, limits: Mapping[str, Any]) -> Verdict:
         """The verdict on a program that is there already, under these limits; VerifierError where there is none."""
         request = judge_request(problem, code, order=self._order(problem), **limits)
         return await self._verifier.verify(request)
 
-    def _code_of(self, sample: Sample, prompt: Prompt) -> tuple[str, str | None]:
-        """The answer's text and its program."""
+    def _code_of(self, sample: Sample, prompt: Prompt) -> tuple[bytes, str | None]:
+        """The answer's text, packed, and its program."""
         if sample.text is None:
-            text = str(self.prompts.tokenizer.decode(sample.ids, skip_special_tokens=True))
-            return text, extract_code(text, prompt.reasoning_open)
+            text = str(self.prompts.tokenizer.decode(list(sample.ids), skip_special_tokens=True))
+            return pack(text), extract_code(text, prompt.reasoning_open)
         # Only the server knows whether its template opened the reasoning: without the closing mark it took it out.
-        return sample.text, extract_code(sample.text, THINK_CLOSE in sample.text)
+        return pack(sample.text), extract_code(sample.text, THINK_CLOSE in sample.text)
 
 
 @dataclass(frozen=True)
@@ -306,10 +329,10 @@ def as_scored_data(group: Group, *, temperature: float, context: int) -> dict[st
     """
     prompt, samples = group.prompt.ids, [rollout.sample for rollout in group.rollouts]
     return {
-        "tokens": [prompt + sample.ids for sample in samples],
-        "masks": [[_MASKED] * len(prompt) + sample.ids for sample in samples],
+        "tokens": [[*prompt, *sample.ids] for sample in samples],
+        "masks": [[_MASKED] * len(prompt) + list(sample.ids) for sample in samples],
         "scores": group.scores,
-        "inference_logprobs": [[_PROMPT_LOGPROB] * len(prompt) + sample.logprobs for sample in samples],
+        "inference_logprobs": [[_PROMPT_LOGPROB] * len(prompt) + list(sample.logprobs) for sample in samples],
         "overrides": [
             {
                 "set_advantage_to_zero": rollout.overlong,

@@ -4,12 +4,36 @@ from __future__ import annotations
 
 import time
 from collections import Counter, defaultdict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 from environments.livecode.groups import Group
+
+
+@dataclass(frozen=True)
+class _Rollout:
+    status: str
+    overlong: bool
+    length: int
+    verify_seconds: float
+
+
+@dataclass(frozen=True)
+class _Finished:
+    """A group in numbers: the group itself would keep its tokens and texts in memory until the next weights."""
+
+    dropped: str | None
+    pass_rate: float
+    difficulty: str | None
+    source: str | None
+    rollouts: list[_Rollout]
+
+
+def _finished(group: Group) -> _Finished:
+    rollouts = [_Rollout(one.status, one.overlong, one.sample.length, one.verify_seconds) for one in group.rollouts]
+    return _Finished(group.dropped, group.pass_rate, group.problem.difficulty, group.problem.source, rollouts)
 
 
 @dataclass
@@ -18,11 +42,11 @@ class Meter:
 
     max_concurrent: int
     since: float = field(default_factory=time.monotonic)
-    groups: list[Group] = field(default_factory=list)
+    finished: list[_Finished] = field(default_factory=list)
 
     def add(self, group: Group) -> None:
         """Counts a finished group, sent or dropped."""
-        self.groups.append(group)
+        self.finished.append(_finished(group))
 
     def row(self, *, step: int, slot_seconds: float, counters: Mapping[str, int]) -> dict[str, Any]:
         """The row, and an empty meter.
@@ -32,24 +56,24 @@ class Meter:
             slot_seconds: time that generation slots were taken, summed over the slots.
             counters: totals of the run that are reported as they are.
         """
-        now, groups = time.monotonic(), self.groups
-        seconds, self.since, self.groups = now - self.since, now, []
-        rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
+        now, groups = time.monotonic(), self.finished
+        seconds, self.since, self.finished = now - self.since, now, []
+        rollouts = [rollout for group in groups for rollout in group.rollouts]
         lengths: dict[str, list[int]] = defaultdict(list)
-        for _, rollout in rollouts:
+        for rollout in rollouts:
             kind = "overlong" if rollout.overlong else "passed" if rollout.status == "accepted" else "failed"
-            lengths[kind].append(len(rollout.sample.ids))
-        verified = [rollout.verify_seconds for _, rollout in rollouts if rollout.verify_seconds]
+            lengths[kind].append(rollout.length)
+        verified = [rollout.verify_seconds for rollout in rollouts if rollout.verify_seconds]
         return {
             "step": step,
             "seconds": round(seconds, 3),
             "groups": len(groups),
             "sent": sum(group.dropped is None for group in groups),
             "dropped": dict(Counter(group.dropped for group in groups if group.dropped)),
-            "verdicts": dict(Counter(rollout.status for _, rollout in rollouts)),
+            "verdicts": dict(Counter(rollout.status for rollout in rollouts)),
             "pass_rate": _rate(groups),
-            "pass_rate_by_difficulty": _rates(groups, "difficulty"),
-            "pass_rate_by_source": _rates(groups, "source"),
+            "pass_rate_by_difficulty": _rates(groups, lambda group: group.difficulty),
+            "pass_rate_by_source": _rates(groups, lambda group: group.source),
             "length": {kind: _spread(values) for kind, values in sorted(lengths.items())},
             "overlong_share": round(len(lengths["overlong"]) / len(rollouts), 4) if rollouts else None,
             "verify_seconds": _spread(verified),
@@ -69,15 +93,15 @@ def flatten(row: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     return flat
 
 
-def _rate(groups: list[Group]) -> float | None:
+def _rate(groups: list[_Finished]) -> float | None:
     judged = [group for group in groups if group.rollouts]
     return round(fmean(group.pass_rate for group in judged), 4) if judged else None
 
 
-def _rates(groups: list[Group], attribute: str) -> dict[str, float | None]:
-    by_value: dict[str, list[Group]] = defaultdict(list)
+def _rates(groups: list[_Finished], part: Callable[[_Finished], str | None]) -> dict[str, float | None]:
+    by_value: dict[str, list[_Finished]] = defaultdict(list)
     for group in groups:
-        by_value[getattr(group.problem, attribute) or "unknown"].append(group)
+        by_value[part(group) or "unknown"].append(group)
     return {value: _rate(some) for value, some in sorted(by_value.items())}
 
 

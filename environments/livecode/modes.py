@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import gc
 import logging
 import signal
 import sys
@@ -64,6 +65,8 @@ async def run_serve(config: RunConfig) -> None:
     """Feeds a trainer through the Atropos API."""
     async with AsyncExitStack() as stack:
         env = LivecodeEnv(config)
+        # What the imports made stays: a full collection would walk over it for half a second, and no rollout moves.
+        gc.freeze()
         await env.open(stack, versions=True)
         await env.env_manager()
 

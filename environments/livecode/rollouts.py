@@ -11,13 +11,16 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Sequence
+from array import array
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
+from environments.livecode import apart
 from environments.livecode.answers import (
     Choice,
     Unusable,
@@ -34,6 +37,8 @@ GENERATE = "/inference/v1/generate"
 COMPLETIONS = "/v1/completions"
 UNNAMED = ("default",)  # what vLLM calls the weights it was started with
 _WAIT_FOR_WEIGHTS_S = 0.5
+_LANE = 64  # requests of one connection pool
+_READING = 4  # answers that are received at the same time; the others wait at their servers
 _COOLDOWN_S = 5.0  # a server that failed is left alone for so long
 _BACKOFF_S = (0.2, 5.0)  # first and longest pause between two tries of one rollout
 
@@ -83,10 +88,12 @@ class Sample:
     """One finished rollout: the sampled ids exactly as the engine drew them.
 
     A server that gives text alone leaves ids, logprobs and versions empty; `tokens` is then its own count.
+    ids and logprobs are arrays: as lists of objects they would take six times the memory, and thousands of rollouts
+    wait for the rest of their groups.
     """
 
-    ids: list[int]
-    logprobs: list[float]  # of each sampled id, at the sampling temperature
+    ids: array[int]
+    logprobs: array[float]  # of each sampled id, at the sampling temperature
     finish_reason: str  # "stop" | "length"
     versions: list[tuple[int, int, int]]  # (weight version, start, end) over ids
     seconds: float
@@ -105,6 +112,12 @@ class Counters:
 
     resubmitted_abort: int = 0
     resubmitted_failure: int = 0
+
+
+@dataclass
+class _Lane:
+    http: httpx.AsyncClient
+    running: int = 0
 
 
 @dataclass
@@ -148,14 +161,38 @@ class RolloutClient:
         self.counters = Counters()
         self._published = False  # a trainer has named the weights of some server
         self._servers = [_Server(url.rstrip("/")) for url in urls]
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=512)
-        self._http = httpx.AsyncClient(timeout=httpx.Timeout(deadline_s, connect=10.0), limits=limits)
+        self._tls = httpx.create_ssl_context()  # reading the certificates takes longer than all the rest of a client
+        self._http = self._client()
+        self._lanes: list[_Lane] = []
+        self._reading = asyncio.Semaphore(_READING)
 
     async def __aenter__(self) -> RolloutClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._http.aclose()
+        for http in (self._http, *(lane.http for lane in self._lanes)):
+            await http.aclose()
+
+    def _client(self) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=_LANE)
+        return httpx.AsyncClient(timeout=httpx.Timeout(self.deadline_s, connect=10.0), limits=limits, verify=self._tls)
+
+    @asynccontextmanager
+    async def _lane(self) -> AsyncIterator[httpx.AsyncClient]:
+        """A client for one rollout's request.
+
+        A pool looks at each of its connections for every request that begins or ends: with 2,000 of them that is
+        10 ms of the event loop each time, 20 s when all begin at once.
+        """
+        lane = next((lane for lane in self._lanes if lane.running < _LANE), None)
+        if lane is None:
+            lane = _Lane(self._client())
+            self._lanes.append(lane)
+        lane.running += 1
+        try:
+            yield lane.http
+        finally:
+            lane.running -= 1
 
     @property
     def running(self) -> int:
@@ -190,7 +227,7 @@ class RolloutClient:
                 choice = await self._ask(server, body, left)
                 if choice.finish_reason in ("stop", "length"):
                     self._check_current(server, choice)
-                    return self._sample(choice, time.monotonic() - started)
+                    return await apart.answers(self._sample, choice, time.monotonic() - started)
                 # An abort or an engine error is not the model's answer.
                 self.counters.resubmitted_abort += 1
                 last = f"{server.url}: finish_reason {choice.finish_reason!r}"
@@ -230,20 +267,21 @@ class RolloutClient:
             raise ServerRefused(f"{server.url}{COMPLETIONS}: {error}") from None
 
     async def _post(self, server: _Server, route: str, body: dict[str, Any], timeout: float) -> Choice:
+        limits = httpx.Timeout(timeout, connect=min(10.0, timeout))
         try:
-            response = await self._http.post(
-                server.url + route, json=body, timeout=httpx.Timeout(timeout, connect=min(10.0, timeout))
-            )
+            async with self._lane() as http:
+                async with http.stream("POST", server.url + route, json=body, timeout=limits) as response:
+                    async with self._reading:
+                        await response.aread()
+                        if response.status_code == 200:
+                            return await apart.answers(only_choice, response.content)
         except httpx.HTTPError as error:
             raise _TryAgain(f"{server.url}: {type(error).__name__} {error}") from error
-        if response.status_code >= 500:
-            raise _TryAgain(f"{server.url}: status {response.status_code}: {response.text[:300]}")
-        if response.status_code != 200:
-            raise ServerRefused(_refusal(server.url, route, response))
-        try:
-            return only_choice(response.content)
         except Unusable as error:
             raise ServerRefused(f"{server.url}{route}: {error}") from None
+        if response.status_code >= 500:
+            raise _TryAgain(f"{server.url}: status {response.status_code}: {response.text[:300]}")
+        raise ServerRefused(_refusal(server.url, route, response))
 
     def _sample(self, choice: Choice, seconds: float) -> Sample:
         try:
@@ -253,7 +291,7 @@ class RolloutClient:
         if not choice.weight_versions:
             raise ServerRefused(f"{GENERATE}: no weight_versions in the answer. Use vLLM 0.32 or newer.")
         versions = [(parse_version(span.version), span.start, span.end) for span in choice.weight_versions]
-        return Sample(ids, logprobs, str(choice.finish_reason), versions, seconds)
+        return Sample(array("i", ids), array("d", logprobs), str(choice.finish_reason), versions, seconds)
 
     async def weight_version(self) -> int | None:
         """The oldest version that a reachable server serves; None when none can be reached.

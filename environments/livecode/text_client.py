@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 import time
+from array import array
 from typing import Any
 
 import httpx
@@ -107,7 +108,7 @@ class TextClient:
                 f"{self._shown}{CHAT}: not a chat completion ({type(error).__name__} {error}). "
                 "evaluation.route chat needs a server with OpenAI's routes."
             ) from None
-        return Sample([], [], reason, [], seconds, text=text, tokens=tokens)
+        return Sample(array("i"), array("d"), reason, [], seconds, text=text, tokens=tokens)
 
     async def weight_version(self) -> None:
         """Unknown: this route has no versions."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 from typing import Any
 
 import pytest
@@ -32,9 +33,29 @@ async def test_a_sample_is_the_engines_ids_with_their_logprobs(generation: Any, 
     generation.script = lambda prompt, number: {"text": "ab"}
     async with RolloutClient([generation.url]) as client:
         sample = await client.generate([1, 2, 3], SAMPLING)
-    assert sample.ids == [*tokenizer.encode("ab"), tokenizer.eos_token_id]
-    assert sample.logprobs == [-0.5, -0.501, -0.502]
+    assert list(sample.ids) == [*tokenizer.encode("ab"), tokenizer.eos_token_id]
+    assert list(sample.logprobs) == [-0.5, -0.501, -0.502]
     assert (sample.finish_reason, sample.versions) == ("stop", [(0, 0, 3)])
+
+
+async def test_a_pool_of_connections_stays_small_however_many_rollouts_run(generation: Any) -> None:
+    # A pool's work for one request grows with its connections.
+    generation.script = lambda prompt, number: {"text": "ab", "delay": 0.5}
+    async with RolloutClient([generation.url]) as client:
+        await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(150)))
+        pools = [lane.http._transport._pool.connections for lane in client._lanes]  # type: ignore[attr-defined]
+        assert generation.most_running > 64
+        assert len(pools) == 3
+        assert max(map(len, pools)) <= 64
+        assert all(lane.running == 0 for lane in client._lanes)
+
+
+async def test_a_long_sample_takes_twelve_bytes_a_token(generation: Any, tokenizer: Any) -> None:
+    generation.script = lambda prompt, number: {"text": "ab" * 5000}
+    async with RolloutClient([generation.url]) as client:
+        sample = await client.generate([1], Sampling(max_new_tokens=20_000, temperature=0.7))
+    assert len(sample.ids) == 10_001
+    assert sys.getsizeof(sample.ids) + sys.getsizeof(sample.logprobs) < 13 * 10_001
 
 
 async def test_the_request_samples_the_whole_distribution(generation: Any) -> None:
@@ -75,7 +96,7 @@ async def test_a_number_that_stands_for_nan_is_refused(generation: Any) -> None:
 async def test_a_logprob_just_above_zero_is_zero(generation: Any) -> None:
     generation.script = lambda prompt, number: {"text": "a", "logprobs": [1e-7, -0.5]}
     async with RolloutClient([generation.url]) as client:
-        assert (await client.generate([1], SAMPLING)).logprobs == [0.0, -0.5]
+        assert list((await client.generate([1], SAMPLING)).logprobs) == [0.0, -0.5]
 
 
 async def test_a_dead_server_costs_no_rollout(generation: Any) -> None:
@@ -229,7 +250,7 @@ async def test_a_server_without_the_route_gives_rollouts_by_completions(
     async with RolloutClient([generation.url]) as client:
         await client.check(context=100)
         sample = await client.generate([1, 2, 3], Sampling(50, 0.5, seed=11))
-    assert (sample.ids, sample.logprobs) == ([5, 7], [-0.35, -0.1])
+    assert (list(sample.ids), list(sample.logprobs)) == ([5, 7], [-0.35, -0.1])
     assert (sample.finish_reason, sample.versions) == ("stop", [(3, 0, 2)])
     body = generation.requests[-1]
     assert (body["prompt"], body["model"], body["return_token_ids"]) == ([1, 2, 3], "m", True)
@@ -251,7 +272,7 @@ async def test_a_server_that_dies_under_a_rollout_costs_none(tokenizer: Any) -> 
             sample = await asyncio.wait_for(asked, 20)
     finally:
         living.stop()
-    assert sample.ids == [*tokenizer.encode("b"), tokenizer.eos_token_id]
+    assert list(sample.ids) == [*tokenizer.encode("b"), tokenizer.eos_token_id]
     assert client.counters.resubmitted_failure == 1
 
 
