@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import gzip
 import itertools
-import json
 import logging
 import random
 import time
