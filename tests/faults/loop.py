@@ -184,7 +184,7 @@ class Loop:
         part.child = Child(name, part.argv, self.folder / "logs" / f"{name}.log", part.env)
         ready = {"api": "/health", "policy": "/health", "verifier": "/health"}.get(name)
         if part.starts == 1 and ready:
-            part.child.wait_ready(self.urls[name] + ready, 280.0)
+            part.child.wait_ready(self.urls[name] + ready, 600.0)
 
     def tick(self) -> None:
         """Starts what has ended again; AssertionError for what no restart mends."""

@@ -41,14 +41,14 @@ def prove(loop: Loop) -> Audit:
 def _judge_again(loop: Loop) -> None:
     problems = {problem.id: problem for problem in load_problems(loop.problems)}
     tokenizer = AutoTokenizer.from_pretrained(loop.model)
-    known: dict[tuple[str, str], str] = {}
+    known: dict[tuple[str, str], dict[str, Any]] = {}
     with Judge() as judge:
 
-        def status(problem: str, code: str | None) -> str:
+        def verdict(problem: str, code: str | None) -> dict[str, Any]:
             if code is None:
-                return "no_code"
+                return {"status": "no_code"}
             if (problem, code) not in known:
-                known[problem, code] = judge.verify(judge_request(problems[problem], code, **LIMITS))["status"]
+                known[problem, code] = judge.verify(judge_request(problems[problem], code, **LIMITS))
             return known[problem, code]
 
         judged = 0
@@ -58,14 +58,14 @@ def _judge_again(loop: Loop) -> None:
                 group["tokens"], group["masks"], group["scores"], group["overrides"], strict=True
             ):
                 sampled = [token for token, where in zip(ids, mask, strict=True) if where != -100]
-                right = status(problem, extract_code(tokenizer.decode(sampled, skip_special_tokens=True)))
-                assert (score, says["verdict"]) == (reward({"status": right}), right), (problem, sampled)
+                right = verdict(problem, extract_code(tokenizer.decode(sampled, skip_special_tokens=True)))
+                assert (score, says["verdict"]) == (reward(right), right["status"]), (problem, sampled, score, right)
                 judged += 1
         for path in sorted((loop.homes["environment"] / "rollouts").glob("*.jsonl")):
             for row in lines(path):
-                right = status(row["problem_id"], row["code"])
-                assert row["status"] == right, row
-                assert row["score"] in (None, reward({"status": right})), row
+                right = verdict(row["problem_id"], row["code"])
+                assert row["status"] == right["status"], (row, right)
+                assert row["score"] in (None, reward(right)), (row, right)
         assert judged >= loop.steps * PER_STEP * GROUP
 
 

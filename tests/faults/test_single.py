@@ -149,8 +149,10 @@ def fill(disk: Path, seconds: float) -> Fault:
 def test_a_disk_that_is_full_for_a_time(tmp_path: Path, policy_model: Path, policy_problems: Path, name: str) -> None:
     with small_disk(tmp_path / "disk", 64) as disk:
         with Loop(tmp_path / "loop", policy_model, policy_problems, steps=8, homes={name: disk}) as loop:
-            loop.go([fill(disk, 6.0), fill(disk, 3.0)], seed=2)
+            loop.go([fill(disk, 6.0), fill(disk, 6.0)], seed=2)
+            log = (loop.folder / "logs" / f"{name}.log").read_text()
         prove(loop)
+    assert "No space left on device" in log or "disk is full" in log
 
 
 def test_a_clock_that_jumps_by_hours_changes_nothing(tmp_path: Path, policy_model: Path, policy_problems: Path) -> None:

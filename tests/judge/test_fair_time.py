@@ -64,16 +64,26 @@ def test_a_test_beyond_the_hosts_patience_is_an_error_and_never_a_verdict(monkey
     assert caught.value.kind == "host_overloaded"
 
 
-def interval(monkeypatch: pytest.MonkeyPatch, seen: Look, share: float = 0.0) -> float:
-    """What one look adds to the starved time of a watch that started a second ago."""
+def interval(monkeypatch: pytest.MonkeyPatch, seen: Look, share: float = 0.0, there: bool = True) -> float:
+    """What one look adds to the starved time of a watch that started a second ago, its test seen before or not."""
     monkeypatch.setattr(watch_module, "look", lambda *_: seen)
     monkeypatch.setattr(Heartbeat, "_spin", staticmethod(lambda: 1.0))
     monkeypatch.setattr(watch_module, "_heartbeat", Heartbeat())
     monkeypatch.setattr(Heartbeat, "starved_share", lambda _: share)
     watch = Watch(-1, 1, False, 100, 1 << 40)
     watch.start = watch.last = time.monotonic() - 1
+    watch.there = there
     assert watch.check() is None
     return watch.starved_s
+
+
+def test_time_before_the_test_is_there_and_after_it_is_gone_is_not_the_programs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert interval(monkeypatch, Look(), there=False) == pytest.approx(1.0, abs=0.1)
+    assert interval(monkeypatch, Look(pids=[2]), there=False) == pytest.approx(1.0, abs=0.1)
+    assert interval(monkeypatch, Look(pids=[2])) == 0
+    assert interval(monkeypatch, Look()) == pytest.approx(1.0, abs=0.1)
 
 
 def test_waiting_tasks_count_once_however_many_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,6 +96,7 @@ def test_a_long_wait_that_is_booked_late_counts_in_full(monkeypatch: pytest.Monk
     looks = [Look(pids=[2], waited_ns={"2": 0}, runnable=True), Look(pids=[2], waited_ns={"2": 900_000_000})]
     monkeypatch.setattr(watch_module, "look", lambda *_: looks.pop(0))
     watch = Watch(-1, 1, False, 100, 1 << 40)
+    watch.there = True
     watch.start -= 1
     watch.check()
     watch.check()
@@ -97,6 +108,7 @@ def test_a_wait_that_still_lasts_is_not_the_programs_time(monkeypatch: pytest.Mo
         seen = Look(pids=[2], waited_ns={"2": 5}, ran_ns=7, runnable=runnable)
         monkeypatch.setattr(watch_module, "look", lambda *_, seen=seen: seen)
         watch = Watch(-1, 1, False, 1.0, 1 << 40)
+        watch.there = True
         watch.progress, watch.waited_ns = (7, 5), {"2": 5}
         watch.start = watch.moved = time.monotonic() - 1.5
         assert watch.check() == verdict

@@ -89,3 +89,29 @@ def test_a_sandbox_that_is_killed_again_and_again_is_no_verdict(judge: Judge) ->
 def test_a_program_that_kills_itself_is_a_runtime_error(judge: Judge) -> None:
     verdict = judge.verify(request("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"))
     assert (verdict["status"], verdict["message"]) == ("runtime_error", "killed by SIGKILL")
+
+
+def test_a_host_that_takes_longer_than_the_limit_to_start_a_program_does_not_cost_it_the_test(
+    judge: Judge, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The zygote stands still before it forks, as under a host that starts processes late.
+    handle = judge.template(numpy=False)
+    spawn = handle.spawn
+
+    def held(config: dict[str, Any]) -> Any:
+        zygote = spawn(config)
+        load = zygote.load
+
+        def load_and_hold(*arguments: Any) -> Any:
+            loaded = load(*arguments)
+            (process,) = psutil.Process(handle.process.pid).children()
+            process.suspend()
+            threading.Timer(2.0, process.resume).start()
+            return loaded
+
+        monkeypatch.setattr(zygote, "load", load_and_hold)
+        return zygote
+
+    monkeypatch.setattr(handle, "spawn", held)
+    verdict = judge.verify(request("print(int(input()) + 1)") | {"time_limit_s": 1.0})
+    assert verdict["status"] == "accepted", verdict

@@ -173,6 +173,7 @@ class Watch:
         self.start = self.last = time.monotonic()
         self.next_look = self.start + FIRST_LOOK_S
         self.waited_ns: dict[str, int] = {}
+        self.there = False  # a process of the test was seen
         self.progress: tuple[int, int] = (0, 0)
         self.moved = self.start
         self.starved_s = 0.0
@@ -218,8 +219,11 @@ class Watch:
         return None
 
     def _starved(self, seen: Look, interval: float) -> float:
-        """Seconds of this interval in which the test wanted a core and had none."""
-        if seen.waited_ns or not seen.pids:
+        """Seconds of this interval in which the test wanted a core and had none, or was not there at all."""
+        if not (seen.pids and self.there):  # a slow host is starting it, or clears up after it
+            self.there = bool(seen.pids)
+            return interval
+        if seen.waited_ns:
             waits = [ns - self.waited_ns.get(task, 0) for task, ns in seen.waited_ns.items()]
             return max(waits, default=0) / 1e9
         idle = interval - max(0.0, seen.cpu_s - self.cpu_s) if seen.runnable else 0.0  # runnable, and yet no CPU time
