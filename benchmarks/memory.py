@@ -31,8 +31,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from trainer.budget import setup, token_flops
+from trainer.budget import setup
 from trainer.config import TrainerConfig
+from trainer.flops import step_flops
 from trainer.groups import Group, Rollout
 from trainer.logprobs import token_logprobs
 from trainer.memory import LiveBytes
@@ -188,7 +189,10 @@ def step(case: Case, folder: Path, parallel: Parallel) -> dict[str, float]:
     found["predicted old"] = phases["old log-probabilities"]
     found["predicted train"] = max(size for name, size in phases.items() if "ward" in name)
     found["predicted update"] = phases["update"]
-    found["flops"] = token_flops(model, config)[0] * case.tokens * case.groups
+    found["flops"] = sum(
+        step_flops(model, micro.layout, len(micro.target), backward=True, recompute=False)
+        for micro in part.micro_batches
+    )
     return found
 
 

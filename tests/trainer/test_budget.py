@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import pairwise
@@ -20,6 +21,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from benchmarks.memory import CASES, options, run
+from environments.settings import load
 from tests.trainer.conftest import make_groups
 from trainer import attention, policy
 from trainer.attention import AttentionLayout, Span
@@ -107,7 +109,6 @@ def whole_policy_peaks(
         ("Qwen3-14B", 8, "full", 8192, 8192, 1024),
         ("Qwen3-14B", 16, "selective", 2048, 4096, 512),
         ("Qwen3-8B", 3, "none", 1024, 2048, 2048),
-        ("Qwen3-1.7B", 2, "full", 4096, 4096, 1024),
         ("Qwen3-0.6B", 1, "full", 4096, 4096, 512),
     ],
 )
@@ -120,7 +121,7 @@ def test_the_prediction_is_what_the_whole_policy_holds_on_shapes_without_memory(
     chunk: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    config = qwen3(name, layers=4)
+    config = qwen3(name, layers=3)
     chosen = Setup(world_size, context, max_tokens, chunk, mode, 2, 1, recompute_old=True)
     evaluated, forward, backward = whole_policy_peaks(config, chosen, monkeypatch)
     phases = {moment.phase: moment for moment in plan(config, chosen).phases}
@@ -164,7 +165,9 @@ def test_operations_are_what_torch_counts(alone: Parallel, models: dict[str, Pat
     [micro] = pack(make_groups(shapes), [[1.0]] * 3, 1000)
     trained = Policy(models["qwen3"], alone, activation_checkpointing="full", logprob_chunk=16)
     config = trained.model.config
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    # torch counts no product in place; the head's gradient is one.
+    in_place = {torch.ops.aten.addmm_: lambda total, a, b, **_: 2 * a[0] * a[1] * b[1]}
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter, sdpa_kernel(SDPBackend.MATH):
         logprob = trained.logprobs(micro)[0]
         if backward:
             logprob.sum().backward()
@@ -223,7 +226,7 @@ def test_every_proposed_setting_fits_and_differs(seed: int) -> None:
     )
     world_size = draw.choice([1, 4])
     budget = plan(model, setup(config, world_size))
-    memory = budget.needed * draw.choice([0.99, 0.8, 0.5])
+    memory = budget.needed * draw.choice([0.99, 0.9, 0.75])
     found = fixes(model, config, world_size, memory, True)
     assert found
     for fix in found:
@@ -281,11 +284,13 @@ def test_the_command_accepts_a_folder_with_a_config_alone_as_well_as_a_name(
 
 
 def test_what_does_not_fit_has_exit_code_one_and_the_setting_that_does(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--model", "Qwen3-4B", "--gpus", "1", "--batch.context", "2048", "--batch.max_tokens", "8192"]
+    flags = ["--model", "Qwen3-4B", "--gpus", "1", "--batch.context", "2048", "--batch.max_tokens", "16384"]
     assert main(flags) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error batch.max_tokens = 8192, batch.context = 2048 of Qwen3-4B on 1 ranks: ")
-    assert "start 2 ranks" in error
+    assert error.startswith("error batch.max_tokens = 16384, batch.context = 2048 of Qwen3-4B on 1 ranks: ")
+    fitting = re.search(r"set batch\.max_tokens to (\d+)", error)
+    assert fitting is not None
+    assert main([*flags[:-1], fitting[1]]) == 0
 
 
 @pytest.mark.parametrize(
@@ -311,9 +316,9 @@ def test_every_gpu_of_the_table_can_be_chosen() -> None:
 
 def test_the_recipes_stages_fit_on_eight_gpus_of_80_gb_but_not_on_four() -> None:
     for stage in ("32k", "40k"):
-        flags = ["--config", str(ROOT / f"configs/nouscoder-14b/train-{stage}.yaml"), "--gpu", "h100"]
-        assert main([*flags, "--gpus", "8"]) == 0
-        assert main([*flags, "--gpus", "4"]) == 1
+        config = load(TrainerConfig, ["--config", str(ROOT / f"configs/nouscoder-14b/train-{stage}.yaml")])
+        needed = {ranks: plan(qwen3("Qwen3-14B"), setup(config, ranks)).needed / GIB for ranks in (4, 8)}
+        assert needed[8] < GPUS["h100"].memory_gib < needed[4]
 
 
 def test_nothing_is_checked_on_a_cpu_unless_a_limit_is_given(models: dict[str, Path]) -> None:
