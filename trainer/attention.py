@@ -240,10 +240,12 @@ def attention(
     *,
     layout: AttentionLayout | None = None,
     scaling: float | None = None,
+    varlen: bool | None = None,
     **options: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: [1, H, T, D], [1, KV, T, D] twice -> ([1, T, H, D], no weights).
 
+    varlen: which of the two forms; None: by the device. trainer/trace.py plans a GPU's memory on shapes alone.
     Dropout is ignored: the ratio of two policies must not be random. Raises UnsupportedAttention without a layout,
     and for sliding windows that cut the context, soft caps and sinks.
     """
@@ -263,8 +265,9 @@ def attention(
             raise UnsupportedAttention(f"{name} of {type(module).__name__} is not supported: use another model")
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     q, k, v = (part[0].transpose(0, 1) for part in (query, key, value))
-    flash = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
-    out = (varlen_attention if flash else grouped_attention)(q, k, v, layout, scale)
+    if varlen is None:
+        varlen = query.is_cuda and query.dtype in (torch.bfloat16, torch.float16)
+    out = (varlen_attention if varlen else grouped_attention)(q, k, v, layout, scale)
     return out[None], None
 
 

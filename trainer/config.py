@@ -152,6 +152,12 @@ class TrainerConfig(Settings):
     )
     compile: bool = Field(False, description="torch.compile each block: minutes at the start, faster steps.")
     logprob_chunk: int = Field(1024, ge=16, description="Tokens whose logits exist at the same time.")
+    memory_gib: float | None = Field(
+        None,
+        ge=0,
+        description="Memory of one device that the run has to fit in, in GiB; empty: what a GPU has free, and no check "
+        "on a CPU; 0: no check. See `python -m trainer.budget`.",
+    )
     use_wandb: bool = Field(False, description="Log to Weights & Biases as Atropos does, beside metrics.jsonl.")
     init_from: InitFromConfig = Field(default_factory=InitFromConfig, description="The stage before.")
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="The policy objective.")

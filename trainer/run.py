@@ -20,6 +20,7 @@ from environments.run_folder import claim
 from environments.settings import write_yaml
 from trainer.alignment import Misaligned, measure
 from trainer.batches import AtroposClient, BatchError, StopWaiting, broadcast_groups
+from trainer.budget import DoesNotFitMemory, check_memory
 from trainer.checkpoints import CheckpointError, Checkpoints
 from trainer.config import TrainerConfig
 from trainer.export import ExportError, save_hf
@@ -41,8 +42,8 @@ CATCH_UP_S = 10.0
 """How often servers are looked at, while a batch is waited for, that may have come back without the weights."""
 
 EXPECTED = (
-    *(BatchError, CheckpointError, ClippedBeforeUpdate, DoesNotFit, ExportError, Misaligned, NonFiniteGradient),
-    *(ParallelError, UnsupportedModel, WeightSyncError),
+    *(BatchError, CheckpointError, ClippedBeforeUpdate, DoesNotFit, DoesNotFitMemory, ExportError, Misaligned),
+    *(NonFiniteGradient, ParallelError, UnsupportedModel, WeightSyncError),
 )
 """Errors whose message says all: what is wrong, where, and what to do."""
 
@@ -81,6 +82,8 @@ class Run:
         self.stop = opened.enter_context(StopRequest(config.checkpoint.stop_deadline_s))
         self.parallel = opened.enter_context(distributed(config.api.batch_deadline_s + 600))
         self.metrics = Metrics()
+        with together(self.parallel):
+            check_memory(config, self.parallel.world_size, self.parallel.device)
         with together(self.parallel):
             self.policy = Policy(
                 config.model,

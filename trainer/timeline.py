@@ -1,0 +1,258 @@
+"""The memory of a training step on one rank, before it runs: a timeline of what is alive at the same time.
+
+Parts that are large do not all exist together: layer checkpoints are gone when the embedding's gradient is reduced,
+and a recomputed block is gone before the next. So `plan` walks through a step as the trainer takes it
+(trainer/step.py) and FSDP2 gathers, frees and reduces (torch.distributed.fsdp); the budget is the largest moment.
+Activations come from `trainer.trace`. Tests hold it against steps measured on a CPU and against the whole Policy in a
+world of eight on shapes without memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import ceil, prod
+
+import torch
+from transformers import PretrainedConfig
+
+from trainer.attention import AttentionLayout, Span
+from trainer.recompute import Recompute
+from trainer.trace import Shape, Trace, block_trace, sizes, tail_trace
+
+GIB = 2**30
+FP32 = 4
+RESERVED_GIB = 2.5
+"""Beside tensors: CUDA's context, NCCL's buffers, the libraries' workspaces. An assumption, not yet measured."""
+FRAGMENTATION = 0.05
+"""Share of the peak that the allocator holds without using it. An assumption, not yet measured."""
+PROMPT = 512
+"""Prompt tokens assumed of a sequence as long as the context; it hardly matters, being computed like any others."""
+
+Parts = dict[str, float]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the memory of a step depends on, besides the model."""
+
+    world_size: int
+    context: int
+    max_tokens: int
+    logprob_chunk: int
+    activation_checkpointing: Recompute
+    micro_batches: int
+    """Of a batch, on each rank."""
+    optimizer_steps: int
+    """Of a batch. With one micro-batch each, gradients exist only as far as the backward has come."""
+    recompute_old: bool
+    """Whether old log-probabilities are computed by a forward."""
+    dtype: torch.dtype = torch.bfloat16
+    """What is computed in; weights, moments and the gradients' sums are fp32."""
+    varlen: bool = True
+    """Attention of a GPU; False: of a CPU."""
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Bytes that are alive at one moment of a step, by what they are."""
+
+    phase: str
+    parts: Parts
+
+    @property
+    def total(self) -> float:
+        """Bytes."""
+        return sum(self.parts.values())
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The largest moment of each phase, in the order of a step."""
+
+    phases: tuple[Moment, ...]
+
+    @property
+    def peak(self) -> Moment:
+        """The largest of all."""
+        return max(self.phases, key=lambda moment: moment.total)
+
+    @property
+    def needed(self) -> float:
+        """Bytes of device memory: the peak, what lies fragmented, and what is reserved."""
+        return self.peak.total * (1 + FRAGMENTATION) + RESERVED_GIB * GIB
+
+
+def full_layout(context: int, max_tokens: int) -> AttentionLayout:
+    """A full pack: sequences as long as the context, each of its own group, and a shorter one for the rest."""
+    lengths = [context] * (max_tokens // context) + ([max_tokens % context] if max_tokens % context else [])
+    spans, start = [], 0
+    for length in lengths:
+        prompt = min(PROMPT, length // 2) or 1
+        spans.append(Span(start, prompt, (length - prompt,) if length > prompt else ()))
+        start += length
+    return AttentionLayout(tuple(spans))
+
+
+def plan(
+    config: PretrainedConfig, setup: Setup, layout: AttentionLayout | None = None, trained: int | None = None
+) -> Budget:
+    """The budget of a step whose micro-batches all look like `layout` with so many trained tokens.
+
+    None: `full_layout`, every completion token trained. Not the first step: AdamW's moments exist.
+    """
+    layout = layout or full_layout(setup.context, setup.max_tokens)
+    if trained is None:
+        trained = layout.total - sum(span.prompt for span in layout.spans)
+    return Budget(_largest(_Timeline(config, setup, layout, trained).step()))
+
+
+def _largest(moments: Iterator[Moment]) -> tuple[Moment, ...]:
+    found: dict[str, Moment] = {}
+    for moment in moments:
+        if moment.phase not in found or moment.total > found[moment.phase].total:
+            found[moment.phase] = moment
+    return tuple(found.values())
+
+
+class _Timeline:
+    """One optimizer step, moment by moment."""
+
+    def __init__(self, config: PretrainedConfig, setup: Setup, layout: AttentionLayout, trained: int) -> None:
+        found = sizes(config)
+        self.world, self.many = setup.world_size, setup.world_size > 1
+        self.item = setup.dtype.itemsize
+        self.setup = setup
+        self.block: Trace = block_trace(
+            config, layout, setup.dtype, setup.activation_checkpointing, varlen=setup.varlen
+        )
+        self.tail: Trace = tail_trace(config, layout.total, trained, setup.dtype, setup.logprob_chunk)
+        self.blocks = [sum(self._padded(shape) for shape in shapes) for shapes in found.blocks]
+        self.root = sum(self._padded(shape) for shape in found.root)
+        self.matrix = max(prod(shape) for shapes in (*found.blocks, found.root) for shape in shapes)
+        tied = sum(len(shape) > 1 for shape in found.root) == 1
+        head = config.vocab_size * config.hidden_size
+        self.head_grad = self.item * (
+            head if tied else self.root - self._padded((config.vocab_size, config.hidden_size))
+        )
+        self.embedding_grad = self.item * head
+        self.shard = FP32 * (self.root + sum(self.blocks)) / self.world
+        self.hidden = self.item * layout.total * config.hidden_size
+        head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        rotary = 2 * self.item * layout.total * head_dim
+        batch = setup.micro_batches * (16 * layout.total + 32 * trained)
+        self.fixed: Parts = {
+            "weights (fp32, sharded)": self.shard,
+            "AdamW's moments (fp32, sharded)": 2 * self.shard,
+            "batch and positions": batch + rotary,
+        }
+
+    def _padded(self, shape: Shape) -> int:
+        """Entries after every rank's rows were made as many as the first one's."""
+        return ceil(shape[0] / self.world) * self.world * prod(shape[1:])
+
+    def step(self) -> Iterator[Moment]:
+        """Every moment that can be the largest one."""
+        if self.setup.recompute_old:
+            yield from self._forward("old log-probabilities", 0.0, grad=False)
+        before = self.shard if self.setup.micro_batches > self.setup.optimizer_steps else 0.0
+        yield from self._forward("forward", before, grad=True)
+        yield from self._backward(before)
+        yield self._moment("update", self.shard)
+        yield self._moment("publish", 0.0, {"one whole weight and its parts": 2 * FP32 * self.matrix})
+
+    def _moment(self, phase: str, gradients: float, parts: Parts | None = None) -> Moment:
+        found = {**self.fixed, "gradients (fp32, sharded)": gradients, **(parts or {})}
+        return Moment(phase, {name: size for name, size in found.items() if size})
+
+    def _whole(self, block: int, buffers: int = 0, roots: int = 1) -> Parts:
+        """Unsharded weights while `block` computes (-1: none), and so many buffers of gathered ones.
+
+        A single rank gathers nothing, and keeps the copies that blocks compute with until their backward.
+        """
+        if self.many:
+            blocks = (self.blocks[block] if block >= 0 else 0) + buffers * self.blocks[max(block, 0)]
+        else:
+            blocks, roots = sum(self.blocks[: block + 1]), 1
+        return {
+            "whole weights of embedding and head": self.item * self.root * roots,
+            "whole weights of blocks in flight": self.item * blocks,
+        }
+
+    def _forward(self, phase: str, gradients: float, *, grad: bool) -> Iterator[Moment]:
+        last = len(self.blocks) - 1
+        # Gathering takes a flat buffer beside the weights; the root's is there until the first block is gathered.
+        yield self._moment(
+            phase,
+            gradients,
+            {**self._whole(0, roots=2), "activations outside of blocks": self.hidden},
+        )
+        kept = self.block.kept if grad else 0
+        for block in range(last + 1):
+            # Beside its weights: the buffer they came in, and the next block's.
+            parts = self._whole(block, buffers=1 if block == last else 2)
+            parts["layer checkpoints"] = kept * block
+            parts["one block"] = self.block.forward if grad else self.block.evaluated
+            # transformers holds on to the embeddings; with gradient they are the first checkpoint.
+            parts["activations outside of blocks"] = self.hidden if block and not grad else 0
+            yield self._moment(phase, gradients, parts)
+        parts = self._whole(last)
+        parts["layer checkpoints"] = kept * (last + 1)
+        parts["log-probabilities"] = self.tail.forward if grad else self.tail.evaluated
+        yield self._moment(phase, gradients, parts)
+
+    def _backward(self, before: float) -> Iterator[Moment]:
+        last = len(self.blocks) - 1
+        gradients = before
+        parts = self._whole(last)
+        parts["layer checkpoints"] = self.block.kept * (last + 1)
+        parts["log-probabilities"] = self.tail.backward
+        yield self._moment("backward of log-probabilities", gradients, parts)
+        for block in range(last, -1, -1):
+            reduced = FP32 * self.blocks[block + 1] if block < last else 0
+            own = {
+                "gradients of the head": self.head_grad,
+                "layer checkpoints": self.block.kept * block,
+            }
+            yield self._moment(
+                "backward of blocks",
+                gradients,
+                {
+                    **self._whole(block, buffers=1 if block else 0),
+                    **own,
+                    "one block recomputed, its gradients": self.block.backward,
+                    "gradient reduction": reduced,
+                },
+            )
+            # Its weights are given back before the buffer to reduce is made.
+            yield self._moment(
+                "backward of blocks",
+                gradients,
+                {
+                    **self._whole(block - 1),
+                    **own,
+                    "activations outside of blocks": self.hidden,
+                    "gradient reduction": self._reduction(self.blocks[block]),
+                },
+            )
+            if not before:
+                gradients += FP32 * self.blocks[block] / self.world
+        yield self._moment(
+            "backward of the embedding",
+            gradients,
+            {
+                **self._whole(-1),
+                "gradients of embedding and head": self.head_grad + self.embedding_grad,
+                "activations outside of blocks": self.hidden,
+                "gradient reduction": FP32 * self.blocks[0],
+            },
+        )
+        yield self._moment(
+            "backward of the embedding",
+            gradients,
+            {"gradient reduction": self._reduction(self.root)},
+        )
+
+    def _reduction(self, entries: int) -> float:
+        """Bytes to sum a gradient over the ranks: an fp32 copy beside the gradient, then beside this rank's part."""
+        return FP32 * entries + max(self.item * entries, FP32 * entries / self.world)
