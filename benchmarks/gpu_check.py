@@ -70,7 +70,7 @@ def sections() -> list[Section]:
 
 def run(check: Check, chosen: Sequence[Section], skipped: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Each section's status (passed, failed, not run), seconds and numbers; an error ends only its own section."""
-    from benchmarks.gpu_sections import Failed, NotRun
+    from benchmarks.gpu_sections import Failed
     from benchmarks.loops import free
 
     found: dict[str, dict[str, Any]] = {}
@@ -83,8 +83,6 @@ def run(check: Check, chosen: Sequence[Section], skipped: Sequence[str]) -> dict
             print(f"{section.name} ...", flush=True)
             try:
                 row |= {"status": "passed", "measured": section.function(check)}
-            except NotRun as error:
-                row |= {"status": "not run", "why": str(error)}
             except Failed as error:
                 row |= {"status": "failed", "why": str(error)}
             except Exception as error:  # whatever a kernel or driver raises, the next section is worth running

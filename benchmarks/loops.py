@@ -36,8 +36,10 @@ GIB = 2**30
 
 
 class Phases:
-    """Seconds and peak bytes of named phases; the first step is a warm-up and is thrown away by `clear`.
+    """Seconds and peak bytes of named phases; what a warm-up left is thrown away by `clear`.
 
+    Seconds: on a GPU by the clock; on a CPU those that the processor spent on this process, which neighbours on a
+    shared machine hardly change; with one thread they are the clock's on a quiet machine.
     Peak: torch.cuda.max_memory_allocated on a GPU; on a CPU the storages that `live` follows, or nothing without it.
     """
 
@@ -60,11 +62,12 @@ class Phases:
             torch.cuda.reset_peak_memory_stats(self.device)
         if self.live is not None:
             self.live.reset_peak()
-        began = time.perf_counter()
+        clock = time.perf_counter if cuda else time.process_time
+        began = clock()
         yield
         if cuda:
             torch.cuda.synchronize(self.device)
-        self.seconds.setdefault(name, []).append(time.perf_counter() - began)
+        self.seconds.setdefault(name, []).append(clock() - began)
         peak = torch.cuda.max_memory_allocated(self.device) if cuda else self.live.peak if self.live else 0
         self.peak[name] = max(peak, self.peak.get(name, 0))
 
@@ -251,8 +254,9 @@ def optimizer_fits(parameters: int, device: torch.device) -> bool:
 Outcome = Literal["measured", "out of memory"]
 
 
-def run_steps(loop: PackedLoop | PaddedLoop, phases: Phases, repeats: int, warm_up: int = 1) -> Outcome:
-    """`repeats` measured steps after the warm-up; on a GPU running out of memory is an outcome, not an error."""
+def run_steps(loop: PackedLoop | PaddedLoop, phases: Phases, repeats: int) -> Outcome:
+    """`repeats` measured steps, on a GPU after a warm-up; there, running out of memory is an outcome, not an error."""
+    warm_up = int(phases.device.type == "cuda")
     try:
         for number in range(warm_up + repeats):
             if number == warm_up:

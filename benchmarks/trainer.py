@@ -7,10 +7,10 @@ Random weights, lengths drawn as benchmarks/workload.py says, the loops of bench
   packed         trainer.step on trainer.policy, micro-batches of --max-tokens
   padded         transformers, as many rows to a micro-batch as fit in --max-tokens at full context, at least one
   padded filled  transformers, as many rows as fit with the padding that they really need
-A round runs each loop once, after a warm-up step; seconds are medians over rounds, ratios medians of the rounds' own
-ratios, since a shared machine's speed drifts. A step: packing, old log-probabilities, forward and backward, AdamW. The
-gather of whole weights for publication is timed beside it. Before anything is timed both ways have to give the same
-gradient on the tiny shape in fp32.
+A round makes each loop anew and runs it, on a GPU after a warm-up step; seconds are medians over rounds, ratios medians
+of the rounds' own ratios, since a shared machine's speed drifts. On a CPU one thread computes, and its processor time
+counts. A step: packing, old log-probabilities, forward and backward, AdamW. The gather of whole weights for publication
+is timed beside it. Before anything is timed both ways have to give the same gradient on the tiny shape in fp32.
 
 tokens: each group's prompt once and its completions; trained tokens: the completions. MFU: operations of
 trainer/flops.py on these tokens (causal attention, head on trained tokens, nothing for padding or recomputation; old
@@ -27,7 +27,6 @@ import json
 import statistics
 import sys
 import tempfile
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,14 +76,11 @@ def product_rate(device: torch.device) -> float:
     """Operations a second of one large fp32 (on a GPU bf16) matrix product: the best of a few."""
     size, kind = (8192, torch.bfloat16) if device.type == "cuda" else (1024, torch.float32)
     a, b = (torch.randn(size, size, device=device, dtype=kind) for _ in range(2))
-    best = float("inf")
+    phases = Phases(device)
     for _ in range(8):
-        began = time.perf_counter()
-        a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - began)
-    return 2.0 * size**3 / best
+        with phases("product"):
+            a @ b
+    return 2.0 * size**3 / min(phases.seconds["product"])
 
 
 def peak_flops(device: torch.device) -> tuple[float, str]:
@@ -306,6 +302,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """Measure, print, write."""
     options = parse(arguments)
+    if options.device == "cpu":
+        torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as folder, distributed(600, options.device) as parallel:
         error = same_gradient(parallel, Path(folder))
         print(f"the two gradients differ by {error:.1e} (tiny shape, fp32)", flush=True)
@@ -325,6 +323,7 @@ def main(arguments: list[str]) -> int:
             "machine": machine(parallel.device),
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "versions": versions(),
+            "seconds_are": "by the clock" if options.device == "cuda" else "processor time of one thread",
             "command": "python -m benchmarks.trainer " + " ".join(arguments),
             "flash": options.flash or "torch's own",
             "rounds": options.rounds,
