@@ -180,8 +180,18 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, layout: Attenti
 
 def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
     q, k, v = (part.transpose(0, 1)[None] for part in (query, key, value))
-    out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+    if q.is_cuda:
+        k, v = _every_head(q, k, v)
+    out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=k.shape[1] != q.shape[1])
     return out[0].transpose(0, 1)
+
+
+def _every_head(query: Tensor, *parts: Tensor) -> list[Tensor]:
+    """Keys and values [N, KV, S, D] repeated for all H query heads.
+
+    For fp32 on a GPU: sdpa's only kernel without an S x S matrix there takes as many key heads as query heads.
+    """
+    return [part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in parts]
 
 
 def _batched(
@@ -189,14 +199,11 @@ def _batched(
 ) -> Tensor:
     rows = [part[plan.gather].unflatten(0, plan.shape).transpose(1, 2) for part in (query, key, value)]
     shared = [part.transpose(0, 1).expand(plan.shape[0], -1, -1, -1) for part in prompt]
-    out = scaled_dot_product_attention(
-        rows[0],
-        torch.cat([shared[0], rows[1]], dim=2),
-        torch.cat([shared[1], rows[2]], dim=2),
-        attn_mask=plan.mask,
-        scale=scale,
-        enable_gqa=True,
-    )
+    keys, values = (torch.cat([first, own], dim=2) for first, own in zip(shared, rows[1:], strict=True))
+    if query.is_cuda:
+        keys, values = _every_head(rows[0], keys, values)
+    gqa = keys.shape[1] != rows[0].shape[1]
+    out = scaled_dot_product_attention(rows[0], keys, values, attn_mask=plan.mask, scale=scale, enable_gqa=gqa)
     return out.transpose(1, 2).flatten(0, 1)[plan.scatter]
 
 

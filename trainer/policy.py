@@ -52,9 +52,11 @@ class Policy(nn.Module):
         self.blocks = [part for part in self.model.modules() if isinstance(part, GradientCheckpointingLayer)]
         _check(self.model, self.blocks)
         for block in self.blocks:
-            recompute(block, activation_checkpointing)
             if compile_blocks:
-                block.compile(dynamic=True)
+                # Before the recomputation is wrapped around it: torch compiles nothing inside of a checkpointed call
+                # that it did not compile already.
+                block.forward = torch.compile(block.forward, dynamic=True)
+            recompute(block, activation_checkpointing)
         if compute_dtype is None and parallel.device.type == "cuda":
             compute_dtype = torch.bfloat16
         self.eval()

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.trainer.conftest import make_groups, make_model
 from trainer import attention
-from trainer.attention import AttentionLayout, Span, UnsupportedAttention, grouped_attention
+from trainer.attention import AttentionLayout, Span, UnsupportedAttention, grouped_attention, varlen_attention
 from trainer.packing import MicroBatch, pack
+from trainer.recompute import recompute
 
 # The first span's completions are batched; the long ones of the second take a causal call each.
 LAYOUT = AttentionLayout((Span(0, 10, (3, 1, 4)), Span(18, 2, (9, 3)), Span(32, 1, ())))
@@ -78,6 +82,101 @@ def test_the_varlen_plan_is_the_same_attention() -> None:
         scores = (torch.einsum("qhd,khd->hqk", q, k) * 0.3).masked_fill(hidden, float("-inf"))
         pieces.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
     torch.testing.assert_close(torch.cat(pieces), by_hand(query, key, value, LAYOUT, 0.3), rtol=1e-10, atol=1e-12)
+
+
+@contextmanager
+def kernel_by_hand() -> Iterator[list[int]]:
+    """torch's varlen operator with a softmax by hand in the kernel's place, bottom-right causal as its source says.
+
+    Only the CUDA kernel is replaced: the operator's schema, checks and autograd are torch's. Yields the calls' count.
+    """
+    from torch.nn.attention import varlen
+
+    calls = [0]
+
+    def segments(query: Tensor, key: Tensor, cu_q: Tensor, cu_k: Tensor, scale: float) -> Iterator[tuple]:
+        for segment in range(len(cu_q) - 1):
+            mine, theirs = (slice(int(cu[segment]), int(cu[segment + 1])) for cu in (cu_q, cu_k))
+            q, k = query[mine], key[theirs].repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+            hidden = torch.ones(len(q), len(k), dtype=torch.bool).triu(len(k) - len(q) + 1)
+            scores = (torch.einsum("qhd,khd->hqk", q, k) * scale).masked_fill(hidden, float("-inf"))
+            yield mine, theirs, k, scores.softmax(-1)
+
+    def forward(  # type: ignore[no-untyped-def]
+        query, key, value, cu_q, cu_k, max_q, max_k, is_causal=False, scale=None, window_size=None, *_
+    ):
+        calls[0] += 1
+        assert (is_causal, window_size, cu_q.dtype, query.is_contiguous()) == (True, [-1, 0], torch.int32, True)
+        out = torch.empty_like(query)
+        for mine, theirs, _, weights in segments(query, key, cu_q, cu_k, scale):
+            v = value[theirs].repeat_interleave(query.shape[1] // value.shape[1], dim=1)
+            out[mine] = torch.einsum("hqk,khd->qhd", weights, v)
+        return out, query.new_zeros(query.shape[1], len(query)), query.new_zeros(2, dtype=torch.uint64)
+
+    def backward(  # type: ignore[no-untyped-def]
+        grad, query, key, value, out, lse, cu_q, cu_k, max_q, max_k, is_causal, rng, scale=None, window_size=None
+    ):
+        times = query.shape[1] // key.shape[1]
+        found = [torch.zeros_like(part) for part in (query, key, value)]
+        for mine, theirs, k, weights in segments(query, key, cu_q, cu_k, scale):
+            v = value[theirs].repeat_interleave(times, dim=1)
+            of_weights = torch.einsum("qhd,khd->hqk", grad[mine], v)
+            of_scores = scale * weights * (of_weights - (of_weights * weights).sum(-1, keepdim=True))
+            found[0][mine] = torch.einsum("hqk,khd->qhd", of_scores, k)
+            of_key = torch.einsum("hqk,qhd->khd", of_scores, query[mine])
+            of_value = torch.einsum("hqk,qhd->khd", weights, grad[mine])
+            for place, part in ((1, of_key), (2, of_value)):
+                found[place][theirs] = part.unflatten(1, (-1, times)).sum(2)
+        return tuple(found)
+
+    with ExitStack() as stack:
+        for operator, function in ((varlen._varlen_attn, forward), (varlen._varlen_attn_backward, backward)):
+            operator.register_kernel("cpu")(function)
+            stack.callback(operator._disabled_kernel.add, "cpu")
+            operator._disabled_kernel.discard("cpu")
+        yield calls
+
+
+def test_varlen_attention_by_torchs_operator_equals_the_grouped_form_forward_and_backward() -> None:
+    inputs = heads(4)
+    upstream = torch.randn(LAYOUT.total, 6, 8, dtype=torch.float64)
+    results = []
+    with kernel_by_hand() as calls:
+        for function in (varlen_attention, grouped_attention):
+            out = function(*inputs, LAYOUT, 0.3)
+            results.append((out, *torch.autograd.grad(out, inputs, upstream)))
+    assert calls == [1]
+    for ours, expected in zip(*results, strict=True):
+        torch.testing.assert_close(ours, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_selective_recomputation_keeps_varlen_attention_and_full_repeats_it(model_path: Path) -> None:
+    """As often as the kernel is called for two blocks' forward and backward, and the same gradient."""
+    found: dict[str, tuple[int, Tensor]] = {}
+    for mode in ("none", "selective", "full"):
+        micro, model = _packed(model_path)
+        for block in model.model.layers:
+            recompute(block, mode)  # type: ignore[arg-type]
+        with kernel_by_hand() as calls:
+            model.base_model(
+                input_ids=micro.input_ids[None],
+                position_ids=micro.position_ids[None],
+                use_cache=False,
+                layout=micro.layout,
+                varlen=True,
+            ).last_hidden_state.square().sum().backward()
+        found[mode] = calls[0], model.get_input_embeddings().weight.grad
+    assert {mode: calls for mode, (calls, _) in found.items()} == {"none": 2, "selective": 2, "full": 4}
+    torch.testing.assert_close(found["full"][1], found["none"][1])
+    torch.testing.assert_close(found["selective"][1], found["none"][1])
+
+
+def test_keys_repeated_for_every_query_head_are_the_same_attention() -> None:
+    """What an fp32 GPU's kernel is given."""
+    query, key, value = (part.transpose(0, 1)[None] for part in heads(5))
+    grouped = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
+    repeated = scaled_dot_product_attention(query, *attention._every_head(query, key, value), is_causal=True)
+    torch.testing.assert_close(repeated, grouped, rtol=1e-10, atol=1e-12)
 
 
 def _packed(path: Path) -> tuple[MicroBatch, PreTrainedModel]:

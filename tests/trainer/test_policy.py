@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
+import torch._dynamo
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed.tensor import DTensor
@@ -70,13 +72,42 @@ def test_packing_changes_neither_values_nor_gradients(
         assert relative <= 1e-5, f"{name}: {relative}"
 
 
-@pytest.mark.slow  # compiles for half a minute
 @pytest.mark.filterwarnings("ignore")  # torch.compile warns about its own parts
-def test_compiled_blocks_give_the_same_values(alone: Parallel, models: dict[str, Path]) -> None:
+@pytest.mark.parametrize(
+    ("activation_checkpointing", "backend"),
+    [
+        ("full", "aot_eager"),
+        ("selective", "aot_eager"),
+        pytest.param("full", "inductor", marks=pytest.mark.slow),  # compiles C++ for half a minute
+    ],
+)
+def test_blocks_are_compiled_under_recomputation_too_with_the_same_gradients(
+    alone: Parallel,
+    models: dict[str, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    activation_checkpointing: Recompute,
+    backend: str,
+) -> None:
     [micro] = pack(make_groups(SHAPES), [[1.0] * len(lengths) for _, lengths in SHAPES], 1000)
-    plain = Policy(models["llama"], alone).logprobs(micro)[0]
-    compiled = Policy(models["llama"], alone, activation_checkpointing="none", compile_blocks=True).logprobs(micro)[0]
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=backend))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    results = []
+    for compile_blocks in (True, False):
+        policy = Policy(
+            models["llama"],
+            alone,
+            activation_checkpointing=activation_checkpointing,
+            compile_blocks=compile_blocks,
+        )
+        logprob, _ = policy.logprobs(micro)
+        logprob.square().sum().backward()
+        results.append((logprob.detach(), gradients(policy)))
+    assert torch._dynamo.utils.counters["stats"]["calls_captured"] > 20
+    (compiled, ours), (plain, expected) = results
     torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
+    for name in expected:
+        torch.testing.assert_close(ours[name], expected[name], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])

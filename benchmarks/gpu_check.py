@@ -1,0 +1,174 @@
+"""Every path of the trainer that needs a GPU, checked on one, without a network and in a few minutes.
+
+    python -m benchmarks.gpu_check [--flash FA3] [--out benchmarks/results/gpu_check.json]
+    python -m benchmarks.gpu_check --device cpu      # the same code without CUDA: no GPU path counts as checked
+
+Needs an NVIDIA GPU of compute capability 8.0 or newer, 20 GB of disk in the temporary folder for random weights, and
+torch, transformers and what `trainer` imports; neither vllm nor atroposlib. A section that fails is said and the others
+go on; the exit code is 1 if one failed. Limits and what they rest on: benchmarks/gpu_sections.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import json
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+if not __package__:
+    # Run by path, this folder would come first: its trainer.py would be taken for the package `trainer`.
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+if TYPE_CHECKING:
+    from benchmarks.gpu_sections import Check
+
+PACKAGES = {
+    "torch": "torch",
+    "transformers": "transformers",
+    "safetensors": "safetensors",
+    "numpy": "numpy",
+    "pydantic": "pydantic",
+    "pydantic_settings": "pydantic-settings",
+    "yaml": "pyyaml",
+}
+"""Module and package that has to be installed."""
+
+
+class Section(NamedTuple):
+    """One check."""
+
+    name: str
+    function: Callable[[Check], dict[str, Any]]
+    gpu_path: str
+    """What is checked by it on a GPU only."""
+
+
+def sections() -> list[Section]:
+    """All of them, in order."""
+    from benchmarks import gpu_sections as s
+
+    return [
+        Section("attention", s.attention_values, "varlen attention, forward and backward"),
+        Section("leak", s.leak, "documents of a pack under varlen attention"),
+        Section("documents", s.documents, "bf16 gradients of a pack against each rollout alone"),
+        Section("transformers", s.against_transformers, "bf16 log-probabilities against transformers' sdpa"),
+        Section("chunked", s.chunked, "log-probabilities by chunks at 151,936 entries"),
+        Section("recomputation", s.recomputation, "full and selective recomputation around varlen attention"),
+        Section("compile", s.compiled, "compiled blocks on CUDA"),
+        Section("one_rank", s.one_rank, "nccl with one rank: FSDP2, checkpoint, whole weights"),
+        Section("memory", s.memory, "peak memory against the budget at 32k and 40k"),
+        Section("speed", s.speed, "tokens/s and causal MFU"),
+    ]
+
+
+def run(check: Check, chosen: Sequence[Section], skipped: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Each section's status (passed, failed, not run), seconds and numbers; an error ends only its own section."""
+    from benchmarks.gpu_sections import Failed
+    from benchmarks.loops import free
+
+    found: dict[str, dict[str, Any]] = {}
+    for section in chosen:
+        row: dict[str, Any] = {"gpu_path": section.gpu_path}
+        began = time.perf_counter()
+        if section.name in skipped:
+            row |= {"status": "not run", "why": "left out by --skip"}
+        else:
+            print(f"{section.name} ...", flush=True)
+            try:
+                row |= {"status": "passed", "measured": section.function(check)}
+            except Failed as error:
+                row |= {"status": "failed", "why": str(error)}
+            except Exception as error:  # whatever a kernel or driver raises, the next section is worth running
+                row |= {"status": "failed", "why": f"{type(error).__name__}: {error}"[:2000]}
+                traceback.print_exc()
+            row["seconds"] = round(time.perf_counter() - began, 1)
+            free(check.device)
+        # Only what ran on a GPU says anything about a GPU.
+        row["on_gpu"] = row["status"] if check.cuda else "not run"
+        found[section.name] = row
+    return found
+
+
+def table(found: dict[str, dict[str, Any]]) -> str:
+    """The outcome as Markdown."""
+    lines = ["| section | here | GPU path | on a GPU | seconds |", "|---|---|---|---|---|"]
+    for name, row in found.items():
+        why = f": {row['why'][:160]}" if "why" in row else ""
+        seconds = row.get("seconds", "")
+        lines.append(f"| {name} | {row['status']}{why} | {row['gpu_path']} | {row['on_gpu']} | {seconds} |")
+    for name in ("memory", "speed"):
+        for case, numbers in found.get(name, {}).get("measured", {}).items():
+            if isinstance(numbers, dict):
+                shown = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items())
+                lines.append(f"| {name}: {case} | {shown} | | | |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    """Command line; the exit code is 1 if a section failed."""
+    missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        print(f"gpu_check needs {', '.join(missing)}: pip install {' '.join(missing)}", file=sys.stderr)
+        return 2
+    import torch
+
+    cuda = torch.cuda.is_available()
+    names = [section.name for section in sections()]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
+    parser.add_argument("--shape", help="models with commas, the smallest first")
+    parser.add_argument("--context", help="contexts of the speed section with commas, ascending")
+    parser.add_argument("--only", default=",".join(names), help="sections with commas")
+    parser.add_argument("--skip", default="", help="sections with commas")
+    parser.add_argument("--flash", choices=["FA3", "FA4"], help="attention kernel that torch activates; its package")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args(arguments)
+    only, skip = ([name for name in text.split(",") if name] for text in (options.only, options.skip))
+    for name in (*only, *skip):
+        if name not in names:
+            parser.error(f"section {name}: choose from {', '.join(names)}")
+    if options.device == "cuda" and not cuda:
+        parser.error("torch sees no GPU here: run this on a machine with one, or give --device cpu")
+    if options.device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+        parser.error(f"{torch.cuda.get_device_name()}: flash attention needs compute capability 8.0 or newer")
+    from benchmarks.gpu_sections import Check
+    from benchmarks.trainer import activate_flash
+    from benchmarks.workload import SHAPES, machine, versions
+
+    activate_flash(parser, options.flash)
+    on_gpu = options.device == "cuda"
+    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
+    shapes = (options.shape or ("Qwen3-0.6B,Qwen3-1.7B,Qwen3-4B" if on_gpu else "tiny")).split(",")
+    for shape in shapes:
+        if shape not in SHAPES:
+            parser.error(f"--shape {shape}: choose from {', '.join(SHAPES)}")
+    contexts = [int(one) for one in (options.context or ("8192,32768" if on_gpu else "1024")).split(",")]
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        check = Check(device, Path(folder), shapes, contexts, max(contexts) * 5 // 4)
+        with check.opened:
+            found = run(check, [section for section in sections() if section.name in only], skip)
+        result = {
+            "machine": machine(device),
+            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+            "versions": versions(),
+            "flash": options.flash or "torch's own",
+            "command": "python -m benchmarks.gpu_check " + " ".join(arguments),
+            "seconds": round(time.perf_counter() - began, 1),
+            "sections": found,
+        }
+    print(table(found), end="")
+    if options.out:
+        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return int(any(row["status"] == "failed" for row in found.values()))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,104 @@
+"""The GPU check: without a GPU the same code runs and claims nothing about one; a section that fails is said."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import gpu_check, gpu_sections
+from benchmarks.gpu_sections import Check, hold
+from trainer.attention import AttentionLayout, grouped_attention
+
+QUICK = "attention,leak,documents,transformers,chunked,one_rank"
+"""What takes a second or two on one core."""
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def check(tmp_path: Path) -> Any:
+    """A CPU with the tiny model."""
+    made = Check(torch.device("cpu"), tmp_path, ["tiny"], [256], 320)
+    with made.opened:
+        yield made
+
+
+def test_on_a_cpu_the_sections_pass_and_no_gpu_path_counts_as_checked(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "gpu_check.json"
+    asked = ["--device", "cpu", "--only", f"{QUICK},speed", "--skip", "speed", "--context", "256"]
+    assert gpu_check.main([*asked, "--out", str(out)]) == 0
+    found = json.loads(out.read_text())["sections"]
+    assert list(found) == [*QUICK.split(","), "speed"]
+    assert {row["status"] for name, row in found.items() if name != "speed"} == {"passed"}
+    assert found["speed"]["status"] == "not run"
+    assert {row["on_gpu"] for row in found.values()} == {"not run"}
+    assert "| leak | passed | documents of a pack under varlen attention | not run |" in capfd.readouterr().out
+
+
+def test_a_leak_fails_the_leak_section(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    def leaking(query: Any, key: Any, value: Any, layout: AttentionLayout, scale: float) -> Any:
+        out = grouped_attention(query, key, value, layout, scale)
+        return out + 0.2 * value[-1].repeat_interleave(2, dim=0)  # the last position is another document's
+
+    monkeypatch.setattr(gpu_sections, "grouped_attention", leaking)
+    with pytest.raises(gpu_sections.Failed, match="a leak into the output is"):
+        gpu_sections.leak(check)
+
+
+def test_attention_that_misses_its_prompt_fails_the_leak_section(check: Check, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing leaks where nothing is seen: the section has to notice that too."""
+    monkeypatch.setattr(
+        gpu_sections, "grouped_attention", lambda query, key, value, *_: query + (key + value).repeat(1, 2, 1)
+    )
+    with pytest.raises(gpu_sections.Failed, match="own prompt changed: this section sees no leak"):
+        gpu_sections.leak(check)
+
+
+def test_an_error_ends_its_own_section_only(check: Check, capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(_: Check) -> dict[str, Any]:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def too_far(_: Check) -> dict[str, Any]:
+        return {"value": hold("the value", float("nan"), 0.1)}
+
+    rows = [gpu_check.Section(name, do, "path") for name, do in (("broken", broken), ("too_far", too_far))]
+    rows.append(gpu_check.Section("attention", gpu_sections.attention_values, "path"))
+    found = gpu_check.run(check, rows, [])
+    assert [row["status"] for row in found.values()] == ["failed", "failed", "passed"]
+    assert found["broken"]["why"] == "RuntimeError: CUDA error: an illegal memory access was encountered"
+    assert found["too_far"]["why"] == "the value is nan, more than 0.1"
+
+
+@pytest.mark.slow  # a minute: three recomputation modes, and the packs of the memory section
+def test_the_longer_sections_pass_on_a_cpu(check: Check) -> None:
+    peaks = {mode: row["peak_gib"] for mode, row in gpu_sections.recomputation(check).items()}
+    assert peaks["full"] < peaks["selective"] < peaks["none"]
+    check.contexts, check.longest = [1024], 1280
+    assert gpu_sections.memory(check)["largest error"] <= 0.2
+    assert gpu_sections.speed(check)["tiny, 1024"]["outcome"] == "measured"
+
+
+@pytest.mark.slow  # minutes, and only where there is a GPU
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here: every GPU path stays 'not run'")
+def test_every_gpu_path_on_this_machines_gpu(tmp_path: Path) -> None:
+    assert gpu_check.main(["--out", str(tmp_path / "gpu_check.json")]) == 0
+
+
+def test_a_missing_package_is_named_before_anything_else(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(gpu_check.PACKAGES, "no_such_module", "no-such-package")
+    assert gpu_check.main(["--device", "cpu"]) == 2
+    assert "gpu_check needs no-such-package: pip install no-such-package" in capsys.readouterr().err
