@@ -26,9 +26,19 @@ from environments.demo.processes import free_port
 
 _PRELOAD = [
     "tests.support.gloo_nccl",
+    "tests.trainer.nccl_ranks",
     "vllm.distributed.weight_transfer.nccl_engine",
     "vllm.model_executor.model_loader.mtp_validation",  # which the engine imports as it receives
 ]
+
+
+def forked(target: Callable[..., None], *arguments: Any) -> multiprocessing.process.BaseProcess:
+    """A started process that has torch and vLLM already: they are imported once for all of them."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(_PRELOAD)
+    process = context.Process(target=target, args=arguments, daemon=True)
+    process.start()
+    return process
 
 
 def digest(tensor: Tensor) -> list[Any]:
@@ -153,13 +163,9 @@ class Receiver:
         hang_at: str = "",
         die_in_chunk: bool = False,
     ) -> None:
-        context = multiprocessing.get_context("forkserver")  # imports torch and vLLM once for all of them
-        context.set_forkserver_preload(_PRELOAD)
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
-        options = (self.port, workers, backend, hang_at, die_in_chunk)
-        self._process = context.Process(target=serve, args=options, daemon=True)
-        self._process.start()
+        self._process = forked(serve, self.port, workers, backend, hang_at, die_in_chunk)
         threading.Thread(target=self._process.join, daemon=True).start()
         while True:
             try:
