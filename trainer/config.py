@@ -111,7 +111,7 @@ class WeightsConfig(Section):
     pause_mode: Literal["keep", "abort", "wait"] = Field(
         "keep", description="What happens to running generations during an update."
     )
-    deadline_s: float = Field(120.0, gt=0, description="Longest time of one phase of an update.")
+    deadline_s: float = Field(120.0, gt=0, description="Longest time of one phase of an update, in seconds.")
     verify_every: int = Field(
         10,
         ge=0,

@@ -30,6 +30,8 @@ BUFFERS = 2
 """Packed chunks that are on their way at a time, on both sides."""
 POLL_S = 0.1
 _GRACE_S = 1.0
+LONGER_S = 5.0
+"""A server's call in a collective outlives the collective's deadline: who waits for whom is known there only."""
 
 
 class NcclUnavailable(RuntimeError):
@@ -230,4 +232,4 @@ def address_towards(urls: Sequence[str]) -> str:
 def _join(update: Update, info: dict[str, Any]) -> None:
     # What a group before has left there is released; a server without one does nothing.
     update.server.post("init", "/shutdown_weight_transfer_engine")
-    update.phase("init", "/init_weight_transfer_engine", {"init_info": info})
+    update.phase("init", "/init_weight_transfer_engine", {"init_info": info}, LONGER_S)

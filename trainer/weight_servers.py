@@ -147,9 +147,23 @@ class WeightServer:
         """A GET route's answer."""
         return self._sent(phase, lambda: self._http.get(path, timeout=timeout or self.deadline_s))
 
-    def post(self, phase: str, path: str, body: Any = None) -> dict[str, Any]:
-        """A POST route's answer."""
-        return self._sent(phase, lambda: self._http.post(path, json=body))
+    def post(
+        self,
+        phase: str,
+        path: str,
+        body: Any = None,
+        *,
+        sent: threading.Event | None = None,
+        longer_s: float = 0.0,
+    ) -> dict[str, Any]:
+        """A POST route's answer. sent: is set when the request is out. longer_s: added to the deadline."""
+
+        def trace(event: str, info: Any) -> None:
+            if sent is not None and event.endswith("send_request_body.complete"):
+                sent.set()
+
+        limit = self.deadline_s + longer_s
+        return self._sent(phase, lambda: self._http.post(path, json=body, timeout=limit, extensions={"trace": trace}))
 
     def _sent(self, phase: str, send: Callable[[], httpx.Response]) -> dict[str, Any]:
         try:
@@ -203,6 +217,7 @@ class WeightServer:
         seed: int | None = None,
         priority: int = 0,
         phase: str = "probe",
+        sent: threading.Event | None = None,
     ) -> Probe:
         """Has the server sample `tokens` tokens; log-probabilities are those after the temperature.
 
@@ -213,7 +228,7 @@ class WeightServer:
         if seed is not None:
             sampling["seed"] = seed
         body = {"token_ids": list(prompt), "sampling_params": sampling, "priority": priority}
-        choice = self.post(phase, "/inference/v1/generate", body)["choices"][0]
+        choice = self.post(phase, "/inference/v1/generate", body, sent=sent)["choices"][0]
         return Probe(
             tokens=choice["token_ids"],
             logprobs=[entry["logprob"] for entry in choice["logprobs"]["content"]],

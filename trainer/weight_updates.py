@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -11,7 +12,7 @@ from trainer.weight_servers import UNCHANGED, Call, PauseMode, Probe, WeightServ
 
 T = TypeVar("T")
 _FIRST = -1  # the probe's priority; rollouts have 0
-_BEFORE_RESUME_S = 0.1
+_BEFORE_RESUME_S = 0.1  # for vLLM to queue what has been sent
 _RESUME_S = 3.0
 
 
@@ -28,10 +29,10 @@ class Update:
         self.probe: Probe | None = None
         self._paused_at: float | None = None
 
-    def phase(self, name: str, path: str, body: Any = None) -> dict[str, Any]:
-        """A POST route, timed as phase `name`."""
+    def phase(self, name: str, path: str, body: Any = None, longer_s: float = 0.0) -> dict[str, Any]:
+        """A POST route, timed as phase `name`. longer_s: see WeightServer.post."""
         started = time.perf_counter()
-        answer = self.server.post(name, path, body)
+        answer = self.server.post(name, path, body, longer_s=longer_s)
         self.seconds[name] = time.perf_counter() - started
         return answer
 
@@ -60,7 +61,9 @@ class Update:
             # so that the probe, of a higher priority, is the first to be computed. Sent later it would wait for a
             # sequence to end, which takes minutes at 32k tokens. A server without `--scheduling-policy priority`
             # (`atropos serve-model` sets it) computes it in its turn.
-            asked = Call(lambda: self.server.probe(prompt, priority=_FIRST, phase="verify"))
+            sent = threading.Event()
+            asked = Call(lambda: self.server.probe(prompt, priority=_FIRST, phase="verify", sent=sent))
+            sent.wait(self.server.deadline_s)
             asked.wait(_BEFORE_RESUME_S)
         self.phase("resume", "/resume")
         self.unsafe = False

@@ -24,7 +24,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from trainer.nccl_transfer import POLL_S, Group, Sender, check_machine, failure, make_group
+from trainer.nccl_transfer import LONGER_S, POLL_S, Group, Sender, check_machine, failure, make_group
 from trainer.parallel import Parallel, broadcast, together
 from trainer.policy import Policy
 from trainer.stuck import EndIfStuck, end_process_in
@@ -235,7 +235,7 @@ class NcclPublisher:
             "shapes": [list(spec.shape) for spec in stream.specs],
         }
         calls: dict[str, Call[Any]] = {
-            update.server.url: Call(partial(update.phase, "update", "/update_weights", {"update_info": info}))
+            update.server.url: Call(partial(update.phase, "update", "/update_weights", {"update_info": info}, LONGER_S))
             for update in updates
         }
         sender = Sender(self._group.communicator, self.parallel.device, self.buffer_bytes)

@@ -6,6 +6,7 @@ compute their ranks, join the group and unpack by vLLM's own code, over gloo (te
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -106,7 +107,8 @@ class _Server:
         if path == "/server_info":
             return {"vllm_config": {"weight_transfer_config": {"backend": self.backend}}}
         if path == "/state":
-            return {"calls": self.calls, "inits": self.inits, "workers": [model.chunks for model in self.models]}
+            workers = [model.chunks for model in self.models]
+            return {"version": self.version, "calls": self.calls, "inits": self.inits, "workers": workers}
         return {}
 
 
@@ -133,7 +135,8 @@ def serve(port: int, *options: Any) -> None:
             self.send_response(status)
             self.send_header("content-length", str(len(data)))
             self.end_headers()
-            self.wfile.write(data)
+            with contextlib.suppress(BrokenPipeError):  # it was not waited for
+                self.wfile.write(data)
 
         def do_GET(self) -> None:
             self.answer(server.get)
@@ -176,7 +179,7 @@ class Receiver:
                 time.sleep(0.05)
 
     def state(self) -> dict[str, Any]:
-        """calls: routes in order; inits: what the engines were told; workers: each one's chunks of the last update."""
+        """Its version; calls: routes in order; inits: what the engines were told; workers: each one's last chunks."""
         return httpx.get(f"{self.url}/state", timeout=10.0, trust_env=False).json()
 
     def received(self) -> list[dict[str, list[Any]]]:
