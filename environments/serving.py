@@ -57,7 +57,9 @@ class ServeConfig(Settings):
         None, ge=1, description="OpenMP threads of the forward pass (CPU only); empty: one per usable core."
     )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share one model.")
-    weight_transfer: Literal["disk", "nccl", "ipc"] = Field("disk", description="How new weights arrive.")
+    weight_transfer: Literal["disk", "nccl"] = Field(
+        "disk", description="How new weights arrive: as the trainer's weights.backend says."
+    )
     max_logprobs: int = Field(20, ge=1, description="Most log-probabilities a request may ask for at one position.")
     seed: int = Field(0, ge=0, description="vLLM's seed; a request's own seed comes first.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -111,6 +113,8 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
         # Sampling parameters come from the request alone, never from the model folder.
         *("--generation-config", "vllm"),
         "--enable-scale-out",
+        # Requests have priority 0, but for the trainer's probe of new weights, which does not wait behind them.
+        *("--scheduling-policy", "priority"),
         *("--weight-transfer-config", f'{{"backend":"{config.weight_transfer}"}}'),
         *("--disable-uvicorn-access-log", "--uvicorn-log-level", config.log_level),
     ]

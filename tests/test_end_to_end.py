@@ -109,6 +109,10 @@ def test_trained_tokens_are_the_sampled_tokens(finished):
         assert row["mismatch_abs_max"] < 5e-3
 
 
+def test_the_server_was_compared_with_the_trainer_after_each_publication(finished):
+    assert all(row["sync_difference_max"] < 2e-3 for row in lines(finished / "metrics.jsonl"))
+
+
 def test_only_groups_whose_rewards_differ_are_sent(finished):
     groups = lines(finished / "environment.jsonl")
     sent = [group for group in groups if group["sent"]]

@@ -102,13 +102,26 @@ class ApiConfig(Section):
 class WeightsConfig(Section):
     """How new weights reach vLLM."""
 
-    backend: Literal["disk"] = Field("disk", description="Transfer: disk (any shared folder; also without a GPU).")
+    backend: Literal["disk", "nccl"] = Field(
+        "disk",
+        description="Transfer: disk (a folder that both sides see; also without a GPU) or nccl (from GPU to GPU).",
+    )
     servers: list[str] = Field([], description="Addresses of the vLLM servers; none: nothing is sent.")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="The served weights' type.")
     pause_mode: Literal["keep", "abort", "wait"] = Field(
         "keep", description="What happens to running generations during an update."
     )
-    deadline_s: float = Field(120.0, gt=0, description="Longest time of one phase of an update.")
+    deadline_s: float = Field(120.0, gt=0, description="Longest time of one phase of an update, in seconds.")
+    verify_every: int = Field(
+        10,
+        ge=0,
+        description="Publications between two comparisons of the servers' log-probabilities with the trainer's; the "
+        "first two after a start are always compared. 0: never.",
+    )
+    nccl_address: str | None = Field(
+        None,
+        description="Address of rank 0 where the servers reach it (backend nccl); empty: the one on the way to them.",
+    )
     pause_while_training: bool = Field(
         False, description="Stop generation while a step is computed: for trainer and vLLM on the same cores."
     )
@@ -166,6 +179,15 @@ class TrainerConfig(Settings):
     api: ApiConfig = Field(default_factory=ApiConfig, description="The Atropos API server.")
     weights: WeightsConfig = Field(default_factory=WeightsConfig, description="How weights reach vLLM.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="Saving and resuming.")
+
+    @model_validator(mode="after")
+    def _nccl_fits(self) -> TrainerConfig:
+        if self.weights.backend != "nccl" and self.weights.nccl_address is not None:
+            raise ValueError(
+                f"weights.nccl_address {self.weights.nccl_address!r} with weights.backend {self.weights.backend}: "
+                "leave it empty, or set weights.backend: nccl"
+            )
+        return self
 
     @model_validator(mode="after")
     def _addresses_can_be_shown(self) -> TrainerConfig:

@@ -74,6 +74,11 @@ METRICS: dict[str, Metric] = {
     "masked_sequences": Metric("Sequences left out by the mask for the sampler's mismatch.", "count"),
     "effective_sample_size": Metric("Share of the tokens that the off-policy weights are worth, 0 to 1.", "ess"),
     "served_weights_changed": Metric("Share of the served weights that the last sync changed.", "mean"),
+    "sync_difference": Metric(
+        "Mean |trainer - server| log-probability over the probe after a sync, of the worst server.",
+        "max",
+    ),
+    "sync_difference_max": Metric("The same of a single token.", "max"),
     # the groups
     "groups": Metric("Groups trained on.", "count"),
     "rollouts": Metric("Rollouts in these groups.", "count"),

@@ -34,7 +34,8 @@ from trainer.parallel import ParallelError, all_reduce_sums, broadcast, distribu
 from trainer.policy import Policy
 from trainer.step import Batch, accumulate_gradient, chosen_objective, describe, prepare, set_old_logprobs
 from trainer.stopping import StopRequest
-from trainer.weights import PublishStats, WeightPublisher, WeightSyncError, make_publisher
+from trainer.weight_checks import check_probes, probe_prompt
+from trainer.weights import NcclUnavailable, PublishStats, WeightPublisher, WeightSyncError, make_publisher
 
 log = logging.getLogger(__name__)
 
@@ -50,9 +51,13 @@ class RecordError(RuntimeError):
 
 EXPECTED = (
     *(BatchError, CheckpointError, ClippedBeforeUpdate, DoesNotFit, DoesNotFitMemory, ExportError, Misaligned),
-    *(NonFiniteGradient, ParallelError, RecordError, UnsupportedModel, WeightSyncError),
+    *(NcclUnavailable, NonFiniteGradient, ParallelError, RecordError, UnsupportedModel, WeightSyncError),
 )
 """Errors whose message says all: what is wrong, where, and what to do."""
+
+
+class ServersAreBack(BatchError):
+    """Leaves the wait for a batch on every rank, so that all bring the weights to servers that came back."""
 
 
 class Run:
@@ -66,6 +71,7 @@ class Run:
         self.config = config
         self.step = 0
         self._aligned = False
+        self._unproven = 2  # publications that are compared whatever the interval says
         self._saved: int | None = None
         self._acknowledged: int | None = None
         self._resources = ExitStack()
@@ -89,6 +95,12 @@ class Run:
         self.stop = opened.enter_context(StopRequest(config.checkpoint.stop_deadline_s))
         self.parallel = opened.enter_context(distributed(config.api.batch_deadline_s + 600))
         self.metrics = Metrics()
+        self.publisher: WeightPublisher | None = None
+        if config.weights.servers:
+            with together(self.parallel):  # first: what it needs of the machine is said before the model is read
+                self.publisher = make_publisher(
+                    config.weights, config.run_dir / "weights", self.parallel, initial=config.model
+                )
         with together(self.parallel):
             check_memory(config, self.parallel.world_size, self.parallel.device)
         with together(self.parallel):
@@ -105,7 +117,6 @@ class Run:
         )
         opened.callback(self.checkpoints.close)
         self._restore()
-        self.publisher: WeightPublisher | None = None
         self.client: AtroposClient | None = None
         with together(self.parallel):
             if self.parallel.is_main:
@@ -133,16 +144,7 @@ class Run:
         claim(config.run_dir)
         write_yaml(config, config.run_dir / "config" / "trainer.yaml")
         self._tracker = _wandb(config) if config.use_wandb else None
-        if config.weights.servers:
-            self.publisher = make_publisher(
-                config.weights.backend,
-                config.weights.servers,
-                config.run_dir / "weights",
-                dtype=config.weights.dtype,
-                pause_mode=config.weights.pause_mode,
-                deadline_s=config.weights.deadline_s,
-                initial=config.model,
-            )
+        if self.publisher is not None:
             self.publisher.check()
         self.client = opened.enter_context(AtroposClient(config.api.url))
         self.client.register(
@@ -186,8 +188,10 @@ class Run:
         if self.stop.requested:
             raise StopWaiting(f"stopped after {seconds:.0f} s of waiting for a batch")
         if self.publisher is not None and time.monotonic() - self._caught_up >= CATCH_UP_S:
-            self.publisher.catch_up()
+            behind = self.publisher.behind()
             self._caught_up = time.monotonic()
+            if behind:
+                raise ServersAreBack(", ".join(behind))
 
     def next_groups(self) -> list[Group]:
         """The next batch of the API, on every rank.
@@ -196,15 +200,16 @@ class Run:
             BatchError: no batch within the deadline, or a group that cannot be trained on.
         """
         with self._timed("seconds_wait"):
-            pulled: list[Group] | BatchError | None = None
-            if self.client is not None:
+            deadline = time.monotonic() + self.config.api.batch_deadline_s
+            while True:
                 try:
-                    pulled = self.client.lease(self.step, self.config.api.batch_deadline_s, self._go_on_waiting)
-                except BatchError as error:
-                    pulled = error
-            groups = broadcast_groups(pulled, self.parallel.control)
-        if self.publisher is not None and self.config.weights.pause_while_training:
-            self._pause(self.publisher)
+                    groups = self._lease(deadline - time.monotonic())
+                    break
+                except ServersAreBack:
+                    self._catch_up()
+        with together(self.parallel):
+            if self.client is not None and self.publisher is not None and self.config.weights.pause_while_training:
+                self._pause(self.publisher)
         return groups
 
     def _pause(self, publisher: WeightPublisher) -> None:
@@ -214,6 +219,23 @@ class Run:
             if not error.gone:
                 raise
             log.warning("%s; a server that is gone generates nothing", error)
+
+    def _lease(self, seconds: float) -> list[Group]:
+        pulled: list[Group] | BatchError | None = None
+        if self.client is not None:
+            try:
+                pulled = self.client.lease(self.step, seconds, self._go_on_waiting)
+            except BatchError as error:
+                pulled = error
+        return broadcast_groups(pulled, self.parallel.control)
+
+    def _catch_up(self) -> None:
+        """The weights that the policy has are the last publication's: no optimizer step comes in between."""
+        if self.publisher is not None:
+            reached = self.publisher.catch_up(self.policy)
+            if broadcast(reached, self.parallel):  # what is compared next is the same on every rank
+                self._unproven = max(self._unproven, 1)
+        self._caught_up = time.monotonic()
 
     def prepare(self, groups: list[Group]) -> Batch:
         """Advantages, drops, packing and old log-probabilities; Misaligned when they are not the sampler's."""
@@ -260,26 +282,44 @@ class Run:
             check_before_update(chosen_objective(self.config), sums["outside"] / max(sums["sequences"], 1))
 
     def publish(self, version: int) -> None:
-        """Puts the policy's weights into every vLLM server under `version`; WeightSyncError when one fails."""
-        with self._timed("seconds_sync"):
-            weights = self.policy.state_dict_full()
-            with together(self.parallel):
-                if self.publisher is not None:
-                    stats = self._published(self.publisher, weights, version)
-                    if stats.changed_share is not None:
-                        self.metrics.add("served_weights_changed", stats.changed_share)
-                    self.metrics.add("seconds_pause", stats.seconds.get("paused", 0.0))
-                    self.metrics.add("servers_missing", len(stats.missing))
+        """Puts the policy's weights into every vLLM server under `version`, and compares if that is due.
 
-    def _published(self, publisher: WeightPublisher, weights: dict[str, torch.Tensor], version: int) -> PublishStats:
+        Raises:
+            WeightSyncError: a server did not get them, or computes with others.
+        """
+        options = self.config.weights
+        due = bool(options.verify_every) and (self._unproven > 0 or version % options.verify_every == 0)
+        prompt = probe_prompt(self.policy.model.config.vocab_size, self.config.batch.context) if due else None
+        with self._timed("seconds_sync"):
+            if self.publisher is None:
+                return
+            stats = self._published(self.publisher, version, prompt)
+            if stats is not None:
+                if stats.changed_share is not None:
+                    self.metrics.add("served_weights_changed", stats.changed_share)
+                self.metrics.add("seconds_pause", stats.seconds.get("paused", 0.0))
+                self.metrics.add("servers_missing", len(stats.missing))
+            if prompt is not None:
+                probes = None if stats is None else stats.probes
+                found = check_probes(prompt, probes, self.policy, options.dtype, version)
+                self._unproven = max(self._unproven - 1, 0)
+                if found is not None:
+                    self.metrics.add("sync_difference", found.mean)
+                    self.metrics.add("sync_difference_max", found.largest)
+                    log.info("servers and trainer differ by %.2g nats a token at step %d", found.mean, version)
+
+    def _published(self, publisher: WeightPublisher, version: int, prompt: list[int] | None) -> PublishStats | None:
         """Publishes; servers that are all gone are waited for, since what was trained since the last checkpoint would
-        be lost with the trainer."""
+        be lost with the trainer. None on other ranks than rank 0."""
         started = time.monotonic()
         while True:
             try:
-                return publisher.publish(weights, version)
-            except WeightSyncError as error:
-                if not error.gone or self.stop.requested or time.monotonic() - started > AWAY_S:
+                return publisher.publish(self.policy, version, prompt)
+            except WeightSyncError as error:  # the same on every rank
+                if not error.gone or error.stuck:
+                    raise
+                late = self.stop.requested or time.monotonic() - started > AWAY_S
+                if broadcast(late, self.parallel):
                     raise
                 log.warning("%s; waiting for a server to come back, at most %g s", error, AWAY_S)
             time.sleep(1.0)

@@ -24,7 +24,8 @@ objective.overlong_baseline
 optimizer.lr optimizer.betas optimizer.weight_decay optimizer.eps optimizer.warmup_steps optimizer.max_grad_norm
 batch.rollouts batch.group_size batch.context batch.max_tokens
 api.url api.batch_deadline_s
-weights.backend weights.servers weights.dtype weights.pause_mode weights.deadline_s weights.pause_while_training
+weights.backend weights.servers weights.dtype weights.pause_mode weights.deadline_s
+weights.verify_every weights.nccl_address weights.pause_while_training
 checkpoint.every checkpoint.keep_last checkpoint.resume checkpoint.stop_deadline_s checkpoint.export
 """.split()
 
@@ -46,6 +47,8 @@ def test_the_set_of_options_is_frozen():
         (["--batch.rollouts", "20", "--batch.group_size", "8"], ["not divisible", "set rollouts to 16 or 24"]),
         (["--batch.max_tokens", "512", "--batch.context", "640"], ["max_tokens 512 < context 640"]),
         (["--weights.dtype", "float8"], ["weights.dtype", "'float8'"]),
+        (["--weights.backend", "ipc"], ["weights.backend", "'disk' or 'nccl'"]),
+        (["--weights.nccl_address", "10.0.0.1"], ["nccl_address '10.0.0.1'", "set weights.backend: nccl"]),
         (["--steps", "0"], ["steps"]),
         (["--objective.clip_lo", "0.1"], ["Did you mean objective.clip_low?"]),
     ],

@@ -90,7 +90,14 @@ def post_groups(url: str, model: Path, first: int, last: int) -> None:
         assert answer.status_code == 200, answer.text
 
 
-def start_trainer(url: str, model: Path, run_dir: Path, *flags: str, ranks: int = 2) -> subprocess.Popen[str]:
+def start_trainer(
+    url: str,
+    model: Path,
+    run_dir: Path,
+    *flags: str,
+    ranks: int = 2,
+    program: Path = ROOT / "trainer" / "main.py",
+) -> subprocess.Popen[str]:
     options = {
         "--model": model,
         "--run_dir": run_dir,
@@ -107,7 +114,7 @@ def start_trainer(url: str, model: Path, run_dir: Path, *flags: str, ranks: int 
     words = [str(word) for pair in options.items() for word in pair]
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(free_port())]
     return subprocess.Popen(
-        [sys.executable, *launcher, str(ROOT / "trainer" / "main.py"), *words, *flags],
+        [sys.executable, *launcher, str(program), *words, *flags],
         cwd=run_dir.parent,
         stderr=subprocess.PIPE,
         text=True,

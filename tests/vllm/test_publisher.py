@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from environments.demo.processes import free_port
-from trainer.weights import DiskPublisher, WeightSyncError, checkpoint_tensors, make_publisher
+from trainer.weights import DiskPublisher, WeightSyncError, checkpoint_tensors
 
 
 def test_changed_share_counts_the_served_numbers_that_differ(tmp_path: Path) -> None:
@@ -196,8 +196,3 @@ def test_no_server_left_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(WeightSyncError, match=f"weights to {urls[0]}, phase pause: ConnectError") as raised:
         DiskPublisher(urls, tmp_path).publish({"a": torch.ones(1)}, 0)
     assert raised.value.gone
-
-
-def test_backends_that_are_not_built_say_so(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match=r"weights\.backend = 'nccl' is not built yet: use disk"):
-        make_publisher("nccl", [], tmp_path)
