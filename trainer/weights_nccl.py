@@ -6,7 +6,8 @@ own trainer class gives every server the offset 1, so it serves one server only)
 
 The group lives from one publication to the next. When a server is gone, has come back or was started again, a group of
 those that are there is made with a store on a new port. Before the transfer a server that is gone is left out; one that
-breaks off in the middle of it ends the run, since the others then hold half of the weights.
+breaks off in the middle of it ends the publication, since the others then hold half of the weights: the run makes it
+anew with those that are left.
 
 A phase ends by its deadline on the main thread of rank 0: HTTP and NCCL are in daemon threads. When the transfer
 has failed the gather goes on to its end without sending, so that the other ranks are not left waiting in it; and where
