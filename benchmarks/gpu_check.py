@@ -140,7 +140,7 @@ def main(arguments: list[str]) -> int:
         parser.error(f"{torch.cuda.get_device_name()}: flash attention needs compute capability 8.0 or newer")
     from benchmarks.gpu_sections import Check
     from benchmarks.trainer import activate_flash
-    from benchmarks.workload import SHAPES, machine, versions
+    from benchmarks.workload import SHAPES, command, machine, versions
 
     activate_flash(parser, options.flash)
     on_gpu = options.device == "cuda"
@@ -160,7 +160,7 @@ def main(arguments: list[str]) -> int:
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "versions": versions(),
             "flash": options.flash or "torch's own",
-            "command": "python -m benchmarks.gpu_check " + " ".join(arguments),
+            "command": command("benchmarks.gpu_check", arguments),
             "seconds": round(time.perf_counter() - began, 1),
             "sections": found,
         }

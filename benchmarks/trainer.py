@@ -53,6 +53,7 @@ from benchmarks.loops import (
 from benchmarks.workload import (
     SHAPES,
     Lengths,
+    command,
     draw_lengths,
     machine,
     make_groups,
@@ -324,7 +325,7 @@ def main(arguments: list[str]) -> int:
             "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
             "versions": versions(),
             "seconds_are": "by the clock" if options.device == "cuda" else "processor time of one thread",
-            "command": "python -m benchmarks.trainer " + " ".join(arguments),
+            "command": command("benchmarks.trainer", arguments),
             "flash": options.flash or "torch's own",
             "rounds": options.rounds,
             "repeats": options.repeats,

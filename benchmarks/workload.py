@@ -158,6 +158,15 @@ def machine(device: torch.device) -> str:
     return f"{len(names)} CPU cores ({name}, {platform.machine()})"
 
 
+def command(module: str, arguments: Sequence[str]) -> str:
+    """The command that measured, without the place of its file."""
+    kept = list(arguments)
+    if "--out" in kept:
+        place = kept.index("--out")
+        del kept[place : place + 2]
+    return " ".join(["python -m", module, *kept])
+
+
 def versions() -> dict[str, str]:
     """Versions that a timing depends on."""
     found = {"python": platform.python_version(), "torch": torch.__version__, "transformers": transformers.__version__}

@@ -45,7 +45,7 @@ class Policy:
 
     def logprobs(self, prompt: list[int], tokens: list[int], temperature: float = 1.0) -> list[float]:
         with torch.no_grad():
-            logits = self.model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
+            logits = self.model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
         picked = (logits / temperature).log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])
         return picked[:, 0].tolist()
 

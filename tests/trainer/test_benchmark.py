@@ -97,6 +97,7 @@ def test_the_command_finds_the_same_gradient_and_writes_what_it_measured(
     finally:
         torch.set_num_threads(threads)
     found = json.loads(out.read_text())
+    assert found["command"].endswith("--group-size 4 --rounds 2")
     assert 0 < found["gradient_error"] < benchmark.SAME
     [case] = found["cases"]
     [[prompt, completions]] = case["groups"]
