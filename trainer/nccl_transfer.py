@@ -178,7 +178,7 @@ def make_group(
         calls[update.server.url] = Call(partial(_join, update, info))
         offset += sizes[update.server.url]
     failed = None
-    while failed is None and not (own.wait(POLL_S) and all(call.done for call in calls.values())):
+    while failed is None and not settled(own, calls):
         failed = failure("init", own, calls, until)
     failed = failed or failure("init", own, calls, until)
     if failed is not None:
@@ -186,6 +186,12 @@ def make_group(
         raise failed
     logger.info("nccl group of %d on %s:%d, servers: %s", world_size, address, port, ", ".join(urls))
     return Group(own.result(0), urls)
+
+
+def settled(own: Call[Any], calls: Mapping[str, Call[Any]]) -> bool:
+    """Whether rank 0's end and every server's have returned or failed; waits a moment for them."""
+    end = time.monotonic() + POLL_S
+    return all(call.wait(end - time.monotonic()) for call in (own, *calls.values()))
 
 
 def failure(phase: str, own: Call[Any], calls: Mapping[str, Call[Any]], until: float) -> WeightSyncError | None:

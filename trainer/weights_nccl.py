@@ -25,7 +25,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from trainer.nccl_transfer import LONGER_S, POLL_S, Group, Sender, check_machine, failure, make_group
+from trainer.nccl_transfer import LONGER_S, POLL_S, Group, Sender, check_machine, failure, make_group, settled
 from trainer.parallel import Parallel, broadcast, together
 from trainer.policy import Policy
 from trainer.stuck import EndIfStuck, end_process_in
@@ -248,7 +248,7 @@ class NcclPublisher:
             failed = failed or failure("update", sender.call, calls, until)
             guard.cause = failed
         seconds["gather"] = time.perf_counter() - started
-        while failed is None and not (sender.call.wait(POLL_S) and all(call.done for call in calls.values())):
+        while failed is None and not settled(sender.call, calls):
             failed = failure("update", sender.call, calls, until)
         failed = failed or failure("update", sender.call, calls, until)
         if failed is None:
