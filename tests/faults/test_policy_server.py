@@ -18,6 +18,7 @@ from environments.demo.processes import free_port
 from environments.livecode.rollouts import RolloutClient, Sampling
 from tests.served import Served
 from tests.support.policy_server import Engine, Server
+from trainer.parallel import distributed
 from trainer.run import Run
 from trainer.weights import DiskPublisher, WeightSyncError, probe, verify_sync
 
@@ -100,16 +101,18 @@ def test_an_update_that_a_dead_trainer_left_open_does_not_bar_the_next_one(
 
 
 def test_the_trainer_waits_for_its_only_server_to_come_back(policy_model: Path, tmp_path: Path) -> None:
-    policy, run, port = Policy(policy_model), Run.__new__(Run), free_port()
+    run, port = Run.__new__(Run), free_port()
     run.stop = SimpleNamespace(requested=False)  # type: ignore[assignment]
+    run.policy = dict(Policy(policy_model).model.state_dict())  # type: ignore[assignment]
     publisher = DiskPublisher([f"http://127.0.0.1:{port}"], tmp_path)
-    weights = dict(policy.model.state_dict())
-    with ThreadPoolExecutor(1) as trainer:
-        publishing = trainer.submit(run._published, publisher, weights, 2)
+    with distributed(device="cpu") as run.parallel, ThreadPoolExecutor(1) as trainer:
+        publishing = trainer.submit(run._published, publisher, 2, None)
         time.sleep(1.5)
         assert not publishing.done()
         served = Served(Server(Engine(policy_model, token_s=0.0), 256).app(), port)
-        assert publishing.result(60).missing == ()
+        stats = publishing.result(60)
+        assert stats is not None
+        assert stats.missing == ()
     assert probe(served.url, PROMPT).versions == [("2", 0, 16)]
     served.stop()
 
@@ -117,9 +120,11 @@ def test_the_trainer_waits_for_its_only_server_to_come_back(policy_model: Path, 
 def test_a_trainer_that_is_to_end_does_not_wait(policy_model: Path, tmp_path: Path) -> None:
     run = Run.__new__(Run)
     run.stop = SimpleNamespace(requested=True)  # type: ignore[assignment]
+    run.policy = {"a": torch.ones(1)}  # type: ignore[assignment]
     publisher = DiskPublisher([f"http://127.0.0.1:{free_port()}"], tmp_path)
-    with pytest.raises(WeightSyncError, match="phase pause: ConnectError"):
-        run._published(publisher, {"a": torch.ones(1)}, 2)
+    with distributed(device="cpu") as run.parallel:
+        with pytest.raises(WeightSyncError, match="phase pause: ConnectError"):
+            run._published(publisher, 2, None)
 
 
 def test_weights_without_a_pause_are_refused(url: str, tmp_path: Path) -> None:
