@@ -177,7 +177,7 @@ def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
 
 
 def _with(config: TrainerConfig, **changes: Any) -> TrainerConfig:
-    sizes = {name: changes.pop(name) for name in ("context", "max_tokens") if name in changes}
+    sizes: dict[str, Any] = {name: changes.pop(name) for name in ("context", "max_tokens") if name in changes}
     return config.model_copy(update={**changes, "batch": config.batch.model_copy(update=sizes)})
 
 
@@ -190,8 +190,8 @@ def refusal(
     ways = [fix.text for fix in fixes(model, config, world_size, memory, cuda)]
     return (
         f"batch.max_tokens = {config.batch.max_tokens}, batch.context = {config.batch.context} of {config.model} on "
-        f"{world_size} ranks: {budget.needed / GIB:.1f} GiB needed on each, {memory / GIB:.1f} there (largest in the "
-        f"phase '{peak.phase}': {', '.join(f'{name} {size / GIB:.1f}' for name, size in parts)}); "
+        f"{world_size} ranks: {budget.needed / GIB:.4g} GiB needed on each, {memory / GIB:.4g} there (largest in the "
+        f"phase '{peak.phase}': {', '.join(f'{name} {size / GIB:.3g}' for name, size in parts)}); "
         + ("; or ".join(ways) if ways else "no setting of this model fits: use a smaller one or a larger device")
     )
 

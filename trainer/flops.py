@@ -69,7 +69,9 @@ def flops(
     if backward:
         total += 2 * (blocks + head)
         if recompute:
-            total += blocks + head
+            # The repetition ends where the last kept tensor is there: the down projection's result is not needed.
+            unneeded = config.num_hidden_layers * 2.0 * config.hidden_size * config.intermediate_size * tokens
+            total += blocks - unneeded + head
     return total
 
 

@@ -23,7 +23,7 @@ from trainer.trace import Shape, Trace, block_trace, sizes, tail_trace
 GIB = 2**30
 FP32 = 4
 RESERVED_GIB = 2.5
-"""Beside tensors: CUDA's context, NCCL's buffers, the libraries' workspaces. An assumption, not yet measured."""
+"""On a GPU beside tensors: CUDA's context, NCCL's buffers, libraries' workspaces. An assumption, not yet measured."""
 FRAGMENTATION = 0.05
 """Share of the peak that the allocator holds without using it. An assumption, not yet measured."""
 PROMPT = 512
@@ -71,6 +71,7 @@ class Budget:
     """The largest moment of each phase, in the order of a step."""
 
     phases: tuple[Moment, ...]
+    reserved_gib: float = RESERVED_GIB
 
     @property
     def peak(self) -> Moment:
@@ -80,7 +81,7 @@ class Budget:
     @property
     def needed(self) -> float:
         """Bytes of device memory: the peak, what lies fragmented, and what is reserved."""
-        return self.peak.total * (1 + FRAGMENTATION) + RESERVED_GIB * GIB
+        return self.peak.total * (1 + FRAGMENTATION) + self.reserved_gib * GIB
 
 
 def full_layout(context: int, max_tokens: int) -> AttentionLayout:
@@ -104,7 +105,8 @@ def plan(
     layout = layout or full_layout(setup.context, setup.max_tokens)
     if trained is None:
         trained = layout.total - sum(span.prompt for span in layout.spans)
-    return Budget(_largest(_Timeline(config, setup, layout, trained).step()))
+    moments = _largest(_Timeline(config, setup, layout, trained).step())
+    return Budget(moments, RESERVED_GIB if setup.varlen else 0.0)
 
 
 def _largest(moments: Iterator[Moment]) -> tuple[Moment, ...]:
@@ -181,11 +183,11 @@ class _Timeline:
 
     def _forward(self, phase: str, gradients: float, *, grad: bool) -> Iterator[Moment]:
         last = len(self.blocks) - 1
-        # Gathering takes a flat buffer beside the weights; the root's is there until the first block is gathered.
+        # Gathering takes a flat buffer beside the weights; the root's is there until the first block has been gathered.
         yield self._moment(
             phase,
             gradients,
-            {**self._whole(0, roots=2), "activations outside of blocks": self.hidden},
+            {**self._whole(0, buffers=1, roots=2), "activations outside of blocks": self.hidden},
         )
         kept = self.block.kept if grad else 0
         for block in range(last + 1):

@@ -1,0 +1,328 @@
+"""How much memory a training step takes: predicted against measured, and log-probabilities by chunks against at once.
+
+    python -m benchmarks.memory [--out FILE.json]
+
+Steps: small random models, the trainer's own policy, packing, objective and optimizer, on one CPU process or two over
+gloo. Measured is the second step (AdamW's moments exist) and what `trainer.memory.LiveBytes` saw of its tensors at the
+most; predicted is `trainer.timeline.plan` for the same pack. Speed: the share of a large product's speed that the
+first run reaches gives the tokens/s predicted for the others, per CPU second of one thread, so that other processes
+do not count. Log-probabilities: K tokens over V entries, forward and backward, by chunks as the trainer does and by
+whole logits; what would not fit here runs on shapes alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from trainer.budget import setup
+from trainer.config import TrainerConfig
+from trainer.flops import step_flops
+from trainer.groups import Group, Rollout
+from trainer.logprobs import token_logprobs
+from trainer.memory import LiveBytes
+from trainer.metrics import Metrics
+from trainer.optimizer import PolicyOptimizer
+from trainer.parallel import Parallel, distributed
+from trainer.policy import Policy
+from trainer.step import accumulate_gradient, prepare, set_old_logprobs
+from trainer.timeline import plan
+
+MIB = 2**20
+ROOT = Path(__file__).resolve().parents[1]
+SIZES = {
+    "vocab_size": 8192,
+    "hidden_size": 192,
+    "intermediate_size": 512,
+    "num_attention_heads": 3,
+    "num_key_value_heads": 1,
+    "head_dim": 64,
+    "max_position_embeddings": 8192,
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """One small run: model, options, lengths, ranks."""
+
+    kind: str
+    tied: bool
+    layers: int
+    checkpointing: str
+    chunk: int
+    prompt: int
+    completion: int
+    rollouts: int = 2
+    """Of a group; a micro-batch holds one group."""
+    groups: int = 2
+    """For each rank: its micro-batches."""
+    ranks: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Packed positions of a micro-batch."""
+        return self.prompt + self.rollouts * (self.completion - 1)
+
+
+CASES = {
+    "full, tied": Case("llama", True, 4, "full", 64, 128, 256),
+    "full, untied": Case("qwen3", False, 4, "full", 64, 128, 256),
+    "full, small chunks, longer": Case("llama", True, 3, "full", 32, 128, 640),
+    "full, one large chunk": Case("qwen3", False, 2, "full", 512, 128, 128),
+    "selective, tied": Case("llama", True, 4, "selective", 64, 128, 256),
+    "none, untied": Case("qwen3", False, 4, "none", 64, 128, 256),
+    "none, many short completions": Case("llama", True, 4, "none", 64, 200, 20, rollouts=16),
+    "one micro-batch": Case("qwen3", False, 4, "full", 64, 128, 256, groups=1),
+    "two ranks, full, untied": Case("qwen3", False, 4, "full", 64, 128, 256, ranks=2),
+    "two ranks, none, tied": Case("llama", True, 4, "none", 64, 128, 256, ranks=2),
+}
+
+
+def write_model(folder: Path, case: Case) -> None:
+    """A random model of the case's kind."""
+    torch.manual_seed(0)
+    sizes = {**SIZES, "num_hidden_layers": case.layers, "tie_word_embeddings": case.tied}
+    model = LlamaForCausalLM(LlamaConfig(**sizes)) if case.kind == "llama" else Qwen3ForCausalLM(Qwen3Config(**sizes))
+    model.save_pretrained(folder)
+
+
+def options(folder: Path, case: Case) -> TrainerConfig:
+    """The trainer's options for a case."""
+    return TrainerConfig.model_validate(
+        {
+            "model": folder,
+            "run_dir": folder / "run",
+            "activation_checkpointing": case.checkpointing,
+            "logprob_chunk": case.chunk,
+            "batch": {
+                "rollouts": case.rollouts * case.groups * case.ranks,
+                "group_size": case.rollouts,
+                "context": case.prompt + case.completion,
+                "max_tokens": max(case.tokens, case.prompt + case.completion),
+            },
+        }
+    )
+
+
+def groups(case: Case) -> list[Group]:
+    """Random tokens; half of each group's rollouts are right."""
+    draw = random.Random(0)
+
+    def tokens(count: int) -> list[int]:
+        return [draw.randrange(SIZES["vocab_size"]) for _ in range(count)]
+
+    return [
+        Group(
+            f"g{number}",
+            f"p{number}",
+            1.0,
+            case.prompt + case.completion,
+            tokens(case.prompt),
+            [
+                Rollout(
+                    tokens(case.completion),
+                    [-9.7] * case.completion,
+                    1.0 if place % 2 else -1.0,
+                    False,
+                    "stop",
+                    [(0, 0, case.completion)],
+                )
+                for place in range(case.rollouts)
+            ],
+        )
+        for number in range(case.groups * case.ranks)
+    ]
+
+
+def step(case: Case, folder: Path, parallel: Parallel) -> dict[str, float]:
+    """Peaks of the second step's phases in bytes, predicted and measured, and a third one's CPU seconds."""
+    config, batch_groups = options(folder, case), groups(case)
+    model = AutoConfig.from_pretrained(folder)
+    policy = Policy(
+        folder,
+        parallel,
+        activation_checkpointing=config.activation_checkpointing,
+        logprob_chunk=config.logprob_chunk,
+    )
+    optimizer = PolicyOptimizer(policy, config.optimizer)
+    found: dict[str, float] = {}
+    live = LiveBytes()
+    live.count([*policy.parameters(), *policy.buffers()])
+    for _ in range(2):
+        with live:
+            batch = prepare(batch_groups, config, parallel)
+            [part] = batch.parts
+            live.reset_peak()
+            set_old_logprobs(batch, policy, config, parallel)
+            found["old"] = live.peak
+            live.reset_peak()
+            accumulate_gradient(part, policy, config, parallel, Metrics())
+            found["train"] = live.peak
+            live.reset_peak()
+            optimizer.step()
+            found["update"] = live.peak
+    started = time.process_time()
+    accumulate_gradient(part, policy, config, parallel, Metrics())
+    found["seconds"] = time.process_time() - started
+    [layout, *_] = (micro.layout for micro in part.micro_batches)
+    trained = len(part.micro_batches[0].target)
+    assert len(part.micro_batches) == case.groups
+    chosen = replace(setup(config, parallel.world_size, cuda=False), micro_batches=case.groups)
+    budget = plan(model, chosen, layout, trained)
+    phases = {moment.phase: moment.total for moment in budget.phases}
+    found["predicted old"] = phases["old log-probabilities"]
+    found["predicted train"] = max(size for name, size in phases.items() if "ward" in name)
+    found["predicted update"] = phases["update"]
+    found["flops"] = sum(
+        step_flops(model, micro.layout, len(micro.target), backward=True, recompute=False)
+        for micro in part.micro_batches
+    )
+    return found
+
+
+def run(name: str, folder: Path) -> dict[str, float]:
+    """A case's `step`, by as many processes as it says."""
+    case = CASES[name]
+    write_model(folder, case)
+    if case.ranks == 1:
+        with distributed(deadline_s=120, device="cpu") as parallel:
+            return step(case, folder, parallel)
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    shared = {"WORLD_SIZE": str(case.ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.memory", "--rank-of", name, "--folder", str(folder)],
+            cwd=ROOT,
+            env={**os.environ, **shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(case.ranks)
+    ]
+    try:
+        printed = [rank.communicate(timeout=280)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    if any(rank.returncode for rank in ranks):
+        raise RuntimeError(f"{name}: a rank failed")
+    return dict(json.loads(printed[0].splitlines()[-1]))
+
+
+def plain(hidden: Tensor, weight: Tensor, target: Tensor) -> Tensor:
+    """Log-probabilities and entropy by whole fp32 logits: the loss of both."""
+    table = torch.log_softmax((hidden @ weight.T).float(), dim=-1)
+    with torch.no_grad():
+        torch.linalg.vecdot(table.exp(), table)
+    return table.gather(1, target[:, None]).sum()
+
+
+def peak_of(loss: Callable[[], Tensor], given: list[Tensor]) -> float:
+    """Most bytes alive in a forward and backward, without what was given."""
+    with LiveBytes() as live:
+        live.count(given)
+        base = live.now
+        loss().backward()
+        return live.peak - base
+
+
+def logprobs(tokens: int, vocabulary: int, width: int, chunk: int, *, real: bool) -> dict[str, Any]:
+    """Peaks of both ways and the largest difference of their gradients, relative to the largest gradient."""
+    with torch.device("cpu" if real else "meta"):
+        torch.manual_seed(0)
+        hidden = nn.Parameter(torch.randn(tokens, width))
+        weight = nn.Parameter(torch.randn(vocabulary, width) / width**0.5)
+        target, warm = torch.zeros(tokens, dtype=torch.int64), torch.ones(tokens)
+    given = [hidden, weight, target, warm]
+    result: dict[str, Any] = {"tokens": tokens, "vocabulary": vocabulary, "width": width, "chunk": chunk, "real": real}
+    ways = {
+        "chunked": lambda: token_logprobs(hidden, weight, target, warm, chunk)[0].sum(),
+        "plain": lambda: plain(hidden, weight, target),
+    }
+    gradients = {}
+    for name, loss in ways.items():
+        result[f"{name}_gib"] = round(peak_of(loss, given) / 2**30, 3)
+        gradients[name] = [hidden.grad, weight.grad]
+        hidden.grad = weight.grad = None
+    if real:
+        pairs = zip(gradients["chunked"], gradients["plain"], strict=True)
+        result["gradient_difference"] = max(float((a - b).abs().max() / b.abs().max()) for a, b in pairs)
+    return result
+
+
+def product_peak() -> float:
+    """Operations per CPU second of a large fp32 matrix product on one thread of this machine."""
+    a, b = torch.randn(1024, 1024), torch.randn(1024, 1024)
+    a @ b
+    started = time.process_time()
+    for _ in range(5):
+        a @ b
+    return 5 * 2 * 1024**3 / (time.process_time() - started)
+
+
+def main() -> None:
+    """Measure, print, and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--rank-of", help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    if chosen.rank_of:
+        torch.set_num_threads(1)
+        with distributed(deadline_s=240, device="cpu") as parallel:
+            print(json.dumps(step(CASES[chosen.rank_of], chosen.folder, parallel)))
+        return
+    torch.set_num_threads(1)
+    rows = []
+    peak = product_peak()
+    for name, case in CASES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            found = run(name, Path(folder))
+        row: dict[str, Any] = {"case": name, **asdict(case), "tokens": case.tokens}
+        for phase in ("old", "train", "update"):
+            row[f"{phase}_mib"] = round(found[phase] / MIB, 1)
+            row[f"{phase}_predicted_mib"] = round(found[f"predicted {phase}"] / MIB, 1)
+        row["tokens_per_cpu_s"] = round(case.tokens * case.groups / found["seconds"], 1)
+        row["mfu"] = found["flops"] / found["seconds"] / peak
+        print(json.dumps(row), file=sys.stderr)
+        rows.append(row)
+    for row in rows:
+        if row["ranks"] == 1:
+            row["tokens_per_cpu_s_predicted"] = round(row["tokens_per_cpu_s"] * rows[0]["mfu"] / row["mfu"], 1)
+        row["mfu"] = round(row["mfu"], 3)
+    result = {
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}",
+        "torch": torch.__version__,
+        "product_gflops": round(peak / 1e9, 1),
+        "steps": rows,
+        "logprobs": [
+            logprobs(4096, 32_768, 64, 512, real=True),
+            logprobs(8192, 16_384, 64, 512, real=True),
+            logprobs(32_768, 151_936, 5120, 1024, real=False),
+        ],
+    }
+    print(json.dumps(result, indent=1))
+    if chosen.out:
+        chosen.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
