@@ -40,6 +40,15 @@ from trainer.trace import KernelBytes
 ROOT = Path(__file__).resolve().parents[2]
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Two threads on two busy cores wait for each other many times longer than they compute."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def qwen3(name: str, layers: int | None = None) -> PretrainedConfig:
     shape = SHAPES[name] if layers is None else {**SHAPES[name], "num_hidden_layers": layers}
     return AutoConfig.for_model("qwen3", **shape)

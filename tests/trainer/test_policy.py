@@ -107,7 +107,7 @@ def test_blocks_are_compiled_under_recomputation_too_with_the_same_gradients(
     (compiled, ours), (plain, expected) = results
     torch.testing.assert_close(compiled, plain, rtol=1e-4, atol=1e-4)
     for name in expected:
-        torch.testing.assert_close(ours[name], expected[name], rtol=1e-4, atol=1e-4)
+        assert (ours[name] - expected[name]).norm() <= 1e-4 * expected[name].norm(), name
 
 
 @pytest.mark.parametrize("chunk", [1, 3, 7, 100])
