@@ -28,12 +28,12 @@ from trainer.budget import setup
 from trainer.checkpoints import Checkpoints
 from trainer.groups import Group
 from trainer.logprobs import token_logprobs
-from trainer.memory import LiveBytes
 from trainer.packing import MicroBatch, pack
 from trainer.parallel import Parallel, distributed
+from trainer.planning.memory import LiveBytes
+from trainer.planning.timeline import plan
 from trainer.policy import Policy
 from trainer.recompute import Recompute
-from trainer.timeline import plan
 
 HALF, SINGLE = 0.02, 1e-4
 """Largest relative L2 error of values and gradients in bf16 and in fp32."""

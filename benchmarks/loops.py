@@ -24,11 +24,11 @@ from benchmarks.workload import padded_batches
 from trainer.advantages import group_advantages
 from trainer.config import BatchConfig, ObjectiveConfig, TrainerConfig
 from trainer.groups import Group
-from trainer.memory import LiveBytes
 from trainer.metrics import Metrics
 from trainer.objectives import denominators, policy_loss
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel
+from trainer.planning.memory import LiveBytes
 from trainer.policy import Policy
 from trainer.step import accumulate_gradient, chosen_mismatch, chosen_objective, prepare, set_old_logprobs
 

@@ -3,9 +3,9 @@
     python -m benchmarks.memory [--out FILE.json]
 
 Steps: small random models, the trainer's own policy, packing, objective and optimizer, on one CPU process or two over
-gloo. Measured is the second step (AdamW's moments exist) and what `trainer.memory.LiveBytes` saw of its tensors at the
-most; predicted is `trainer.timeline.plan` for the same pack. Speed: the share of a large product's speed that the
-first run reaches gives the tokens/s predicted for the others, per CPU second of one thread, so that other processes
+gloo. Measured is the second step (AdamW's moments exist) and what `trainer.planning.memory.LiveBytes` saw of its
+tensors at the most; predicted is `trainer.planning.timeline.plan` for the same pack. Speed: the share of a large
+product's speed that the first run reaches gives the tokens/s predicted for the others, per CPU second of one thread, so that other processes
 do not count. Log-probabilities: K tokens over V entries, forward and backward, by chunks as the trainer does and by
 whole logits; what would not fit here runs on shapes alone.
 """
@@ -33,16 +33,16 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config,
 
 from trainer.budget import setup
 from trainer.config import TrainerConfig
-from trainer.flops import step_flops
 from trainer.groups import Group, Rollout
 from trainer.logprobs import token_logprobs
-from trainer.memory import LiveBytes
 from trainer.metrics import Metrics
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel, distributed
+from trainer.planning.flops import step_flops
+from trainer.planning.memory import LiveBytes
+from trainer.planning.timeline import plan
 from trainer.policy import Policy
 from trainer.step import accumulate_gradient, prepare, set_old_logprobs
-from trainer.timeline import plan
 
 MIB = 2**20
 ROOT = Path(__file__).resolve().parents[1]

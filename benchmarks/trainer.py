@@ -13,8 +13,8 @@ counts. A step: packing, old log-probabilities, forward and backward, AdamW. The
 is timed beside it. Before anything is timed both ways have to give the same gradient on the tiny shape in fp32.
 
 tokens: each group's prompt once and its completions; trained tokens: the completions. MFU: operations of
-trainer/flops.py on these tokens (causal attention, head on trained tokens, nothing for padding or recomputation; old
-log-probabilities are one forward, the gradient three) over seconds and the GPU's peak in bf16; without a known GPU,
+trainer/planning/flops.py on these tokens (causal attention, head on trained tokens, nothing for padding or
+recomputation; old log-probabilities are one forward, the gradient three) over seconds and the GPU's peak in bf16; without a known GPU,
 over the rate of one large matrix product on this machine. Peak memory: torch.cuda.max_memory_allocated; on a CPU
 the storages of all tensors, host copies included. A model whose optimizer does not fit is measured without that phase.
 """
@@ -63,8 +63,8 @@ from benchmarks.workload import (
     versions,
     write_model,
 )
-from trainer.flops import GPUS, step_flops
 from trainer.parallel import Parallel, distributed
+from trainer.planning.flops import GPUS, step_flops
 
 LOOPS = ("packed", "padded", "padded filled")
 STEP = ("prepare", "old_logprobs", "gradient", "optimizer")

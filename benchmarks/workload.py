@@ -21,7 +21,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from trainer.attention import AttentionLayout, Span
 from trainer.groups import Group, Rollout
-from trainer.shapes import SHAPES as PUBLISHED
+from trainer.planning.shapes import SHAPES as PUBLISHED
 
 BETWEEN, WITHIN = 0.5, 0.6
 MEDIAN = 0.25

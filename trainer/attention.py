@@ -245,7 +245,7 @@ def attention(
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: [1, H, T, D], [1, KV, T, D] twice -> ([1, T, H, D], no weights).
 
-    varlen: which of the two forms; None: by the device. trainer/trace.py plans a GPU's memory on shapes alone.
+    varlen: which of the two forms; None: by the device. trainer/planning/trace.py plans a GPU's memory on shapes alone.
     Dropout is ignored: the ratio of two policies must not be random. Raises UnsupportedAttention without a layout,
     and for sliding windows that cut the context, soft caps and sinks.
     """

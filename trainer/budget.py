@@ -2,8 +2,8 @@
 
     python -m trainer.budget --config configs/nouscoder-14b/train-32k.yaml --gpu h100 --gpus 8
 
-The memory is `trainer.timeline`'s; the speed is an estimate: operations (`trainer.flops`) over peak x an assumed MFU.
-What does not fit is refused with the settings that do, here and when the trainer starts. Only the trainer's GPUs are
+The memory is `trainer.planning.timeline`'s; the speed is an estimate: operations (`trainer.planning.flops`) over peak x
+an assumed MFU. What does not fit is refused with the settings that do, here and when the trainer starts. Only the trainer's GPUs are
 planned: vLLM, which samples on others, has `gpu_memory_utilization` for its own.
 """
 
@@ -23,10 +23,10 @@ from transformers import AutoConfig, PretrainedConfig
 
 from environments.settings import ConfigError, load
 from trainer.config import TrainerConfig
-from trainer.flops import GPUS, attended_pairs, flops
-from trainer.shapes import SHAPES
-from trainer.timeline import FRAGMENTATION, GIB, RESERVED_GIB, Budget, Setup, full_layout, plan
-from trainer.trace import Untraceable, sizes
+from trainer.planning.flops import GPUS, attended_pairs, flops
+from trainer.planning.shapes import SHAPES
+from trainer.planning.timeline import FRAGMENTATION, GIB, RESERVED_GIB, Budget, Setup, full_layout, plan
+from trainer.planning.trace import Untraceable, sizes
 
 log = logging.getLogger(__name__)
 

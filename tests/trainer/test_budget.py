@@ -27,15 +27,15 @@ from trainer import attention, policy
 from trainer.attention import AttentionLayout, Span
 from trainer.budget import BudgetConfig, check_memory, fixes, main, model_config, refusal, setup, tokens_per_second
 from trainer.config import TrainerConfig
-from trainer.flops import GPUS, attended_pairs, flops, step_flops
-from trainer.memory import LiveBytes
 from trainer.packing import MicroBatch, pack
 from trainer.parallel import Parallel
+from trainer.planning.flops import GPUS, attended_pairs, flops, step_flops
+from trainer.planning.memory import LiveBytes
+from trainer.planning.shapes import SHAPES
+from trainer.planning.timeline import GIB, Setup, full_layout, plan
+from trainer.planning.trace import KernelBytes
 from trainer.policy import Policy
 from trainer.recompute import Recompute
-from trainer.shapes import SHAPES
-from trainer.timeline import GIB, Setup, full_layout, plan
-from trainer.trace import KernelBytes
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -3,8 +3,8 @@
 Parts that are large do not all exist together: layer checkpoints are gone when the embedding's gradient is reduced,
 and a recomputed block is gone before the next. So `plan` walks through a step as the trainer takes it
 (trainer/step.py) and FSDP2 gathers, frees and reduces (torch.distributed.fsdp); the budget is the largest moment.
-Activations come from `trainer.trace`. Tests hold it against steps measured on a CPU and against the whole Policy in a
-world of eight on shapes without memory.
+Activations come from `trainer.planning.trace`. Tests hold it against steps measured on a CPU and against the whole
+Policy in a world of eight on shapes without memory.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from transformers import PretrainedConfig
 
 from trainer.attention import AttentionLayout, Span
+from trainer.planning.trace import Shape, Trace, block_trace, sizes, tail_trace
 from trainer.recompute import Recompute
-from trainer.trace import Shape, Trace, block_trace, sizes, tail_trace
 
 GIB = 2**30
 FP32 = 4

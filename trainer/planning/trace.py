@@ -24,7 +24,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from trainer import attention
 from trainer.attention import AttentionLayout
 from trainer.logprobs import token_logprobs
-from trainer.memory import LiveBytes
+from trainer.planning.memory import LiveBytes
 from trainer.recompute import Recompute, recompute
 
 Shape = tuple[int, ...]
