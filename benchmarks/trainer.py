@@ -14,9 +14,10 @@ is timed beside it. Before anything is timed both ways have to give the same gra
 
 tokens: each group's prompt once and its completions; trained tokens: the completions. MFU: operations of
 trainer/planning/flops.py on these tokens (causal attention, head on trained tokens, nothing for padding or
-recomputation; old log-probabilities are one forward, the gradient three) over seconds and the GPU's peak in bf16; without a known GPU,
-over the rate of one large matrix product on this machine. Peak memory: torch.cuda.max_memory_allocated; on a CPU
-the storages of all tensors, host copies included. A model whose optimizer does not fit is measured without that phase.
+recomputation; old log-probabilities are one forward, the gradient three) over seconds and the GPU's peak in bf16;
+without a known GPU, over the rate of one large matrix product on this machine. Peak memory:
+torch.cuda.max_memory_allocated; on a CPU the storages of all tensors, host copies included. A model whose optimizer
+does not fit is measured without that phase.
 """
 
 from __future__ import annotations

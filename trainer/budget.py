@@ -2,9 +2,9 @@
 
     python -m trainer.budget --config configs/nouscoder-14b/train-32k.yaml --gpu h100 --gpus 8
 
-The memory is `trainer.planning.timeline`'s; the speed is an estimate: operations (`trainer.planning.flops`) over peak x
-an assumed MFU. What does not fit is refused with the settings that do, here and when the trainer starts. Only the trainer's GPUs are
-planned: vLLM, which samples on others, has `gpu_memory_utilization` for its own.
+The memory is `trainer.planning.timeline`'s; the speed is an estimate: operations (`trainer.planning.flops`) over peak
+x an assumed MFU. What does not fit is refused with the settings that do, here and when the trainer starts. Only the
+trainer's GPUs are planned: vLLM, which samples on others, has `gpu_memory_utilization` for its own.
 """
 
 from __future__ import annotations
