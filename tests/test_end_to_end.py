@@ -109,8 +109,11 @@ def test_trained_tokens_are_the_sampled_tokens(finished):
         assert row["mismatch_abs_max"] < 5e-3
 
 
-def test_the_server_was_compared_with_the_trainer_after_each_publication(finished):
-    assert all(row["sync_difference_max"] < 2e-3 for row in lines(finished / "metrics.jsonl"))
+def test_the_server_was_compared_with_the_trainer_after_the_first_two_publications(finished):
+    # Versions 0 and 1 are in the first row; version 2 is not due.
+    first, second = lines(finished / "metrics.jsonl")
+    assert 0 < first["sync_difference_max"] < 2e-3
+    assert second["sync_difference_max"] is None
 
 
 def test_only_groups_whose_rewards_differ_are_sent(finished):
