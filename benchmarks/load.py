@@ -1,6 +1,6 @@
 """2,000 rollouts of up to 30,720 tokens in flight in one environment process: is its event loop blocked, what memory.
 
-    python -m benchmarks.load [--rollouts 2048] [--minutes 10] [--out FILE.json]
+    python -m benchmarks.load [--rollouts 2048] [--minutes 14] [--out FILE.json]
 
 Every part is a process of its own: the environment (the product, in mode serve, with the heartbeat of
 benchmarks/measured.py beside it), two judges, the API server with its journal, a scripted generation server that
@@ -118,12 +118,12 @@ class Run:
 
 
 def measure(
-    folder: Path, rollouts: int, script: Script, seconds: float, model: Path = MODEL,
+    folder: Path, script: Script, seconds: float, model: Path = MODEL, problems: int = 200,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> dict[str, Any]:  # fmt: skip
-    """One run: `seconds` from the first moment that all rollouts are in flight."""
-    prepare(folder, model, *programs(), script)
-    run = Run(folder, rollouts, script)
+    """One run: `seconds` from the first moment that `script.hold` rollouts are in flight."""
+    prepare(folder, model, *programs(problems), script)
+    run = Run(folder, script.hold, script)
     flying: list[int] = []
     api_peak = 0.0
     try:
@@ -133,7 +133,7 @@ def measure(
             run.family.check()
             asked = run.asked()
             api_peak = max(api_peak, rss_mb(run.pid("api")))
-            if full is None and asked["running"] > rollouts - script.group_size:
+            if full is None and asked["peak"] >= script.hold:
                 full = time.monotonic()
             if full is not None:
                 flying.append(asked["running"])
@@ -177,12 +177,12 @@ def thin(series: list[Any], count: int) -> list[Any]:
     return series[::step]
 
 
-def broken(result: dict[str, Any], rollouts: int, group_size: int) -> list[str]:
+def broken(result: dict[str, Any], rollouts: int) -> list[str]:
     """The bounds that a result breaks, in words."""
     found = []
     if result["own_lag_s"]["max"] > BOUND_S:
         found.append(f"the event loop was blocked for {result['own_lag_s']['max']} s, the bound is {BOUND_S} s")
-    if result["rollouts_in_flight"]["most"] <= rollouts - group_size:
+    if result["rollouts_in_flight"]["most"] < rollouts:
         found.append(f"{result['rollouts_in_flight']['most']} rollouts were in flight, not {rollouts}")
     if not result["groups_sent"]:
         found.append("no group was sent: nothing was measured")
@@ -193,26 +193,28 @@ def main() -> int:
     """Measure, print, and judge by the bounds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=2048)
-    parser.add_argument("--minutes", type=float, default=10.0, help="from the moment that all are in flight")
-    parser.add_argument("--tokens-per-s", type=float, default=120.0, help="of one rollout")
+    parser.add_argument("--minutes", type=float, default=14.0, help="from the moment that all are in flight")
+    parser.add_argument("--tokens-per-s", type=float, default=40.0, help="of one rollout")
     parser.add_argument("--mean", type=float, default=14_000.0, help="mean length of an answer before it is cut")
     parser.add_argument("--model", type=Path, default=MODEL, help="folder with a tokenizer")
     parser.add_argument("--keep", type=Path, help="folder for the run's files; empty: a temporary one")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
+    if options.rollouts % 16:
+        parser.error(f"--rollouts {options.rollouts}: groups have 16; give a multiple")
     script = Script(
         context=32_768, mean=options.mean, sigma=0.8, cap=30_720, tokens_per_s=options.tokens_per_s,
-        group_size=16, batch=128,
+        group_size=16, batch=128, hold=options.rollouts,
     )  # fmt: skip
     with tempfile.TemporaryDirectory() as name:
         folder = options.keep or Path(name)
-        found = measure(folder, options.rollouts, script, 60 * options.minutes, options.model)
+        found = measure(folder, script, 60 * options.minutes, options.model)
     machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} CPUs, Python {platform.python_version()}"
     result = {"machine": machine, "group_size": script.group_size, "tokens_per_s": script.tokens_per_s, **found}
     print(json.dumps(result, indent=1))
     if options.out:
         options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    failures = broken(result, options.rollouts, script.group_size)
+    failures = broken(result, options.rollouts)
     for failure in failures:
         print(f"BROKEN: {failure}", file=sys.stderr)
     return 1 if failures else 0

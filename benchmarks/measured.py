@@ -30,6 +30,8 @@ from typing import Any
 
 from environments.livecode import environment, modes
 from environments.livecode.config import LivecodeEnvConfig, RunConfig
+from environments.livecode.environment import LivecodeEnv
+from environments.livecode.progress import Begun
 from environments.livecode.verifiers import Verifier, VerifierError
 
 PERIOD_S = 0.01
@@ -64,6 +66,8 @@ class Heartbeat:
         self.where: Counter[str] = Counter()
         self.collections = array("d")
         self.started = time.monotonic()
+        self.in_flight = False  # nothing is late before the first group begins
+        self.worst: list[tuple[float, float, float]] = []
         self.references: list[tuple[float, float, float]] = []
         self._due = float("inf")
         self._loop_thread = 0
@@ -79,8 +83,11 @@ class Heartbeat:
             self._due = wall + PERIOD_S
             await asyncio.sleep(PERIOD_S)
             lag = time.monotonic() - self._due
+            if not self.in_flight:
+                continue
             self.lags.append(lag)
             self.own.append(min(lag, time.process_time() - process))
+            self.worst = sorted([*self.worst, (self.own[-1], lag, wall - self.started)])[-5:]
             self.thread.append(min(lag, time.thread_time() - thread))
 
     async def refer(self, verifier: Verifier, request: dict[str, Any]) -> None:
@@ -97,18 +104,18 @@ class Heartbeat:
             self.references.append((round(began - self.started, 1), round(took, 4), round(cpu, 4)))
 
     def _collected(self, phase: str, info: dict[str, int]) -> None:
-        if info["generation"] == 2:
+        if info["generation"] == 2 and self.in_flight:
             if phase == "start":
                 self._collecting = time.thread_time()
             else:
-                self.collections.append(time.thread_time() - self._collecting)
+                self.collections.append(time.thread_time() - (self._collecting or time.thread_time()))
 
     def _watch(self) -> None:
         next_sample = time.monotonic()
         while True:
             time.sleep(0.02)
             now = time.monotonic()
-            if now - self._due > LONG_S:
+            if self.in_flight and now - self._due > LONG_S:
                 frames = sys._current_frames()
                 self.where[place(frames.get(self._loop_thread))] += 1
                 for thread, frame in frames.items():
@@ -125,6 +132,9 @@ class Heartbeat:
             "lag_s": spread(self.lags),
             "own_lag_s": spread(self.own),
             "loop_thread_lag_s": spread(self.thread),
+            "worst": [
+                {"own_s": round(own, 4), "lag_s": round(lag, 4), "at_s": round(at)} for own, lag, at in self.worst
+            ],
             "full_collections": len(self.collections),
             "longest_collection_cpu_s": round(max(self.collections, default=0.0), 4),
             "peak_rss_mb": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e6, 1),
@@ -172,7 +182,13 @@ def with_heartbeat(
                 tasks.append(asyncio.create_task(heart.refer(verifier, reference)))
             return verifier
 
-        environment.build_verifier = kept
+        begin = LivecodeEnv._begin
+
+        def begun(env: LivecodeEnv, group: Begun) -> None:
+            heart.in_flight = True
+            begin(env, group)
+
+        environment.build_verifier, LivecodeEnv._begin = kept, begun  # type: ignore[method-assign]
         try:
             return await mode(config)
         finally:

@@ -45,6 +45,7 @@ PREPARED = 24  # answers of different lengths; each is sent with every program
 
 
 Program = tuple[str, str, float]  # kind, source, weight among the problem's
+Prepared = tuple[int, bytes, bytes]  # tokens; token_ids and logprobs.content as they are sent
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,8 @@ class Script:
     """What the server answers.
 
     Lengths in tokens are log-normal with this mean and sigma, cut at `cap` (finish_reason length, no program); a token
-    takes 1 / tokens_per_s seconds. `batch` and `group_size` are the trainer's, in rollouts.
+    takes 1 / tokens_per_s seconds. `batch` and `group_size` are the trainer's, in rollouts. The first answers wait
+    until `hold` requests are there, so that so many are in flight at the same time however slow the machine is.
     """
 
     context: int
@@ -62,6 +64,7 @@ class Script:
     tokens_per_s: float
     group_size: int
     batch: int
+    hold: int = 0
     seed: int = 0
 
 
@@ -102,8 +105,8 @@ class Answers:
         vocabulary = [token for token in vocabulary if "`" not in (inner.id_to_token(token) or "`")]
         self.prose = [self._tokens(self.draw.choices(vocabulary, k=length)) for length in lengths(self.script)]
         newline = inner.encode("\n").ids
-        self.programs: dict[bytes, tuple[list[tuple[str, tuple[int, bytes, bytes]]], list[float]]] = {}
-        made: dict[str, tuple[int, bytes, bytes]] = {}
+        self.programs: dict[bytes, tuple[list[tuple[str, Prepared]], list[float]]] = {}
+        made: dict[str, Prepared] = {}
         prompts = PromptBuilder(AutoTokenizer.from_pretrained(folder), limit=self.script.context)
         programs = json.loads((folder / "programs.json").read_text())
         for problem in load_problems(folder / "problems.jsonl"):
@@ -115,14 +118,14 @@ class Answers:
             weights = [weight for _, _, weight in programs[problem.id]]
             self.programs[json.dumps(prompts(problem).ids).encode()] = entries, weights
 
-    def _tokens(self, ids: Sequence[int]) -> tuple[int, bytes, bytes]:
+    def _tokens(self, ids: Sequence[int]) -> Prepared:
         entry = b'{"token_id":%d,"logprob":%s,"rank":1,"top_logprobs":[]}'
         content = (entry % (token, repr(-self.draw.expovariate(2)).encode()) for token in ids)
         return len(ids), b",".join(b"%d" % token for token in ids), b",".join(content)
 
-    def answer(self, prompt: Sequence[int], version: int) -> tuple[str, int, bytes]:
-        """(kind, tokens, body) of one rollout."""
-        size, ids, content = self.draw.choice(self.prose)
+    def answer(self, prose: Prepared, prompt: Sequence[int], version: int) -> tuple[str, int, bytes]:
+        """(kind, tokens, body) of one rollout that begins with this prose."""
+        size, ids, content = prose
         entries, weights = self.programs[json.dumps(list(prompt)).encode()]
         kind, (more, tail_ids, tail_content) = self.draw.choices(entries, weights)[0]
         reason = b"stop"
@@ -142,6 +145,7 @@ class Server:
         self.answers = answers
         self.version = 0
         self.running = self.peak = 0
+        self.full = asyncio.Event()
         self.tokens = self.sent_bytes = 0
         self.kinds: Counter[str] = Counter()
 
@@ -156,8 +160,13 @@ class Server:
         self.running += 1
         self.peak = max(self.peak, self.running)
         try:
-            kind, size, answer = self.answers.answer(body["token_ids"], self.version)
-            await asyncio.sleep(size / self.answers.script.tokens_per_s)
+            script = self.answers.script
+            if self.running >= script.hold:
+                self.full.set()
+            await self.full.wait()
+            prose = self.answers.draw.choice(self.answers.prose)
+            await asyncio.sleep(prose[0] / script.tokens_per_s)
+            kind, size, answer = self.answers.answer(prose, body["token_ids"], self.version)
         finally:
             self.running -= 1
         self.kinds[kind] += 1

@@ -41,8 +41,8 @@ _NAMED = f"import ctypes, os, time\nctypes.CDLL(None).prctl(15, {MARK!r})\n"
 BAD: list[Program] = [
     ("crash", "import os\nos.abort()", 3.0),
     ("error", "raise ValueError(input())", 3.0),
-    ("slow", "while True:\n    pass", 0.4),
-    ("asleep", "import time\ntime.sleep(1000)", 0.4),
+    ("slow", "while True:\n    pass", 0.7),
+    ("asleep", "import time\ntime.sleep(1000)", 0.7),
     ("memory", "kept = []\nwhile True:\n    kept.append(bytearray(b'x' * (16 << 20)))", 1.0),
     ("output", "while True:\n    print('x' * 1000000)", 0.3),
     ("forks", _NAMED + "for _ in range(40):\n    if os.fork() == 0:\n        time.sleep(1000)", 1.0),
@@ -101,7 +101,7 @@ class Verdicts:
 
 def soak(
     folder: Path, script: Script, *, seconds: float, target: int, model: Path = MODEL, every_s: float = EVERY_S,
-    rollouts: int = 64, problems: int = 200,
+    limit_s: float | None = None, rollouts: int = 64, problems: int = 200,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> dict[str, Any]:  # fmt: skip
     """One run, and what is left after it."""
@@ -113,13 +113,18 @@ def soak(
     (folder / "reference.json").write_text(json.dumps(request))
     run = Run(
         folder, rollouts, script, variables={"WITH_REFERENCE": str(folder / "reference.json")},
-        time_limit_s=TIME_S, memory_limit_mb=MEMORY_MB, max_staleness=16,
+        time_limit_s=TIME_S, memory_limit_mb=MEMORY_MB, max_staleness=4,
     )  # fmt: skip
     verdicts, points, stopped, measured = Verdicts(folder / "run" / "environment.jsonl"), [], False, {}
     tracker = Tracker([child.process.pid for child in run.family.children], MARK.decode())
-    began, said = time.monotonic(), 0.0
+    say("starting")
+    limit_s, said = limit_s or 2 * seconds, 0.0
     try:
         try:
+            while not verdicts.count():
+                run.family.check()
+                time.sleep(0.5)
+            began = time.monotonic()
             while True:
                 time.sleep(every_s)
                 run.family.check()
@@ -129,7 +134,7 @@ def soak(
                     said = time.monotonic()
                     memory = ", ".join(f"{name} {value:.0f}" for name, value in points[-1]["rss_mb"].items())
                     say(f"{now:5.0f} s: {done} verifications, {points[-1]['processes']} processes, MB: {memory}")
-                if (now >= seconds and done >= target) or now >= 2 * seconds:
+                if (now >= seconds and done >= target) or now >= limit_s:
                     break
         except KeyboardInterrupt:
             stopped = True
@@ -140,7 +145,7 @@ def soak(
         run.stop()
     time.sleep(1.0)  # what was killed last is gone then
     return {
-        "seconds": round(time.monotonic() - began),
+        "seconds": points[-1]["s"] if points else 0.0,
         "stopped": stopped,
         "verifications": verdicts.count(),
         "served": served,

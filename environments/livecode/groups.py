@@ -10,6 +10,7 @@ import logging
 import random
 import time
 import uuid
+import zlib
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -53,10 +54,15 @@ class Judged:
     """A rollout with what became of it. `verdict` is None where it was not judged (overlong, left out)."""
 
     sample: Sample
-    text: str
+    packed: bytes  # the text, see `pack`: few are ever read, and one arrow makes a str twice as large
     code: str | None
     verdict: Verdict | None
     verify_seconds: float
+
+    @property
+    def text(self) -> str:
+        """The answer, special tokens removed."""
+        return zlib.decompress(self.packed).decode("utf-8", "surrogatepass")
 
     @property
     def overlong(self) -> bool:
@@ -65,6 +71,11 @@ class Judged:
     @property
     def status(self) -> str:
         return "overlong" if self.verdict is None else str(self.verdict["status"])
+
+
+def pack(text: str) -> bytes:
+    """A text as `Judged` keeps it."""
+    return zlib.compress(text.encode("utf-8", "surrogatepass"), 1)
 
 
 @dataclass
@@ -191,28 +202,28 @@ class Pipeline:
         finally:
             self.generating -= 1
             self._on_free()
-        text, code = await apart.answers(self._code_of, sample, prompt)
+        packed, code = await apart.answers(self._code_of, sample, prompt)
         if sample.finish_reason == "length" and not judge_overlong:
-            return Judged(sample, text, code, None, 0.0)
+            return Judged(sample, packed, code, None, 0.0)
         if code is None:
-            return Judged(sample, text, None, NO_CODE, 0.0)
+            return Judged(sample, packed, None, NO_CODE, 0.0)
         started = time.monotonic()
         request = judge_request(problem, code, order=self._order(problem), **(limits or self._limits))
         verdict = await (verify or self._verifier.verify)(request)
-        return Judged(sample, text, code, verdict, time.monotonic() - started)
+        return Judged(sample, packed, code, verdict, time.monotonic() - started)
 
     async def judge(self, problem: Problem, code: str, limits: Mapping[str, Any]) -> Verdict:
         """The verdict on a program that is there already, under these limits; VerifierError where there is none."""
         request = judge_request(problem, code, order=self._order(problem), **limits)
         return await self._verifier.verify(request)
 
-    def _code_of(self, sample: Sample, prompt: Prompt) -> tuple[str, str | None]:
-        """The answer's text and its program."""
+    def _code_of(self, sample: Sample, prompt: Prompt) -> tuple[bytes, str | None]:
+        """The answer's text, packed, and its program."""
         if sample.text is None:
             text = str(self.prompts.tokenizer.decode(list(sample.ids), skip_special_tokens=True))
-            return text, extract_code(text, prompt.reasoning_open)
+            return pack(text), extract_code(text, prompt.reasoning_open)
         # Only the server knows whether its template opened the reasoning: without the closing mark it took it out.
-        return sample.text, extract_code(sample.text, THINK_CLOSE in sample.text)
+        return pack(sample.text), extract_code(sample.text, THINK_CLOSE in sample.text)
 
 
 @dataclass(frozen=True)

@@ -92,6 +92,20 @@ def groups_of(config: RunConfig) -> list[dict[str, Any]]:
     return lines(Path(config.env.run_dir) / "environment.jsonl")
 
 
+async def test_no_more_groups_begin_than_there_are_slots_for_their_rollouts(
+    config: RunConfig, generation: Any, trainer: Any
+) -> None:
+    config.env.max_staleness = 50  # admission by staleness would let 102 groups in
+    generation.script = lambda prompt, number: {"text": RIGHT, "delay": 60.0}
+    await trainer.register(batch=8, steps=100)
+    config.env.total_steps = 100
+    async with serving(config) as (env, _):
+        while generation.running < 16:  # noqa: ASYNC110
+            await asyncio.sleep(0.05)
+        assert len(env.in_flight) == 4
+        assert env.pipeline.taken == 16
+
+
 async def test_a_group_on_the_wire_holds_the_sampled_ids_and_the_judges_verdicts(
     config: RunConfig, generation: Any, trainer: Any, tokenizer: Any
 ) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 
 from environments.livecode.groups import GroupRules, Pipeline, as_scored_data, make_group
+from environments.livecode.meter import Meter
 from environments.livecode.problems import Problem, TestCase
 from environments.livecode.prompts import PromptBuilder
 from environments.livecode.rollouts import RolloutClient, Sampling, ServerRefused
@@ -167,3 +170,18 @@ async def test_a_groups_version_is_its_oldest_tokens(generation: Any, pipeline: 
     generation.version = "5"
     answers(generation, RIGHT, WRONG)
     assert (await make_group(pipeline, ADD, rules(2), version=4)).weight_version == 5
+
+
+async def test_the_meter_keeps_numbers_and_not_the_groups(generation: Any, pipeline: Pipeline) -> None:
+    answers(generation, RIGHT, WRONG, WRONG, {"text": RIGHT, "finish_reason": "length"})
+    group = await make_group(pipeline, ADD, rules(), version=3)
+    lengths = [rollout.sample.length for rollout in group.rollouts if rollout.overlong]
+    meter, kept = Meter(4), weakref.ref(group)
+    meter.add(group)
+    del group
+    gc.collect()
+    assert kept() is None
+    row = meter.row(step=3, slot_seconds=1.0, counters={})
+    assert row["verdicts"] == {"accepted": 2, "wrong_answer": 2}
+    assert (row["pass_rate"], row["overlong_share"]) == (0.5, 0.25)
+    assert row["length"]["overlong"]["max"] == lengths[0]

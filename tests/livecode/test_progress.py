@@ -47,7 +47,7 @@ def finished(begun: Begun, passed: int, dropped: str | None = None) -> Group:
         tests = [{"index": 0, "status": "accepted", "cpu_s": 0.01}]
         tests.append({"index": 1, "status": "accepted" if right else "wrong_answer", "cpu_s": 0.02})
         verdict = {"status": "accepted" if right else "wrong_answer", "tests": tests}
-        group.rollouts.append(Judged(Sample([1], [0.0], "stop", [(0, 0, 1)], 0.0), "", "code", verdict, 0.1))
+        group.rollouts.append(Judged(Sample([1], [0.0], "stop", [(0, 0, 1)], 0.0), b"", "code", verdict, 0.1))
     return group
 
 

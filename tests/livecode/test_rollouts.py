@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+import sys
 from typing import Any
 
 import pytest
@@ -35,6 +36,26 @@ async def test_a_sample_is_the_engines_ids_with_their_logprobs(generation: Any, 
     assert list(sample.ids) == [*tokenizer.encode("ab"), tokenizer.eos_token_id]
     assert list(sample.logprobs) == [-0.5, -0.501, -0.502]
     assert (sample.finish_reason, sample.versions) == ("stop", [(0, 0, 3)])
+
+
+async def test_a_pool_of_connections_stays_small_however_many_rollouts_run(generation: Any) -> None:
+    # A pool's work for one request grows with its connections.
+    generation.script = lambda prompt, number: {"text": "ab", "delay": 0.5}
+    async with RolloutClient([generation.url]) as client:
+        await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(150)))
+        pools = [lane.http._transport._pool.connections for lane in client._lanes]  # type: ignore[attr-defined]
+        assert generation.most_running > 64
+        assert len(pools) == 3
+        assert max(map(len, pools)) <= 64
+        assert all(lane.running == 0 for lane in client._lanes)
+
+
+async def test_a_long_sample_takes_twelve_bytes_a_token(generation: Any, tokenizer: Any) -> None:
+    generation.script = lambda prompt, number: {"text": "ab" * 5000}
+    async with RolloutClient([generation.url]) as client:
+        sample = await client.generate([1], Sampling(max_new_tokens=20_000, temperature=0.7))
+    assert len(sample.ids) == 10_001
+    assert sys.getsizeof(sample.ids) + sys.getsizeof(sample.logprobs) < 13 * 10_001
 
 
 async def test_the_request_samples_the_whole_distribution(generation: Any) -> None:
