@@ -118,17 +118,17 @@ class Run:
 
 
 def measure(
-    folder: Path, script: Script, seconds: float, model: Path = MODEL, problems: int = 200,
+    folder: Path, script: Script, seconds: float, model: Path = MODEL, *, groups: int = 1, problems: int = 200,
     say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
 ) -> dict[str, Any]:  # fmt: skip
-    """One run: `seconds` from the first moment that `script.hold` rollouts are in flight."""
+    """One run: `seconds` from the moment that `script.hold` rollouts are in flight, and until so many groups ended."""
     prepare(folder, model, *programs(problems), script)
     run = Run(folder, script.hold, script)
     flying: list[int] = []
     api_peak = 0.0
     try:
         full, begun, said = None, time.monotonic(), 0.0
-        while full is None or time.monotonic() - full < seconds:
+        while full is None or time.monotonic() - full < seconds or ended(folder) < groups:
             time.sleep(1)
             run.family.check()
             asked = run.asked()
@@ -169,6 +169,11 @@ def measure(
         }
     finally:
         run.stop()
+
+
+def ended(folder: Path) -> int:
+    """Groups that the environment has finished with."""
+    return (folder / "run" / "environment.jsonl").read_bytes().count(b"\n")
 
 
 def thin(series: list[Any], count: int) -> list[Any]:

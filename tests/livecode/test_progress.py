@@ -96,6 +96,24 @@ def test_events_bring_back_sampler_order_and_open_groups(
         assert len(progress_file.read_bytes().splitlines()) == 1  # compacted at the start
 
 
+def test_a_snapshot_above_the_bound_is_not_made_again_at_every_event(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = opened(tmp_path)
+    history(progress, 40, seed=0)
+    progress.close()
+    monkeypatch.setattr(progress_module, "COMPACT_ABOVE", 400)
+    again = opened(tmp_path)
+    assert (size := again.path.stat().st_size) > 400
+    files = []
+    for _ in range(5):  # events of about 115 bytes
+        again.begin(0)
+        files.append(again.path.stat().st_ino)
+    again.close()
+    assert files[0] == files[1] == files[2] != files[4]
+    assert again.path.stat().st_size < size + 5 * 115
+
+
 def test_a_line_that_a_death_cut_off_is_as_if_never_begun(tmp_path: Path) -> None:
     progress = opened(tmp_path)
     history(progress, 10, seed=0)
