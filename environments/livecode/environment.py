@@ -64,6 +64,7 @@ class LivecodeEnv(FixedBaseEnv):
         self.sent = 0  # groups that the API has, those of an earlier process of this run included
         self.api_groups = 0  # groups that the API ever got, whoever sent them
         self.in_flight: dict[asyncio.Task[None], Begun] = {}
+        self.on_new_weights: Callable[[], None] = lambda: None
         self.dropped: Counter[str] = Counter()
         self.rules = GroupRules(
             group_size=config.group_size,
@@ -363,6 +364,7 @@ class LivecodeEnv(FixedBaseEnv):
         if version is not None and version != self.served:
             metrics = self._log_metrics()
             self.served = self.curr_step = version
+            self.on_new_weights()
             self._closed_since = None
             if self.config.use_wandb:
                 dropped = {f"train/dropped_{name}": n for name, n in self.dropped.items()}

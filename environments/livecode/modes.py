@@ -7,7 +7,8 @@ import gc
 import logging
 import signal
 import sys
-from collections.abc import Coroutine, Sequence
+import time
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from environments.run_folder import claim
 from environments.settings import ConfigError, write_yaml
 
 logger = logging.getLogger(__name__)
+
+_COLLECT_EVERY_S = 60.0
 
 
 def run(mode: str, config: RunConfig) -> int:
@@ -60,8 +63,27 @@ async def run_serve(config: RunConfig) -> None:
         env = LivecodeEnv(config)
         # What the imports made stays: a full collection would walk over it for half a second, and no rollout moves.
         gc.freeze()
+        env.on_new_weights = _collect_garbage_then()
         await env.open(stack, versions=True)
         await env.env_manager()
+
+
+def _collect_garbage_then() -> Callable[[], None]:
+    """Takes full garbage collections over: a call makes one, at most once a minute.
+
+    With thousands of rollouts in flight one takes up to half a second, in which none of them moves. When the servers
+    take new weights they do not move anyway.
+    """
+    gc.set_threshold(*gc.get_threshold()[:2], 1_000_000)
+    last = time.monotonic()
+
+    def collect() -> None:
+        nonlocal last
+        if time.monotonic() - last > _COLLECT_EVERY_S:
+            gc.collect()
+            last = time.monotonic()
+
+    return collect
 
 
 async def run_process(config: RunConfig) -> None:

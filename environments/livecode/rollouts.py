@@ -211,7 +211,7 @@ class RolloutClient:
             RolloutDeadlineExceeded: `deadline_s` passed; the last failure stands in the message.
         """
         started = time.monotonic()
-        body = {"token_ids": list(prompt), "sampling_params": sampling.as_json()}
+        body = {"token_ids": prompt, "sampling_params": sampling.as_json()}
         pause, last = _BACKOFF_S[0], "no server answered"
         while True:
             left = self.deadline_s - (time.monotonic() - started)
@@ -272,9 +272,12 @@ class RolloutClient:
             async with self._lane() as http:
                 async with http.stream("POST", server.url + route, json=body, timeout=limits) as response:
                     async with self._reading:
-                        await response.aread()
                         if response.status_code == 200:
-                            return await apart.answers(only_choice, response.content)
+                            # Not aread: httpx ties a response to itself, and a body in it would stay until the next
+                            # full garbage collection, megabytes for every rollout.
+                            content = b"".join([part async for part in response.aiter_bytes()])
+                            return await apart.answers(only_choice, content)
+                        await response.aread()
         except httpx.HTTPError as error:
             raise _TryAgain(f"{server.url}: {type(error).__name__} {error}") from error
         except Unusable as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
 import sys
 from typing import Any
 
+import httpx
 import pytest
 
 from environments.livecode.answers import Unusable, only_choice, sampled
@@ -48,6 +50,18 @@ async def test_a_pool_of_connections_stays_small_however_many_rollouts_run(gener
         assert len(pools) == 3
         assert max(map(len, pools)) <= 64
         assert all(lane.running == 0 for lane in client._lanes)
+
+
+async def test_an_answers_body_is_gone_without_a_garbage_collection(generation: Any) -> None:
+    generation.script = lambda prompt, number: {"text": "ab" * 5000}
+    async with RolloutClient([generation.url]) as client:
+        gc.disable()
+        try:
+            await client.generate([1], Sampling(max_new_tokens=20_000, temperature=0.7))
+            held = [getattr(one, "_content", b"") for one in gc.get_objects() if type(one) is httpx.Response]
+        finally:
+            gc.enable()
+    assert all(len(body) < 10_000 for body in held)
 
 
 async def test_a_long_sample_takes_twelve_bytes_a_token(generation: Any, tokenizer: Any) -> None:
