@@ -7,8 +7,8 @@ asked it wakes is the time in which the loop did not turn. Other processes on th
 part of it for which this process used CPU time, on any of its threads (one that holds the interpreter in C code blocks
 the loop as much as the loop's own work does). A thread looks every 20 ms, and notes where the loop's thread stands
 while a turn takes longer than a tenth of a second. With WITH_REFERENCE=FILE.json in its environment it also asks the
-environment's own verifier for the verdict on that request every few seconds. OUT.json is written when the environment
-ends.
+environment's own verifier for the verdict on that request every few seconds, and looks at no stacks. Lags count from
+the first group that begins. OUT.json is written when the environment ends.
 """
 
 from __future__ import annotations
@@ -60,7 +60,9 @@ def open_files(pid: int | str = "self") -> int:
 class Heartbeat:
     """Lags of the loop that `beat` runs in, in seconds; memory and files once a second."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, stacks: bool = True) -> None:
+        """stacks: notes where the loop stands while it is late; not for hours, frames of a running thread are frail."""
+        self._stacks = stacks
         self.lags, self.own, self.thread = array("d"), array("d"), array("d")
         self.series: list[tuple[float, float, int]] = []
         self.where: Counter[str] = Counter()
@@ -115,7 +117,7 @@ class Heartbeat:
         while True:
             time.sleep(0.02)
             now = time.monotonic()
-            if self.in_flight and now - self._due > LONG_S:
+            if self._stacks and self.in_flight and now - self._due > LONG_S:
                 frames = sys._current_frames()
                 self.where[place(frames.get(self._loop_thread))] += 1
                 for thread, frame in frames.items():
@@ -203,7 +205,9 @@ def main() -> int:
     """The environment's own exit code."""
     reference = os.environ.get("WITH_REFERENCE")
     request = json.loads(Path(reference).read_text()) if reference else None
-    modes.MODES["serve"] = with_heartbeat(modes.MODES["serve"], Heartbeat(), Path(sys.argv[1]), request)
+    modes.MODES["serve"] = with_heartbeat(
+        modes.MODES["serve"], Heartbeat(stacks=request is None), Path(sys.argv[1]), request
+    )
     return modes.run_command("serve", sys.argv[2:])
 
 

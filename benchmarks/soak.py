@@ -7,7 +7,7 @@ seven forks, leaves children or daemons in sessions of their own, eats memory, f
 Every five seconds: resident memory and open files of every process, the number of processes of the run, the judges'
 CPU time, the CPU time of a fixed loop (what this machine's cores are worth at that moment), and, inside the
 environment, a reference verification through its own pool. It ends when both the time and the number are
-reached, at the latest after twice the time; exit code 1 when a bound is broken (`broken`), 130 after Ctrl-C.
+reached, at the latest after three times the time; exit code 1 when a bound is broken (`broken`), 130 after Ctrl-C.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ def soak(
     verdicts, points, stopped, measured = Verdicts(folder / "run" / "environment.jsonl"), [], False, {}
     tracker = Tracker([child.process.pid for child in run.family.children], MARK.decode())
     say("starting")
-    limit_s, said = limit_s or 2 * seconds, 0.0
+    limit_s, said = limit_s or 3 * seconds, 0.0
     try:
         try:
             while not verdicts.count():
