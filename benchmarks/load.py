@@ -6,8 +6,8 @@ Every part is a process of its own: the environment (the product, in mode serve,
 benchmarks/measured.py beside it), two judges, the API server with its journal, a scripted generation server that
 holds as many requests as it gets, and a trainer that takes batches and nothing else (benchmarks/scripted.py). Groups of
 16; the lengths of answers are log-normal, cut at 30,720 tokens. All rollouts of the start that are cut off
-end in the same moment, as they do where a server decodes them in step. Exit code 1 when the loop was blocked for more
-than half a second of this process's CPU time, or when the rollouts were not really in flight.
+end in the same moment, as they do where a server decodes them in step. Exit code 1 when the loop's thread used more
+than half a second of CPU in one turn, or when the rollouts were not really in flight.
 """
 
 from __future__ import annotations
@@ -185,8 +185,8 @@ def thin(series: list[Any], count: int) -> list[Any]:
 def broken(result: dict[str, Any], rollouts: int) -> list[str]:
     """The bounds that a result breaks, in words."""
     found = []
-    if result["own_lag_s"]["max"] > BOUND_S:
-        found.append(f"the event loop was blocked for {result['own_lag_s']['max']} s, the bound is {BOUND_S} s")
+    if result["loop_thread_lag_s"]["max"] > BOUND_S:
+        found.append(f"the event loop worked for {result['loop_thread_lag_s']['max']} s in a turn, bound {BOUND_S} s")
     if result["rollouts_in_flight"]["most"] < rollouts:
         found.append(f"{result['rollouts_in_flight']['most']} rollouts were in flight, not {rollouts}")
     if not result["groups_sent"]:

@@ -3,12 +3,12 @@
     python -m benchmarks.measured OUT.json --config FILE [--env.option value ...]
 
 The product is unchanged: its coroutine runs beside one that sleeps for ten milliseconds at a time. How much later than
-asked it wakes is the time in which the loop did not turn. Other processes on the machine steal from that: `own` is the
-part of it for which this process used CPU time, on any of its threads (one that holds the interpreter in C code blocks
-the loop as much as the loop's own work does). A thread looks every 20 ms, and notes where the loop's thread stands
-while a turn takes longer than a tenth of a second. With WITH_REFERENCE=FILE.json in its environment it also asks the
-environment's own verifier for the verdict on that request every few seconds, and looks at no stacks. Lags count from
-the first group that begins. OUT.json is written when the environment ends.
+asked it wakes is the time in which the loop did not turn. Other processes on the machine steal from that: `loop_thread`
+is the part of it for which the loop's thread used CPU time, `own` that of all threads of this process (one that holds
+the interpreter in C code blocks the loop; one that compresses does not, and is in it too). Lags count from the first
+group that begins. A thread looks every 20 ms, and notes where the loop's thread stands while a turn takes longer than a
+tenth of a second. With WITH_REFERENCE=FILE.json in its environment it also asks the environment's own verifier for the
+verdict on that request every few seconds, and looks at no stacks. OUT.json is written when the environment ends.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from environments.contract import terms
 from environments.dataset.stored import StoredTests
 from environments.livecode import apart
 from environments.livecode.admission import may_begin
-from environments.livecode.atropos_fixes import FixedBaseEnv, GroupRefused, server_configs
+from environments.livecode.atropos_fixes import FixedBaseEnv, GroupRefused, encode_group, server_configs
 from environments.livecode.config import LivecodeEnvConfig, RunConfig
 from environments.livecode.evaluation import evaluate
 from environments.livecode.groups import Group, GroupRules, Pipeline, all_of, as_scored_data, make_group
@@ -213,7 +213,8 @@ class LivecodeEnv(FixedBaseEnv):
         """Outbox, records, progress, in this order; the file and the body that it holds, None for a dropped group."""
         kept = None
         if group.dropped is None:
-            body = await self.encode(await apart.groups(self.scored_data, group))
+            # In one piece: in two, the first of all groups that end together would be in memory, 25 MB each.
+            body = await apart.groups(lambda: encode_group(self.scored_data(group) | {"env_id": self.env_id}))
             kept = await asyncio.to_thread(self.outbox.put, group.group_id, body), body
         self.records.group(group, sent=kept is not None)
         self.meter.add(group)

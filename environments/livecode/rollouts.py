@@ -270,11 +270,9 @@ class RolloutClient:
         limits = httpx.Timeout(timeout, connect=min(10.0, timeout))
         try:
             async with self._lane() as http:
-                async with http.stream("POST", server.url + route, json=body, timeout=limits) as response:
+                async with _posted(http, server.url + route, json=body, timeout=limits) as response:
                     async with self._reading:
                         if response.status_code == 200:
-                            # Not aread: httpx ties a response to itself, and a body in it would stay until the next
-                            # full garbage collection, megabytes for every rollout.
                             content = b"".join([part async for part in response.aiter_bytes()])
                             return await apart.answers(only_choice, content)
                         await response.aread()
@@ -384,6 +382,18 @@ class RolloutClient:
                 f"servers: {server.url} gives log-probabilities before the temperature. "
                 "Start vLLM with --logprobs-mode processed_logprobs."
             )
+
+
+@asynccontextmanager
+async def _posted(http: httpx.AsyncClient, url: str, **request: Any) -> AsyncIterator[httpx.Response]:
+    """The response to a POST, its body still to be received.
+
+    Its stream refers back to it. Left so, all of it, and a body that it keeps (`aread`), would stay until the next full
+    garbage collection: megabytes for every rollout.
+    """
+    async with http.stream("POST", url, **request) as response:
+        yield response
+    vars(response).pop("stream")
 
 
 def without_credentials(url: str) -> str:
