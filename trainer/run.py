@@ -32,9 +32,9 @@ from trainer.optimizer import NonFiniteGradient, PolicyOptimizer
 from trainer.packing import DoesNotFit
 from trainer.parallel import ParallelError, all_reduce_sums, broadcast, distributed, together
 from trainer.policy import Policy
+from trainer.publishing.checks import check_probes, probe_prompt
 from trainer.step import Batch, accumulate_gradient, chosen_objective, describe, prepare, set_old_logprobs
 from trainer.stopping import StopRequest
-from trainer.weight_checks import check_probes, probe_prompt
 from trainer.weights import NcclUnavailable, PublishStats, WeightPublisher, WeightSyncError, make_publisher
 
 log = logging.getLogger(__name__)

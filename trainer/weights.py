@@ -3,9 +3,8 @@
     publisher = make_publisher(config.weights, run_dir / "weights", parallel, initial=config.model)
     stats = publisher.publish(policy, version=step)
 
-Two ways: `disk` (trainer/weights_disk.py) writes a folder that both sides see, `nccl` (trainer/weights_nccl.py) sends
-from GPU to GPU. The routes and an update's phases are in trainer/weight_servers.py, the proof in
-trainer/weight_checks.py.
+Two ways, in trainer/publishing: `disk` writes a folder that both sides see, `nccl` sends from GPU to GPU. Routes are
+in its servers.py, an update's phases in updates.py, the proof in checks.py.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from pathlib import Path
 from typing import Protocol
 
 from trainer.config import WeightsConfig
-from trainer.nccl_transfer import NcclUnavailable
 from trainer.parallel import Parallel
 from trainer.policy import Policy
-from trainer.weight_checks import Probe, probe, verify_sync
-from trainer.weight_servers import PauseMode, PublishStats, WeightSyncError
-from trainer.weights_disk import DiskPublisher, checkpoint_tensors
-from trainer.weights_nccl import NcclPublisher
+from trainer.publishing.checks import Probe, probe, verify_sync
+from trainer.publishing.disk import DiskPublisher, checkpoint_tensors
+from trainer.publishing.nccl import NcclPublisher
+from trainer.publishing.servers import PauseMode, PublishStats, WeightSyncError
+from trainer.publishing.transfer import NcclUnavailable
 
 __all__ = [
     "DiskPublisher",

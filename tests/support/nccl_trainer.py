@@ -14,8 +14,9 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.support import gloo_nccl
-from trainer import run, weights_nccl
+from trainer import run
 from trainer.main import main
+from trainer.publishing import nccl as weights_nccl
 
 gloo_nccl.install()
 weights_nccl.check_machine = lambda device: None

@@ -11,12 +11,12 @@ import torch
 
 from tests.support import gloo_nccl
 from tests.support.gloo_nccl import GlooCommunicator
-from trainer import weights_nccl
 from trainer.parallel import distributed
 from trainer.policy import Policy
-from trainer.weight_servers import WeightSyncError
-from trainer.weight_stream import WeightStream
-from trainer.weights_nccl import NcclPublisher
+from trainer.publishing import nccl as weights_nccl
+from trainer.publishing.nccl import NcclPublisher
+from trainer.publishing.servers import WeightSyncError
+from trainer.publishing.stream import WeightStream
 
 broadcast = GlooCommunicator.broadcast
 

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from trainer.parallel import Parallel
 from trainer.policy import Policy
-from trainer.weight_checks import (
+from trainer.publishing.checks import (
     EXACT,
     ROUNDED,
     Tolerance,
@@ -22,7 +22,7 @@ from trainer.weight_checks import (
     probe_prompt,
     tolerance_for,
 )
-from trainer.weight_servers import Probe, WeightSyncError
+from trainer.publishing.servers import Probe, WeightSyncError
 
 PROMPT = [5, 9, 31, 7, 12]
 SAMPLED = {"a": [3, 17, 44, 8], "b": [3, 60]}

@@ -13,12 +13,12 @@ import torch
 
 from tests.support import gloo_nccl
 from tests.support.weight_receivers import Receiver, digest
-from trainer import weights_nccl
-from trainer.nccl_transfer import NcclUnavailable, check_machine
 from trainer.parallel import Parallel
 from trainer.policy import Policy
-from trainer.weight_servers import WeightSyncError
-from trainer.weights_nccl import NcclPublisher
+from trainer.publishing import nccl as weights_nccl
+from trainer.publishing.nccl import NcclPublisher
+from trainer.publishing.servers import WeightSyncError
+from trainer.publishing.transfer import NcclUnavailable, check_machine
 
 AFTER_A_TRANSFER = [
     "/finish_weight_update",

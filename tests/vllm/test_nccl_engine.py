@@ -17,12 +17,12 @@ import torch
 from environments.demo.processes import Child, free_port
 from environments.serving import PLUGIN, ServeConfig, serve_command
 from tests.support import gloo_nccl
-from trainer import weights_nccl
 from trainer.parallel import Parallel, distributed
 from trainer.policy import Policy
-from trainer.weight_checks import EXACT, check_probes, probe_prompt
-from trainer.weight_servers import WeightSyncError
-from trainer.weights_nccl import NcclPublisher
+from trainer.publishing import nccl as weights_nccl
+from trainer.publishing.checks import EXACT, check_probes, probe_prompt
+from trainer.publishing.nccl import NcclPublisher
+from trainer.publishing.servers import WeightSyncError
 
 pytestmark = [
     pytest.mark.slow,  # starts a vLLM of its own, with another weight transfer than the session's

@@ -16,7 +16,7 @@ from trainer.groups import Group, Rollout
 from trainer.packing import pack
 from trainer.parallel import broadcast, together
 from trainer.policy import Policy
-from trainer.weight_servers import PROBE_TOKENS, Probe, WeightServer, WeightSyncError
+from trainer.publishing.servers import PROBE_TOKENS, Probe, WeightServer, WeightSyncError
 
 PROMPT_TOKENS = 48
 _SPREAD = 7919  # a prime: ids from all over the vocabulary

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 
 from trainer.parallel import Parallel, together
 from trainer.policy import Policy
-from trainer.weight_servers import DTYPES, PauseMode, PublishStats, WeightServer, WeightSyncError
-from trainer.weight_updates import Update, slowest
+from trainer.publishing.servers import DTYPES, PauseMode, PublishStats, WeightServer, WeightSyncError
+from trainer.publishing.updates import Update, slowest
 
 logger = logging.getLogger(__name__)
 

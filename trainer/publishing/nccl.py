@@ -25,11 +25,10 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
-from trainer.nccl_transfer import LONGER_S, POLL_S, Group, Sender, check_machine, failure, make_group, settled
 from trainer.parallel import Parallel, broadcast, together
 from trainer.policy import Policy
-from trainer.stuck import EndIfStuck, end_process_in
-from trainer.weight_servers import (
+from trainer.publishing.disk import pause_all
+from trainer.publishing.servers import (
     DTYPES,
     Call,
     PauseMode,
@@ -37,9 +36,10 @@ from trainer.weight_servers import (
     WeightServer,
     WeightSyncError,
 )
-from trainer.weight_stream import ServedCopy, WeightStream
-from trainer.weight_updates import Update, each, given_up, slowest, without
-from trainer.weights_disk import pause_all
+from trainer.publishing.stream import ServedCopy, WeightStream
+from trainer.publishing.transfer import LONGER_S, POLL_S, Group, Sender, check_machine, failure, make_group, settled
+from trainer.publishing.updates import Update, each, given_up, slowest, without
+from trainer.stuck import EndIfStuck, end_process_in
 
 logger = logging.getLogger(__name__)
 

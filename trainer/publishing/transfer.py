@@ -21,8 +21,8 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
-from trainer.weight_servers import Call, WeightSyncError
-from trainer.weight_updates import Update, each
+from trainer.publishing.servers import Call, WeightSyncError
+from trainer.publishing.updates import Update, each
 
 logger = logging.getLogger(__name__)
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
-from trainer.weight_servers import OPEN, UNCHANGED, Call, PauseMode, Probe, WeightServer, WeightSyncError
+from trainer.publishing.servers import OPEN, UNCHANGED, Call, PauseMode, Probe, WeightServer, WeightSyncError
 
 T = TypeVar("T")
 _FIRST = -1  # the probe's priority; rollouts have 0
