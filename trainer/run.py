@@ -32,17 +32,12 @@ from trainer.optimizer import NonFiniteGradient, PolicyOptimizer
 from trainer.packing import DoesNotFit
 from trainer.parallel import ParallelError, all_reduce_sums, broadcast, distributed, together
 from trainer.policy import Policy
-from trainer.publishing.checks import check_probes, probe_prompt
+from trainer.publishing.served import Served, ServersAreBack
 from trainer.step import Batch, accumulate_gradient, chosen_objective, describe, prepare, set_old_logprobs
 from trainer.stopping import StopRequest
-from trainer.weights import NcclUnavailable, PublishStats, WeightPublisher, WeightSyncError, make_publisher
+from trainer.weights import NcclUnavailable, WeightSyncError, make_publisher
 
 log = logging.getLogger(__name__)
-
-AWAY_S = 600.0
-"""How long the only server, or all of them, may be gone before the trainer ends: vLLM takes minutes to start again."""
-CATCH_UP_S = 10.0
-"""How often servers are looked at, while a batch is waited for, that may have come back without the weights."""
 
 
 class RecordError(RuntimeError):
@@ -56,10 +51,6 @@ EXPECTED = (
 """Errors whose message says all: what is wrong, where, and what to do."""
 
 
-class ServersAreBack(BatchError):
-    """Leaves the wait for a batch on every rank, so that all bring the weights to servers that came back."""
-
-
 class Run:
     """The state between steps. `step` is the number of batches trained, which is the version of the weights.
 
@@ -71,7 +62,6 @@ class Run:
         self.config = config
         self.step = 0
         self._aligned = False
-        self._unproven = 2  # publications that are compared whatever the interval says
         self._saved: int | None = None
         self._acknowledged: int | None = None
         self._resources = ExitStack()
@@ -95,12 +85,13 @@ class Run:
         self.stop = opened.enter_context(StopRequest(config.checkpoint.stop_deadline_s))
         self.parallel = opened.enter_context(distributed(config.api.batch_deadline_s + 600))
         self.metrics = Metrics()
-        self.publisher: WeightPublisher | None = None
+        self.served: Served | None = None
         if config.weights.servers:
             with together(self.parallel):  # first: what it needs of the machine is said before the model is read
-                self.publisher = make_publisher(
+                publisher = make_publisher(
                     config.weights, config.run_dir / "weights", self.parallel, initial=config.model
                 )
+            self.served = Served(publisher, config, self.parallel, self.stop)
         with together(self.parallel):
             check_memory(config, self.parallel.world_size, self.parallel.device)
         with together(self.parallel):
@@ -121,7 +112,7 @@ class Run:
         with together(self.parallel):
             if self.parallel.is_main:
                 self._reach_out(opened)
-        self._step_started = self._caught_up = time.monotonic()
+        self._step_started = time.monotonic()
 
     def _restore(self) -> None:
         """The checkpoint to go on from, or the stage before, or neither."""
@@ -144,8 +135,8 @@ class Run:
         claim(config.run_dir)
         write_yaml(config, config.run_dir / "config" / "trainer.yaml")
         self._tracker = _wandb(config) if config.use_wandb else None
-        if self.publisher is not None:
-            self.publisher.check()
+        if self.served is not None:
+            self.served.publisher.check()
         self.client = opened.enter_context(AtroposClient(config.api.url))
         self.client.register(
             batch_size=config.batch.rollouts,
@@ -187,11 +178,8 @@ class Run:
     def _go_on_waiting(self, seconds: float) -> None:
         if self.stop.requested:
             raise StopWaiting(f"stopped after {seconds:.0f} s of waiting for a batch")
-        if self.publisher is not None and time.monotonic() - self._caught_up >= CATCH_UP_S:
-            behind = self.publisher.behind()
-            self._caught_up = time.monotonic()
-            if behind:
-                raise ServersAreBack(", ".join(behind))
+        if self.served is not None:
+            self.served.look()
 
     def next_groups(self) -> list[Group]:
         """The next batch of the API, on every rank.
@@ -206,19 +194,12 @@ class Run:
                     groups = self._lease(deadline - time.monotonic())
                     break
                 except ServersAreBack:
-                    self._catch_up()
+                    assert self.served is not None
+                    self.served.catch_up(self.policy)
         with together(self.parallel):
-            if self.client is not None and self.publisher is not None and self.config.weights.pause_while_training:
-                self._pause(self.publisher)
+            if self.parallel.is_main and self.served is not None and self.config.weights.pause_while_training:
+                self.served.pause()
         return groups
-
-    def _pause(self, publisher: WeightPublisher) -> None:
-        try:
-            publisher.pause()
-        except WeightSyncError as error:
-            if not error.gone:
-                raise
-            log.warning("%s; a server that is gone generates nothing", error)
 
     def _lease(self, seconds: float) -> list[Group]:
         pulled: list[Group] | BatchError | None = None
@@ -228,14 +209,6 @@ class Run:
             except BatchError as error:
                 pulled = error
         return broadcast_groups(pulled, self.parallel.control)
-
-    def _catch_up(self) -> None:
-        """The weights that the policy has are the last publication's: no optimizer step comes in between."""
-        if self.publisher is not None:
-            reached = self.publisher.catch_up(self.policy)
-            if broadcast(reached, self.parallel):  # what is compared next is the same on every rank
-                self._unproven = max(self._unproven, 1)
-        self._caught_up = time.monotonic()
 
     def prepare(self, groups: list[Group]) -> Batch:
         """Advantages, drops, packing and old log-probabilities; Misaligned when they are not the sampler's."""
@@ -282,47 +255,10 @@ class Run:
             check_before_update(chosen_objective(self.config), sums["outside"] / max(sums["sequences"], 1))
 
     def publish(self, version: int) -> None:
-        """Puts the policy's weights into every vLLM server under `version`, and compares if that is due.
-
-        Raises:
-            WeightSyncError: a server did not get them, or computes with others.
-        """
-        options = self.config.weights
-        due = bool(options.verify_every) and (self._unproven > 0 or version % options.verify_every == 0)
-        prompt = probe_prompt(self.policy.model.config.vocab_size, self.config.batch.context) if due else None
+        """Puts the policy's weights into every vLLM server under `version`; WeightSyncError when one fails."""
         with self._timed("seconds_sync"):
-            if self.publisher is None:
-                return
-            stats = self._published(self.publisher, version, prompt)
-            if stats is not None:
-                if stats.changed_share is not None:
-                    self.metrics.add("served_weights_changed", stats.changed_share)
-                self.metrics.add("seconds_pause", stats.seconds.get("paused", 0.0))
-                self.metrics.add("servers_missing", len(stats.missing))
-            if prompt is not None:
-                probes = None if stats is None else stats.probes
-                found = check_probes(prompt, probes, self.policy, options.dtype, version)
-                self._unproven = max(self._unproven - 1, 0)
-                if found is not None:
-                    self.metrics.add("sync_difference", found.mean)
-                    self.metrics.add("sync_difference_max", found.largest)
-                    log.info("servers and trainer differ by %.2g nats a token at step %d", found.mean, version)
-
-    def _published(self, publisher: WeightPublisher, version: int, prompt: list[int] | None) -> PublishStats | None:
-        """Publishes; servers that are all gone are waited for, since what was trained since the last checkpoint would
-        be lost with the trainer. None on other ranks than rank 0."""
-        started = time.monotonic()
-        while True:
-            try:
-                return publisher.publish(self.policy, version, prompt)
-            except WeightSyncError as error:  # the same on every rank
-                if not error.gone or error.stuck:
-                    raise
-                late = self.stop.requested or time.monotonic() - started > AWAY_S
-                if broadcast(late, self.parallel):
-                    raise
-                log.warning("%s; waiting for a server to come back, at most %g s", error, AWAY_S)
-            time.sleep(1.0)
+            if self.served is not None:
+                self.served.publish(self.policy, version, self.metrics)
 
     def record(self, batch: Batch) -> None:
         """Writes the step's row to metrics.jsonl; `step` in it is the version of the new weights."""

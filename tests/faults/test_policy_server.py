@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import httpx
 import pytest
@@ -18,8 +17,10 @@ from environments.demo.processes import free_port
 from environments.livecode.rollouts import RolloutClient, Sampling
 from tests.served import Served
 from tests.support.policy_server import Engine, Server
-from trainer.parallel import distributed
-from trainer.run import Run
+from trainer.config import TrainerConfig
+from trainer.parallel import Parallel, distributed
+from trainer.publishing import served
+from trainer.stopping import StopRequest
 from trainer.weights import DiskPublisher, WeightSyncError, probe, verify_sync
 
 PROMPT = [1, 36, 37, 39, 40, 41, 1]
@@ -100,13 +101,16 @@ def test_an_update_that_a_dead_trainer_left_open_does_not_bar_the_next_one(
     assert verify_sync(url, PROMPT, policy.logprobs, version=4, tolerance=1e-4) < 1e-4
 
 
+def servers(parallel: Parallel, port: int, folder: Path, stop: StopRequest) -> served.Served:
+    config = TrainerConfig(model=folder, run_dir=folder)
+    return served.Served(DiskPublisher([f"http://127.0.0.1:{port}"], folder), config, parallel, stop)
+
+
 def test_the_trainer_waits_for_its_only_server_to_come_back(policy_model: Path, tmp_path: Path) -> None:
-    run, port = Run.__new__(Run), free_port()
-    run.stop = SimpleNamespace(requested=False)  # type: ignore[assignment]
-    run.policy = dict(Policy(policy_model).model.state_dict())  # type: ignore[assignment]
-    publisher = DiskPublisher([f"http://127.0.0.1:{port}"], tmp_path)
-    with distributed(device="cpu") as run.parallel, ThreadPoolExecutor(1) as trainer:
-        publishing = trainer.submit(run._published, publisher, 2, None)
+    port, weights = free_port(), dict(Policy(policy_model).model.state_dict())
+    with distributed(device="cpu") as parallel, ThreadPoolExecutor(1) as trainer:
+        waits = servers(parallel, port, tmp_path, StopRequest(60))
+        publishing = trainer.submit(waits.patiently, weights, 2)  # type: ignore[arg-type]
         time.sleep(1.5)
         assert not publishing.done()
         served = Served(Server(Engine(policy_model, token_s=0.0), 256).app(), port)
@@ -118,13 +122,12 @@ def test_the_trainer_waits_for_its_only_server_to_come_back(policy_model: Path, 
 
 
 def test_a_trainer_that_is_to_end_does_not_wait(policy_model: Path, tmp_path: Path) -> None:
-    run = Run.__new__(Run)
-    run.stop = SimpleNamespace(requested=True)  # type: ignore[assignment]
-    run.policy = {"a": torch.ones(1)}  # type: ignore[assignment]
-    publisher = DiskPublisher([f"http://127.0.0.1:{free_port()}"], tmp_path)
-    with distributed(device="cpu") as run.parallel:
+    stop = StopRequest(60)
+    stop.requested = True
+    with distributed(device="cpu") as parallel:
+        waits = servers(parallel, free_port(), tmp_path, stop)
         with pytest.raises(WeightSyncError, match="phase pause: ConnectError"):
-            run._published(publisher, 2, None)
+            waits.patiently({"a": torch.ones(1)}, 2)  # type: ignore[arg-type]
 
 
 def test_weights_without_a_pause_are_refused(url: str, tmp_path: Path) -> None:

@@ -14,13 +14,13 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.support import gloo_nccl
-from trainer import run
 from trainer.main import main
 from trainer.publishing import nccl as weights_nccl
+from trainer.publishing import served
 
 gloo_nccl.install()
 weights_nccl.check_machine = lambda device: None
-run.CATCH_UP_S = 0.2
+served.CATCH_UP_S = 0.2
 broadcast = gloo_nccl.GlooCommunicator.broadcast
 
 

@@ -1,0 +1,112 @@
+"""The trainer's servers through a run: new weights, their comparison with the policy, servers that go and come back."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from trainer.config import TrainerConfig
+from trainer.metrics import Metrics
+from trainer.parallel import Parallel, broadcast
+from trainer.policy import Policy
+from trainer.publishing.checks import check_probes, probe_prompt
+from trainer.publishing.servers import PublishStats, WeightSyncError
+from trainer.stopping import StopRequest
+from trainer.weights import WeightPublisher
+
+log = logging.getLogger(__name__)
+
+AWAY_S = 600.0
+"""How long the only server, or all of them, may be gone before the trainer ends: vLLM takes minutes to start again."""
+CATCH_UP_S = 10.0
+"""How often servers are looked at, while a batch is waited for, that may have come back without the weights."""
+_FIRST = 2
+"""Publications that are compared whatever the interval says: the start's, and the first of an update."""
+
+
+class ServersAreBack(Exception):
+    """Leaves the wait for a batch on every rank, so that all bring the weights to servers that came back."""
+
+
+class Served:
+    """What a run does with its publisher; `publish` and `catch_up` are collectives.
+
+    stop: a trainer that is asked to end does not wait for servers.
+    """
+
+    def __init__(
+        self, publisher: WeightPublisher, config: TrainerConfig, parallel: Parallel, stop: StopRequest
+    ) -> None:
+        self.publisher = publisher
+        self.config = config
+        self.parallel = parallel
+        self.stop = stop
+        self._unproven = _FIRST
+        self._looked = time.monotonic()
+
+    def publish(self, policy: Policy, version: int, metrics: Metrics) -> None:
+        """Puts the policy's weights into every vLLM server under `version`, and compares if that is due.
+
+        Servers that are all gone are waited for, since what was trained since the last checkpoint would be lost with
+        the trainer.
+
+        Raises:
+            WeightSyncError: a server did not get them, or computes with others.
+        """
+        options = self.config.weights
+        due = bool(options.verify_every) and (self._unproven > 0 or version % options.verify_every == 0)
+        prompt = probe_prompt(policy.model.config.vocab_size, self.config.batch.context) if due else None
+        stats = self.patiently(policy, version, prompt)
+        if stats is not None:
+            if stats.changed_share is not None:
+                metrics.add("served_weights_changed", stats.changed_share)
+            metrics.add("seconds_pause", stats.seconds.get("paused", 0.0))
+            metrics.add("servers_missing", len(stats.missing))
+        if prompt is None:
+            return
+        probes = None if stats is None else stats.probes
+        found = check_probes(prompt, probes, policy, options.dtype, version)
+        self._unproven = max(self._unproven - 1, 0)
+        if found is not None:
+            metrics.add("sync_difference", found.mean)
+            metrics.add("sync_difference_max", found.largest)
+            log.info("servers and trainer differ by %.2g nats a token at step %d", found.mean, version)
+
+    def patiently(self, policy: Policy, version: int, prompt: list[int] | None = None) -> PublishStats | None:
+        """The publisher's `publish`, again and again while every server is gone, for AWAY_S at most."""
+        started = time.monotonic()
+        while True:
+            try:
+                return self.publisher.publish(policy, version, prompt)
+            except WeightSyncError as error:  # the same on every rank
+                if not error.gone or error.stuck:
+                    raise
+                late = self.stop.requested or time.monotonic() - started > AWAY_S
+                if broadcast(late, self.parallel):
+                    raise
+                log.warning("%s; waiting for a server to come back, at most %g s", error, AWAY_S)
+            time.sleep(1.0)
+
+    def pause(self) -> None:
+        """On rank 0: stops generation until the next publication; what is gone generates nothing anyway."""
+        try:
+            self.publisher.pause()
+        except WeightSyncError as error:
+            if not error.gone:
+                raise
+            log.warning("%s; a server that is gone generates nothing", error)
+
+    def look(self) -> None:
+        """On rank 0, now and then while it waits: ServersAreBack where servers came back without the weights."""
+        if time.monotonic() - self._looked >= CATCH_UP_S:
+            behind = self.publisher.behind()
+            self._looked = time.monotonic()
+            if behind:
+                raise ServersAreBack(", ".join(behind))
+
+    def catch_up(self, policy: Policy) -> None:
+        """Brings them the policy's weights, which are the last publication's: no optimizer step comes in between."""
+        reached = self.publisher.catch_up(policy)
+        if broadcast(reached, self.parallel):  # what is compared next is the same on every rank
+            self._unproven = max(self._unproven, 1)
+        self._looked = time.monotonic()
