@@ -1,6 +1,6 @@
 """2,000 rollouts of up to 30,720 tokens in flight in one environment process: is its event loop blocked, what memory.
 
-    python -m benchmarks.load [--rollouts 2048] [--minutes 14] [--out FILE.json]
+    python -m benchmarks.load [--rollouts 2048] [--minutes 9.5] [--out FILE.json]
 
 Every part is a process of its own: the environment (the product, in mode serve, with the heartbeat of
 benchmarks/measured.py beside it), two judges, the API server with its journal, a scripted generation server that
@@ -198,8 +198,8 @@ def main() -> int:
     """Measure, print, and judge by the bounds."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rollouts", type=int, default=2048)
-    parser.add_argument("--minutes", type=float, default=14.0, help="from the moment that all are in flight")
-    parser.add_argument("--tokens-per-s", type=float, default=40.0, help="of one rollout")
+    parser.add_argument("--minutes", type=float, default=9.5, help="from the moment that all are in flight")
+    parser.add_argument("--tokens-per-s", type=float, default=60.0, help="of one rollout")
     parser.add_argument("--mean", type=float, default=14_000.0, help="mean length of an answer before it is cut")
     parser.add_argument("--model", type=Path, default=MODEL, help="folder with a tokenizer")
     parser.add_argument("--keep", type=Path, help="folder for the run's files; empty: a temporary one")
