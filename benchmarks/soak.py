@@ -244,7 +244,8 @@ def main() -> int:
     parser.add_argument("--model", type=Path, default=MODEL, help="folder with a tokenizer")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts a job in the background with SIGINT ignored
+        signal.signal(number, signal.default_int_handler)
     script = Script(context=4096, mean=200, sigma=0.4, cap=1500, tokens_per_s=400, group_size=8, batch=32)
     with tempfile.TemporaryDirectory() as name:
         found = soak(
