@@ -39,6 +39,7 @@ UNNAMED = ("default",)  # what vLLM calls the weights it was started with
 _WAIT_FOR_WEIGHTS_S = 0.5
 _LANE = 64  # requests of one connection pool
 _READING = 4  # answers that are received at the same time; the others wait at their servers
+_BODY_S = 120.0  # longest time to receive one: a connection that stalls in the middle must not hold up the others
 _COOLDOWN_S = 5.0  # a server that failed is left alone for so long
 _BACKOFF_S = (0.2, 5.0)  # first and longest pause between two tries of one rollout
 
@@ -271,13 +272,15 @@ class RolloutClient:
         try:
             async with self._lane() as http:
                 async with _posted(http, server.url + route, json=body, timeout=limits) as response:
-                    async with self._reading:
+                    async with self._reading, asyncio.timeout(_BODY_S):
                         if response.status_code == 200:
                             content = b"".join([part async for part in response.aiter_bytes()])
                             return await apart.answers(only_choice, content)
                         await response.aread()
         except httpx.HTTPError as error:
             raise _TryAgain(f"{server.url}: {type(error).__name__} {error}") from error
+        except TimeoutError:
+            raise _TryAgain(f"{server.url}: the answer was not received within {_BODY_S:g} s") from None
         except Unusable as error:
             raise ServerRefused(f"{server.url}{route}: {error}") from None
         if response.status_code >= 500:
@@ -391,9 +394,13 @@ async def _posted(http: httpx.AsyncClient, url: str, **request: Any) -> AsyncIte
     Its stream refers back to it. Left so, all of it, and a body that it keeps (`aread`), would stay until the next full
     garbage collection: megabytes for every rollout.
     """
-    async with http.stream("POST", url, **request) as response:
-        yield response
-    vars(response).pop("stream")
+    received: httpx.Response | None = None
+    try:
+        async with http.stream("POST", url, **request) as received:
+            yield received
+    finally:
+        if received is not None:
+            vars(received).pop("stream", None)
 
 
 def without_credentials(url: str) -> str:

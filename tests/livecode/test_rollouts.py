@@ -12,6 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
+from environments.livecode import rollouts
 from environments.livecode.answers import Unusable, only_choice, sampled
 from environments.livecode.rollouts import (
     GENERATE,
@@ -51,6 +52,31 @@ async def test_a_pool_of_connections_stays_small_however_many_rollouts_run(gener
         assert len(pools) == 3
         assert max(map(len, pools)) <= 64
         assert all(lane.running == 0 for lane in client._lanes)
+
+
+async def test_answers_that_stall_in_their_middle_hold_up_no_other(
+    generation: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rollouts, "_BODY_S", 0.3)
+    generation.script = lambda prompt, number: {"text": "ab"}
+    stalled: list[asyncio.StreamWriter] = []
+
+    async def stall(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if b"POST" in await reader.readuntil(b"\r\n\r\n"):
+            writer.write(b'HTTP/1.1 200 OK\r\nContent-Length: 1000\r\n\r\n{"cho')
+            stalled.append(writer)
+
+    server = await asyncio.start_server(stall, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with RolloutClient([f"http://127.0.0.1:{port}", generation.url]) as client:
+        samples = await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(24)))
+        assert len(stalled) >= 8  # more than are received at the same time
+        assert client.counters.resubmitted_failure >= 8
+    assert all(list(one.ids) == [*tokenizer.encode("ab"), tokenizer.eos_token_id] for one in samples)
+    for writer in stalled:
+        writer.close()
+    server.close()
+    await server.wait_closed()
 
 
 async def test_nothing_of_an_answer_waits_for_a_garbage_collection(generation: Any) -> None:
