@@ -197,11 +197,16 @@ def test_a_server_that_dies_in_the_middle_ends_the_publication_and_names_the_hal
     receivers, publisher, policy
 ) -> None:
     well, dies = receivers(), receivers(2, die_in_chunk=True)
+    sends = publisher(well, dies, dtype="float32")
     with pytest.raises(WeightSyncError, match=f"weights to {dies.url}, phase update: ") as raised:
-        publisher(well, dies).publish(policy, 1)
+        sends.publish(policy, 1)
     assert raised.value.gone
     assert f"half-loaded and paused as well, restart them: {well.url}" in str(raised.value)
     assert "/resume" not in well.state()["calls"]
+    # What the run does then: the publication anew, with those that are left.
+    assert sends.publish(policy, 1).missing == (dies.url,)
+    assert well.received() == [expected(policy, torch.float32)]
+    assert "/resume" in well.state()["calls"]
 
 
 def test_a_server_that_is_gone_is_left_out_and_gets_the_weights_when_it_is_back(receivers, publisher, policy) -> None:
