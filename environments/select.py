@@ -102,6 +102,7 @@ def _score(config: SelectConfig, path: Path, name: str, n: int, stage: str, say:
     if (earlier := _earlier(kept, own)) is not None:
         say(f"{stage} {path.name}: pass@1 {earlier['pass_at_1']:.3f}, scored before")
         return earlier
+    _begin(folder / stage, own)
     export(config.run, path.name, model, "float32")
     settings = settings.model_copy(update={"model": str(model)})
     command, variables = serve_command(serving)
@@ -124,6 +125,15 @@ def _score(config: SelectConfig, path: Path, name: str, n: int, stage: str, say:
     return record
 
 
+def _begin(folder: Path, own: str) -> None:
+    """Goes on with the samples of an evaluation that was cut off, unless they are of something else."""
+    note = folder / "digest"
+    if not note.is_file() or note.read_text(encoding="utf-8") != own:
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(parents=True)
+        note.write_text(own, encoding="utf-8")
+
+
 def settings_of(config: SelectConfig, path: Path, name: str, n: int, stage: str) -> tuple[ServeConfig, RunConfig]:
     """How a checkpoint is served, and how it is evaluated; ConfigError where that cannot be."""
     folder = config.run / "select" / path.name
@@ -144,6 +154,11 @@ def digest(path: Path, serving: ServeConfig, settings: RunConfig) -> str:
         "checkpoint": path.stat().st_mtime_ns,
         "serving": serving.model_dump(mode="json", exclude={"port"}),
         "settings": settings.model_dump(mode="json", exclude={"servers"}),
+        "problems": [
+            (str(file), file.stat().st_size, file.stat().st_mtime_ns)
+            for name in map(Path, settings.evaluation.problems)
+            for file in (sorted(name.glob("*")) if name.is_dir() else [name] if name.is_file() else [])
+        ],
     }
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 

@@ -52,6 +52,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
     # Imported here: --help and broken settings should not pay for torch.
     from trainer.run import EXPECTED
+    from trainer.stopping import end_with_launcher
+
+    end_with_launcher()
 
     try:
         train(config)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import signal
@@ -13,6 +14,23 @@ log = logging.getLogger(__name__)
 
 TOO_LATE = 143
 """Exit code of a process that did not end in time: 128 + SIGTERM."""
+
+
+_PR_SET_PDEATHSIG = 1
+
+
+def end_with_launcher() -> None:
+    """Has the kernel end this rank with the torchrun that started it; does nothing where none did.
+
+    torchrun gives each rank a session of its own, so that a rank outlives a torchrun that is killed: it would train and
+    publish beside the run that is started again.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return
+    launcher = os.getppid()
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != launcher or launcher == 1:  # it died before the kernel was asked
+        os._exit(TOO_LATE)
 
 
 class StopRequest:

@@ -404,7 +404,9 @@ class LivecodeEnv(FixedBaseEnv):
         await asyncio.gather(*self.in_flight, return_exceptions=True)
         await asyncio.gather(*self._keeping, return_exceptions=True)
         for begun in self.in_flight.values():
-            if begun.group_id in self.progress.open:  # not in the outbox, which sends it at the next start
+            # What the outbox has is sent and recorded at the next start, also where a full disk kept it from being
+            # recorded now.
+            if begun.group_id in self.progress.open and not self.outbox.holds(begun.group_id):
                 self._record_bare(begun, "stopped")  # first: a death between the two records it twice and not never
                 self.progress.cut_off(begun.group_id)
         self.in_flight.clear()

@@ -53,6 +53,10 @@ class Outbox:
             ) from None
         return path
 
+    def holds(self, group_id: str) -> bool:
+        """Whether the group is kept."""
+        return any(self.folder.glob(f"*-{group_id}.json.gz"))
+
     def _take_number(self) -> int:
         self._next += 1
         return self._next - 1

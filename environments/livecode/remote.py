@@ -75,11 +75,16 @@ def read_verdict(answer: Any, where: str) -> Verdict:
 def _is_verdict(verdict: dict[str, Any]) -> bool:
     """Whether status, failed test and the tests' results are what a judge says; what is read later must be there."""
     status, failed, tests = verdict.get("status"), verdict.get("failed_test"), verdict.get("tests", [])
+    passed, total = verdict.get("passed"), verdict.get("total")
     if not isinstance(status, str) or status not in STATUSES:
+        return False
+    if type(passed) is not int or type(total) is not int or not 0 <= passed <= total:
+        return False
+    if status == "accepted" and passed != total:
         return False
     if failed is not None and (type(failed) is not int or status == "accepted"):
         return False
-    if failed is not None and not 0 <= failed < verdict.get("total", 0):
+    if failed is not None and not 0 <= failed < total:
         return False
     return isinstance(tests, list) and all(
         isinstance(test, dict)

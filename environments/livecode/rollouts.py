@@ -38,8 +38,8 @@ COMPLETIONS = "/v1/completions"
 UNNAMED = ("default",)  # what vLLM calls the weights it was started with
 _WAIT_FOR_WEIGHTS_S = 0.5
 _LANE = 64  # requests of one connection pool
-_READING = 4  # answers that are received at the same time; the others wait at their servers
-_BODY_S = 120.0  # longest time to receive one: a connection that stalls in the middle must not hold up the others
+_READING = 4  # answers of one server that are received at the same time; its others wait there
+_STALL_S = 10.0  # longest silence in the middle of one: the server has all of it when it begins
 _COOLDOWN_S = 5.0  # a server that failed is left alone for so long
 _BACKOFF_S = (0.2, 5.0)  # first and longest pause between two tries of one rollout
 
@@ -129,6 +129,7 @@ class _Server:
     model: str | None = field(default=None)
     completions: bool = False  # it lacks GENERATE
     anew: bool = False  # it was started again and has not got the current weights yet
+    reading: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READING))
 
 
 def parse_version(version: Any) -> int:
@@ -165,7 +166,6 @@ class RolloutClient:
         self._tls = httpx.create_ssl_context()  # reading the certificates takes longer than all the rest of a client
         self._http = self._client()
         self._lanes: list[_Lane] = []
-        self._reading = asyncio.Semaphore(_READING)
 
     async def __aenter__(self) -> RolloutClient:
         return self
@@ -272,20 +272,20 @@ class RolloutClient:
         try:
             async with self._lane() as http:
                 async with _posted(http, server.url + route, json=body, timeout=limits) as response:
-                    async with self._reading, asyncio.timeout(_BODY_S):
+                    async with server.reading:
+                        content = await _received(response)
                         if response.status_code == 200:
-                            content = b"".join([part async for part in response.aiter_bytes()])
                             return await apart.answers(only_choice, content)
-                        await response.aread()
         except httpx.HTTPError as error:
             raise _TryAgain(f"{server.url}: {type(error).__name__} {error}") from error
         except TimeoutError:
-            raise _TryAgain(f"{server.url}: the answer was not received within {_BODY_S:g} s") from None
+            raise _TryAgain(f"{server.url}: {_STALL_S:g} s of silence in the middle of an answer") from None
         except Unusable as error:
             raise ServerRefused(f"{server.url}{route}: {error}") from None
+        text = content.decode("utf-8", "replace")
         if response.status_code >= 500:
-            raise _TryAgain(f"{server.url}: status {response.status_code}: {response.text[:300]}")
-        raise ServerRefused(_refusal(server.url, route, response))
+            raise _TryAgain(f"{server.url}: status {response.status_code}: {text[:300]}")
+        raise ServerRefused(_refusal(server.url, route, response.status_code, text))
 
     def _sample(self, choice: Choice, seconds: float) -> Sample:
         try:
@@ -403,6 +403,18 @@ async def _posted(http: httpx.AsyncClient, url: str, **request: Any) -> AsyncIte
             vars(received).pop("stream", None)
 
 
+async def _received(response: httpx.Response) -> bytes:
+    """The body; TimeoutError where nothing of it comes for _STALL_S."""
+    parts: list[bytes] = []
+    stream = response.aiter_bytes()
+    while True:
+        async with asyncio.timeout(_STALL_S):
+            part = await anext(stream, None)
+        if part is None:
+            return b"".join(parts)
+        parts.append(part)
+
+
 def without_credentials(url: str) -> str:
     """The address as it may be shown: without user and password."""
     parts = urlsplit(url)
@@ -425,10 +437,10 @@ def _for_completions(params: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in params.items() if name != "detokenize"}
 
 
-def _refusal(url: str, route: str, response: httpx.Response) -> str:
-    reason = response.text[:500]
-    if route == GENERATE and response.status_code == 403:
+def _refusal(url: str, route: str, status: int, text: str) -> str:
+    reason = text[:500]
+    if route == GENERATE and status == 403:
         return f"{url}{route} says 403: start vLLM with --enable-scale-out. ({reason})"
-    if response.status_code == 404:
+    if status == 404:
         return f"{url}{route} says 404: not a vLLM 0.32 server, or another model is served. ({reason})"
-    return f"{url}{route} says {response.status_code}: {reason}"
+    return f"{url}{route} says {status}: {reason}"

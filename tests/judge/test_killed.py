@@ -115,3 +115,29 @@ def test_a_host_that_takes_longer_than_the_limit_to_start_a_program_does_not_cos
     monkeypatch.setattr(handle, "spawn", held)
     verdict = judge.verify(request("print(int(input()) + 1)") | {"time_limit_s": 1.0})
     assert verdict["status"] == "accepted", verdict
+
+
+WITHOUT_A_MAIN_THREAD = """import ctypes, os, platform, threading, time
+ready = threading.Event()
+def rest():
+    {body}
+    ready.set()
+    time.sleep(60)
+threading.Thread(target=rest).start()
+ready.wait()
+ctypes.CDLL(None).syscall({{"x86_64": 60, "aarch64": 93}}[platform.machine()], 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ("pass", "time_limit_exceeded"),
+        ("os.fork(); os.fork(); held = bytearray(b'x') * (74 << 20)", "memory_limit_exceeded"),
+    ],
+)
+def test_a_program_whose_main_thread_has_ended_is_still_there(judge: Judge, body: str, status: str) -> None:
+    verdict = judge.verify(
+        request(WITHOUT_A_MAIN_THREAD.format(body=body)) | {"time_limit_s": 1.5, "memory_limit_mb": 256}
+    )
+    assert verdict["status"] == status

@@ -57,7 +57,7 @@ async def test_a_pool_of_connections_stays_small_however_many_rollouts_run(gener
 async def test_answers_that_stall_in_their_middle_hold_up_no_other(
     generation: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollouts, "_BODY_S", 0.3)
+    monkeypatch.setattr(rollouts, "_STALL_S", 0.3)
     generation.script = lambda prompt, number: {"text": "ab"}
     stalled: list[asyncio.StreamWriter] = []
 

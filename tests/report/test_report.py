@@ -16,6 +16,7 @@ from environments.report.collect import MAX_TEXT, collect, cut
 from environments.report.page import render, write_report
 from environments.settings import ConfigError
 from tests.report.browser import CHROMIUM, Page, browser
+from verifier_app.judge.compare import output_difference, value_difference
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"><!--"
 in_a_browser = pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: the page was not opened")
@@ -26,7 +27,7 @@ def rollout(number: int, **changes: Any) -> dict[str, Any]:
     status = "accepted" if passed else "wrong_answer"
     verdict = {"status": status, "passed": 3 if passed else 1, "ran": 2, "total": 3,
                "failed_test": None if passed else 1,
-               "message": "" if passed else "line 1: '3' instead of '4'"}  # fmt: skip
+               "message": "" if passed else output_difference("3", "4")}  # fmt: skip
     return {
         "group_id": "g", "problem_id": f"p{number}", "template": None, "difficulty": ("easy", "hard")[number % 2],
         "index": 0, "score": 1.0 if passed else -1.0, "status": verdict["status"], "verdict": verdict,
@@ -195,7 +196,7 @@ def test_a_reader_clicks_through_a_run(make_run: Callable[..., Path], tmp_path: 
 def test_nothing_that_a_model_wrote_runs(make_run: Callable[..., Path], tmp_path: Path) -> None:
     evil = rollout(1, completion=EVIL, code=EVIL, prompt=EVIL, problem_id=EVIL, status=EVIL, difficulty=EVIL,
                    failing_test={"input": EVIL, "output": EVIL})  # fmt: skip
-    evil["verdict"]["message"] = f"'{EVIL}' instead of '{EVIL}'"
+    evil["verdict"]["message"] = f"line 1: got '{EVIL}', expected '{EVIL}'"
     path = write_report(make_run([evil]))
     with browser(tmp_path / "profile") as page:
         page.open(path)
@@ -215,7 +216,7 @@ def evaluated(run: Path, **texts: str) -> None:
     folder = run / "evaluations"
     folder.mkdir(parents=True)
     wrong = {"status": "wrong_answer", "passed": 1, "ran": 2, "total": 3, "failed_test": 1,
-             "message": "line 2: 'ab1' instead of 'ab2c'"}  # fmt: skip
+             "message": output_difference("x\nab1", "x\nab2c")}  # fmt: skip
     right = {"status": "accepted", "passed": 3, "ran": 3, "total": 3}
     rows = [
         {"problem": problem, "index": index, "status": "wrong_answer" if index else "accepted", "length": 7,
@@ -280,9 +281,11 @@ def test_a_reader_tells_an_evaluations_samples_from_the_trainings(
 @pytest.mark.parametrize(
     ("message", "marks"),
     [
-        ("2 lines, expected 3; line 1: 'a b' instead of 'a c'", ["b", "c"]),
-        ("[1, 2, 3] instead of [1, 3]", ["2, ", ""]),
-        ("line 1: \"it's\" instead of 'its'", ['"it\'s"', "'its'"]),
+        (output_difference("a b\nx", "a c\nx\ny"), ["b", "c"]),
+        (value_difference([1, 2, 3], [1, 3]), ["2, ", ""]),
+        (output_difference("it's", "its"), ['"it\'s"', "'its'"]),
+        (output_difference("x" * 500 + "a" + "z" * 300, "x" * 500 + "b" + "z" * 300), ["a", "b"]),
+        (output_difference("got 1, expected 2", "got 1, expected 3"), ["2", "3"]),
         ("IndexError: list index out of range", []),
     ],
 )

@@ -127,7 +127,6 @@ def test_an_update_that_bf16_rounds_away_changes_nothing(receivers, publisher, p
 @pytest.mark.parametrize(
     ("route", "phase"),
     [
-        ("/weight_info", "health"),
         ("/get_world_size", "init"),
         ("/init_weight_transfer_engine", "init"),
         ("/start_weight_update", "start"),
@@ -146,18 +145,19 @@ def test_a_server_that_hangs_is_named_with_the_phase(
     _one_second_for(route, hangs, monkeypatch)
     with pytest.raises(WeightSyncError, match=f"weights to {hangs.url}, phase {phase}: no answer within ") as raised:
         sends.publish(policy, 1)
-    assert raised.value.paused == (phase not in ("health", "init"))
+    assert raised.value.paused == (phase != "init")
     # A collective that waits for a peer cannot be woken: the process has to end, and says so.
     assert raised.value.stuck == (route in ("/init_weight_transfer_engine", "/update_weights"))
     assert sends.ended == ([str(raised.value)] if raised.value.stuck else [])
 
 
+@pytest.mark.parametrize("route", ["/weight_info", "/pause"])
 def test_a_server_that_hangs_before_anything_was_changed_is_left_out(
-    receivers, publisher, policy, monkeypatch: pytest.MonkeyPatch
+    receivers, publisher, policy, monkeypatch: pytest.MonkeyPatch, route: str
 ) -> None:
-    well, hangs = receivers(), receivers(2, hang_at="/pause")
+    well, hangs = receivers(), receivers(2, hang_at=route)
     sends = publisher(well, hangs, dtype="float32")
-    _one_second_for("/pause", hangs, monkeypatch)
+    _one_second_for(route, hangs, monkeypatch)
     assert sends.publish(policy, 1).missing == (hangs.url,)
     assert well.received() == [expected(policy, torch.float32)]
     assert sends.ended == []

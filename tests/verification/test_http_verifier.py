@@ -19,7 +19,7 @@ from environments.livecode.verifiers import DeadlineExceeded, Unreachable, Verif
 from tests.served import Served
 from tests.verification.conftest import TOKEN, Service, Start
 
-ACCEPTED = {"status": "accepted"}
+ACCEPTED = {"status": "accepted", "passed": 1, "total": 1}
 REQUEST: dict[str, Any] = {"code": "print(int(input()) + 1)", "tests": [{"input": "1", "output": "2"}]}
 
 
@@ -104,7 +104,7 @@ async def test_what_another_try_cannot_mend_is_an_error_at_once(kind: str) -> No
     assert script.calls == 1
 
 
-FAILED = {"status": "wrong_answer", "total": 2, "failed_test": 1}
+FAILED = {"status": "wrong_answer", "passed": 1, "total": 2, "failed_test": 1}
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,8 @@ FAILED = {"status": "wrong_answer", "total": 2, "failed_test": 1}
         *({}, {"verdict": None}, {"verdict": {"status": "fine"}}, {"verdict": ["accepted"]}),
         *({"verdict": {"status": ["accepted"]}}, {"verdict": ACCEPTED | {"failed_test": 0}}),
         *({"verdict": FAILED | {"failed_test": 2}}, {"verdict": FAILED | {"tests": [{"index": 0}]}}),
-        {"error": "overloaded"},
+        *({"verdict": FAILED | {"total": None}}, {"verdict": FAILED | {"total": "5"}}),
+        *({"verdict": ACCEPTED | {"passed": 0, "total": 9}}, {"error": "overloaded"}),
     ],
 )
 async def test_an_answer_that_is_no_verdict_is_asked_for_again_and_never_a_score(answer: dict[str, Any]) -> None:

@@ -135,6 +135,7 @@ class DiskPublisher:
                         raise
                     missing.append(error)
             if not done:
+                shutil.rmtree(written, ignore_errors=True)  # it is tried again every second, maybe for minutes
                 raise missing[0]
             for gone in missing:
                 logger.warning("%s; the run goes on without this server until it is back", gone)

@@ -88,6 +88,7 @@ class NcclPublisher:
         self._group: Group | None = None
         self._labels: dict[str, str] = {}
         self._copy = ServedCopy()
+        self._compared: tuple[int, float | None] | None = None  # a version, and its share of changed numbers
         self._published: str | None = None
 
     # -- what the run calls ----------------------------------------------------------------------------------
@@ -111,11 +112,13 @@ class NcclPublisher:
         """
         started = time.perf_counter()
         stream = WeightStream(weights.model, self.dtype)
-        changed = self._copy.changed_share(stream, self.parallel)
+        if self._compared is None or self._compared[0] != version:  # a publication that broke off is made anew
+            self._compared = version, self._copy.changed_share(stream, self.parallel)
+        changed = self._compared[1]
         seconds = {"compare": time.perf_counter() - started}
         self._published = None  # until it is whole: half of a publication is not to be caught up with
         done, missing = self._transfer(self.servers, stream, str(version), seconds, prompt)
-        self._published = str(version)
+        self._published, self._compared = str(version), None
         if not self.parallel.is_main:
             return None
         for gone in missing:

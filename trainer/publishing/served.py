@@ -6,6 +6,7 @@ import logging
 import time
 
 from trainer.config import TrainerConfig
+from trainer.groups import BatchError
 from trainer.metrics import Metrics
 from trainer.parallel import Parallel, broadcast
 from trainer.policy import Policy
@@ -24,8 +25,9 @@ _FIRST = 2
 """Publications that are compared whatever the interval says: the start's, and the first of an update."""
 
 
-class ServersAreBack(Exception):
-    """Leaves the wait for a batch on every rank, so that all bring the weights to servers that came back."""
+class ServersAreBack(BatchError):
+    """Raised by `on_wait` of a lease, and so on every rank: all leave the wait and bring the weights to servers that
+    came back."""
 
 
 class Served:

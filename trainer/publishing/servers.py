@@ -26,6 +26,8 @@ OPEN = "already active"  # in vLLM's refusal to begin an update while another on
 UNCHANGED = "the served weights are unchanged"  # in the disk engine's refusals: see trainer/vllm_disk_engine.py
 UNNAMED = (None, "default")
 """What vLLM calls the weights of its start."""
+_BEFORE_A_CHANGE = ("health", "pause")
+"""A server that hangs in these is as good as gone: nothing of it was touched."""
 _OTHER_BACKEND = ("Invalid init_info for", "Weight transfer not configured")
 PROBE_TOKENS = 16
 
@@ -172,7 +174,7 @@ class WeightServer:
             answer = send()
         except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
             reason = f"no answer within {self.deadline_s:g} s"
-            raise WeightSyncError(self.url, phase, reason, gone=phase == "pause") from error
+            raise WeightSyncError(self.url, phase, reason, gone=phase in _BEFORE_A_CHANGE) from error
         except httpx.TransportError as error:
             raise WeightSyncError(self.url, phase, f"{type(error).__name__}: {error}", gone=True) from error
         if answer.status_code == httpx.codes.OK:
@@ -191,7 +193,8 @@ class WeightServer:
         try:
             return call.result(seconds)
         except TimeoutError:
-            raise WeightSyncError(self.url, phase, f"no answer within {self.deadline_s:g} s") from None
+            reason = f"no answer within {self.deadline_s:g} s"
+            raise WeightSyncError(self.url, phase, reason, gone=phase in _BEFORE_A_CHANGE) from None
 
     def label(self, timeout: float | None = None) -> str | None:
         """What the server calls its weights: the version of the last publication that it got, or one of UNNAMED."""

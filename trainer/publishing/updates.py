@@ -71,7 +71,9 @@ class Update:
             # (`atropos serve-model` sets it) computes it in its turn.
             sent = threading.Event()
             asked = Call(lambda: self.server.probe(prompt, priority=_FIRST, phase="verify", sent=sent))
-            sent.wait(self.server.deadline_s)
+            until = time.monotonic() + self.server.deadline_s
+            while not sent.wait(_BEFORE_RESUME_S) and not asked.done and time.monotonic() < until:
+                pass
             asked.wait(_BEFORE_RESUME_S)
         self.phase("resume", "/resume")
         self.unsafe = False

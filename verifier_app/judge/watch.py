@@ -31,6 +31,7 @@ class Look:
         runnable: bool = False,
         waited_ns: dict[str, int] | None = None,
         ran_ns: int = 0,
+        headless_bytes: int = 0,
     ) -> None:
         self.pids = pids or []
         self.cpu_s = cpu_s
@@ -38,6 +39,7 @@ class Look:
         self.runnable = runnable
         self.waited_ns = waited_ns or {}  # by task
         self.ran_ns = ran_ns  # of all tasks
+        self.headless_bytes = headless_bytes  # of rss_bytes: of processes whose main thread has ended
 
 
 def _read(path: str, dir_fd: int, size: int = 4096) -> bytes:
@@ -84,13 +86,29 @@ def tree(proc: int, root: int, own_namespace: bool, spare: frozenset[int] = froz
     return below
 
 
+def _living_thread(pid: int, proc: int) -> list[bytes] | None:
+    """stat of a thread that outlives its process's main one, which looks like a zombie then; None: it is one."""
+    try:
+        for task in _list(f"{pid}/task", proc):
+            fields = _read(f"{pid}/task/{task}/stat", proc).rpartition(b")")[2].split()
+            if fields[0] not in (b"Z", b"X"):
+                return fields
+    except (OSError, IndexError):
+        pass
+    return None
+
+
 def look(proc: int, root: int, own_namespace: bool, schedstat: bool = True) -> Look:
     """Sum up the tree; processes that end meanwhile count as far as they were seen."""
     result = Look()
     for pid, fields in tree(proc, root, own_namespace).items():
         result.cpu_s += sum(map(int, fields[11:15])) / _TICK  # its own and that of the children it waited for
         if fields[0] == b"Z":
-            continue
+            living = _living_thread(pid, proc)
+            if living is None:
+                continue
+            fields = living
+            result.headless_bytes += int(fields[21]) * _PAGE
         result.pids.append(pid)
         result.runnable |= fields[0] == b"R"
         result.rss_bytes += int(fields[21]) * _PAGE
@@ -204,7 +222,8 @@ class Watch:
         held = seen.rss_bytes + files
         if held > self.memory_bytes:  # resident sizes count a shared page once for every sharer
             shares = proportional_bytes(self.proc, seen.pids)
-            held = held if shares is None else shares + files
+            # Of a process without its main thread no shares can be read.
+            held = held if shares is None else shares + seen.headless_bytes + files
         self.peak_bytes = max(self.peak_bytes, held)
         self.next_look = time.monotonic() + LOOK_EVERY_S
         if held > self.memory_bytes:

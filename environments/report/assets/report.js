@@ -184,19 +184,20 @@ function folded(title, text, open) {
   return node;
 }
 
-// "WHERE: GOT instead of EXPECTED" as two lines, in each the part marked that the other has not.
+// The judge's "WHERE: got ONE, expected OTHER" as two lines, in each the part marked that the other has not.
 function marked(message) {
-  const quoted = /^([^]*?)('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*") instead of ('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")([^]*)$/;
-  const found = message.match(quoted) || message.match(/^()([^]+?) instead of ([^]+)()$/);
+  const piece = `(?:\\.\\.\\.)?(?:'(?:[^'\\\\]|\\\\.)*'|"(?:[^"\\\\]|\\\\.)*")(?:\\.\\.\\.)?`;
+  const found = message.match(new RegExp(`^([^]*?)got (${piece}), expected (${piece})$`))
+    || message.match(/^([^]*?)got ([^]+?), expected ([^]+)$/);
   if (!found) return el("pre", { text: message });
-  const [, where, got, expected, rest] = found;
+  const [, where, got, expected] = found;
   let start = 0, end = 0;
   while (start < Math.min(got.length, expected.length) && got[start] === expected[start]) start++;
   while (end < Math.min(got.length, expected.length) - start && got[got.length - 1 - end] === expected[expected.length - 1 - end]) end++;
   const line = (name, text) => el("div", {}, el("span", { class: "side", text: name }), text.slice(0, start),
     el("mark", { text: text.slice(start, text.length - end) }), text.slice(text.length - end));
   const box = el("pre", { class: "difference" });
-  if ((where + rest).trim()) box.append(el("div", { class: "quiet", text: (where + rest).trim().replace(/:$/, "") }));
+  if (where.trim()) box.append(el("div", { class: "quiet", text: where.trim().replace(/:$/, "") }));
   box.append(line("got", got), line("expected", expected));
   return box;
 }
