@@ -102,7 +102,7 @@ def _score(config: SelectConfig, path: Path, name: str, n: int, stage: str, say:
     if (earlier := _earlier(kept, own)) is not None:
         say(f"{stage} {path.name}: pass@1 {earlier['pass_at_1']:.3f}, scored before")
         return earlier
-    _begin(folder / stage, own)
+    begin(folder / stage, own)
     export(config.run, path.name, model, "float32")
     settings = settings.model_copy(update={"model": str(model)})
     command, variables = serve_command(serving)
@@ -125,7 +125,7 @@ def _score(config: SelectConfig, path: Path, name: str, n: int, stage: str, say:
     return record
 
 
-def _begin(folder: Path, own: str) -> None:
+def begin(folder: Path, own: str) -> None:
     """Goes on with the samples of an evaluation that was cut off, unless they are of something else."""
     note = folder / "digest"
     if not note.is_file() or note.read_text(encoding="utf-8") != own:

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from environments.demo.processes import free_port
-from environments.select import SelectConfig, digest, select, settings_of
+from environments.select import SelectConfig, begin, digest, select, settings_of
 from environments.settings import ConfigError
 from tests.trainer.conftest import models
 from trainer.checkpoints import FORMAT, Checkpoints
@@ -51,18 +51,17 @@ def test_a_selection_that_was_cut_off_scores_nothing_twice(models: dict[str, Pat
         (folder / "meta.json").write_text(json.dumps({"format": FORMAT, "step": step, "shapes": {}}))
     config = SelectConfig(run=run, evaluation=evaluation, serving=serving)
 
-    def keep(step: int, stage: str, n: int, correct: int, **changes: Any) -> Path:
+    def keep(step: int, stage: str, n: int, correct: int, **changes: Any) -> None:
         """What `select` leaves of a score."""
         path = run / "checkpoints" / f"step-{step:08d}"
         serve, settings = settings_of(config, path, "warmup:new_instances", n, stage)
         kept = run / "select" / path.name / stage / "score.json"
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_text(json.dumps({"digest": digest(path, serve, settings), "record": record(correct, n)} | changes))
-        return kept
 
     for step, screened, full in ((1, 1, 3), (2, 2, 2)):
         keep(step, "screen", 2, screened)
-        last = keep(step, "full", 4, full)
+        keep(step, "full", 4, full)
     said: list[str] = []
     best = select(config, said.append)  # there is no server, and the checkpoints cannot be loaded
     assert (best["checkpoint"], best["pass_at_1"]) == ("step-00000001", 0.75)
@@ -74,7 +73,16 @@ def test_a_selection_that_was_cut_off_scores_nothing_twice(models: dict[str, Pat
     keep(2, "full", 4, 2, digest="of other settings")
     with pytest.raises(ConfigError, match="step-00000002"):  # it is scored anew, which fails here
         select(config, said.append)
-    assert last.exists()
+
+
+def test_samples_of_another_checkpoint_are_not_gone_on_with(tmp_path: Path) -> None:
+    folder = tmp_path / "screen"
+    begin(folder, "first")
+    (folder / "samples").write_text("of the first")
+    begin(folder, "first")
+    assert (folder / "samples").exists()
+    begin(folder, "second")
+    assert [path.name for path in folder.iterdir()] == ["digest"]
 
 
 @pytest.mark.slow  # starts a vLLM server four times
