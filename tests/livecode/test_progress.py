@@ -194,6 +194,7 @@ def test_an_outbox_gives_what_it_got_in_order_after_a_restart(tmp_path: Path) ->
     for name in "cab":
         outbox.put(name, body(name))
     (tmp_path / "outbox" / "00000009-d.json.new").write_bytes(b"half")
+    assert [outbox.holds(name) for name in ("a", "d")] == [True, False]  # what is half written is not kept
     again = Outbox(tmp_path / "outbox")
     assert [group["group_overrides"]["group_id"] for _, group in again.waiting()] == ["c", "a", "b"]
     assert again.put("e", body("e")).name.startswith("00000003-")
