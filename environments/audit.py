@@ -138,6 +138,8 @@ def _begun(path: Path) -> Begun | None:
             if "begin" in event:
                 begun.under_way.add(event["begin"])
                 continue
+            if "named" in event:
+                continue
             name = event.get("end") or event["cut_off"]
             begun.under_way.remove(name)
             begun.ended.append(name)

@@ -91,7 +91,7 @@ def _score(config: SelectConfig, path: Path, name: str, n: int, stage: str, say:
     from environments.livecode.modes import run_evaluate
     from environments.livecode.problems import ProblemError
     from environments.livecode.prompts import PromptError
-    from environments.livecode.rollouts import RolloutError
+    from environments.livecode.servers import RolloutError
     from environments.livecode.verifiers import VerifierError
     from trainer.export_command import export
 

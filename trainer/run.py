@@ -136,7 +136,8 @@ class Run:
         write_yaml(config, config.run_dir / "config" / "trainer.yaml")
         self._tracker = _wandb(config) if config.use_wandb else None
         if self.served is not None:
-            self.served.publisher.check()
+            # A step that was trained proves the addresses: from then on a server may be away for a time.
+            self.served.publisher.check(resumed=(config.run_dir / "metrics.jsonl").exists())
         self.client = opened.enter_context(AtroposClient(config.api.url))
         self.client.register(
             batch_size=config.batch.rollouts,

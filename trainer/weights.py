@@ -41,8 +41,11 @@ __all__ = [
 class WeightPublisher(Protocol):
     """Brings the policy's weights into the servers that sample from it."""
 
-    def check(self) -> None:
-        """On rank 0: ask every server for its health; raises WeightSyncError for one that does not answer."""
+    def check(self, *, resumed: bool = False) -> None:
+        """On rank 0: ask every server for its health; raises WeightSyncError for one that does not answer.
+
+        resumed: a run that goes on does without those that are gone.
+        """
         ...
 
     def publish(self, weights: Policy, version: int, prompt: Sequence[int] | None = None) -> PublishStats | None:

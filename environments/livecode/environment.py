@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 _POLL_S = 0.5
 _PATIENCE_S = 60.0  # how long admission stays closed before a line says why
+_SERVERS_AWAY_S = 600.0  # how long a run that goes on waits for its first server: vLLM takes minutes to start
 _LOST_GROUPS_IN_A_ROW = 20  # then the fault is not a rollout's
 
 
@@ -76,6 +77,7 @@ class LivecodeEnv(FixedBaseEnv):
         self._recovered: dict[str, list[dict[str, Any]]] = {}  # overrides of groups that an earlier process left
         self._lost_in_a_row = 0
         self._asked = -_POLL_S
+        self._version_seen = False
         self._closed_since: float | None = None
 
     # -- Set-up ---------------------------------------------------------------------------------------------
@@ -99,7 +101,10 @@ class LivecodeEnv(FixedBaseEnv):
             config.run_dir, rollouts_per_group=config.record_rollouts_per_group, every=config.record_every_groups
         )
         self.client: RolloutClient | TextClient = await stack.enter_async_context(self._client(text))
-        await self.client.check(context=config.context, need_versions=versions)
+        resumed = versions and Progress.begun(Path(config.run_dir))
+        await self.client.check(
+            context=config.context, need_versions=versions, patience_s=_SERVERS_AWAY_S if resumed else 0.0
+        )
         verifier = build_verifier(config)
         self._changed = asyncio.Event()
         self.pipeline = Pipeline(
@@ -239,6 +244,8 @@ class LivecodeEnv(FixedBaseEnv):
             order=self.order,
         )
         self._stack.callback(self.progress.close)
+        # Without a name, after a trainer gave one, are the weights of a server that was started again.
+        self.client.published = self.client.published or self.progress.named
         self.outbox = Outbox(folder / "outbox")
         waiting = [
             (path, group["group_overrides"]["group_id"], group["scores"]) for path, group in self.outbox.waiting()
@@ -295,10 +302,14 @@ class LivecodeEnv(FixedBaseEnv):
                 steps=self.config.total_steps,
             )
         )
-        await self._refresh()
+        await self._count()
         await self.resume()
-        self._asked = -_POLL_S
         await self._refresh()  # with what the outbox held: by a count of our own the last group might never begin
+        if not self._version_seen:  # no group is to begin under a version that nobody serves
+            logger.info("waiting for a server that has the trainer's weights")
+        while not self._version_seen:
+            await asyncio.sleep(_POLL_S)
+            await self._refresh()
         self.sent = self.api_groups
         logger.info("feeding %d steps of %d groups", self.config.total_steps, self.groups_per_batch)
         try:
@@ -358,9 +369,10 @@ class LivecodeEnv(FixedBaseEnv):
         if now - self._asked < _POLL_S:
             return
         self._asked = now
-        version, status = await asyncio.gather(self.client.weight_version(), self.call_api("GET", "/status"))
-        # The step counter of the API counts formed batches; the rest of what it got still queues.
-        self.api_groups = status["current_step"] * self.groups_per_batch + status["queue_size"]
+        version, _ = await asyncio.gather(self.client.weight_version(), self._count())
+        self._version_seen = self._version_seen or version is not None
+        if self.client.published and not self.progress.named:
+            self.progress.name()
         if version is not None and version != self.served:
             metrics = self._log_metrics()
             self.served = self.curr_step = version
@@ -370,6 +382,11 @@ class LivecodeEnv(FixedBaseEnv):
                 dropped = {f"train/dropped_{name}": n for name, n in self.dropped.items()}
                 await self.wandb_log(dropped | flatten(metrics, "train/"))
         self._say_when_closed(now)
+
+    async def _count(self) -> None:
+        status = await self.call_api("GET", "/status")
+        # The step counter of the API counts formed batches; the rest of what it got still queues.
+        self.api_groups = status["current_step"] * self.groups_per_batch + status["queue_size"]
 
     def _log_metrics(self) -> dict[str, Any]:
         """One row of environment_metrics.jsonl: what happened while the served version was served."""

@@ -20,7 +20,8 @@ from environments.livecode.extraction import THINK_CLOSE, extract_code
 from environments.livecode.problems import Problem
 from environments.livecode.prompts import Prompt, PromptBuilder
 from environments.livecode.rewards import FAIL, PASS, drop_reason, reward
-from environments.livecode.rollouts import RolloutDeadlineExceeded, Sample, Sampling
+from environments.livecode.rollouts import Sample, Sampling
+from environments.livecode.servers import RolloutDeadlineExceeded
 from environments.livecode.verifiers import (
     GroupVerifier,
     ManyVerifier,

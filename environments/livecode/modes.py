@@ -22,7 +22,7 @@ from environments.livecode.outbox import OutboxError
 from environments.livecode.problems import ProblemError
 from environments.livecode.progress import DiskFull
 from environments.livecode.prompts import PromptError
-from environments.livecode.rollouts import RolloutError
+from environments.livecode.servers import RolloutError
 from environments.livecode.verifiers import VerifierError
 from environments.run_folder import claim
 from environments.settings import ConfigError, write_yaml

@@ -1,7 +1,8 @@
 """Where the environment is in its data, kept so that a restart skips no problem and repeats none.
 
 A file of events, replayed at start: a snapshot in the first line, then one line for each group that begins, ends, or is
-cut off. The sampler and the test order are functions of these events, so that they come back as they were.
+cut off, and one when a trainer first names the served weights. The sampler and the test order are functions of these
+events, so that they come back as they were.
 
 ConfigError         the folder belongs to another run or to a process that lives
 └── ProgressError   the file is damaged (the message names the line)
@@ -82,6 +83,7 @@ class Progress:
         self.open: dict[str, Begun] = {}
         self.again: deque[Problem] = deque()  # cut off; they begin before any new one
         self.sent = 0  # groups that ended and were not dropped
+        self.named = False  # a trainer has named the weights that are served
         self._torn = False
         self._snapshot = 0  # bytes
         self._problems = {problem.id: problem for problem in problems}
@@ -102,6 +104,11 @@ class Progress:
         except BaseException:
             self._lock.close()
             raise
+
+    @staticmethod
+    def begun(folder: Path) -> bool:
+        """Whether the folder holds the progress of a run."""
+        return (folder / "progress.jsonl").exists()
 
     def close(self) -> None:
         """Lets another process have the folder."""
@@ -137,6 +144,12 @@ class Progress:
         self._apply(event)
         self._write(event)
 
+    def name(self) -> None:
+        """From now on a server whose weights have no name is one that was started again."""
+        event = {"named": True}
+        self._apply(event)
+        self._write(event)
+
     def recover(
         self, waiting: Iterable[tuple[str, list[float]]], record: Callable[[Begun, list[float] | None], None]
     ) -> int:
@@ -168,6 +181,9 @@ class Progress:
     def _apply(self, event: dict[str, Any]) -> None:
         if "cut_off" in event:
             self.again.append(self.open.pop(event["cut_off"]).problem)
+            return
+        if "named" in event:
+            self.named = True
             return
         problem = self.open.pop(event["end"]).problem
         self.sent += event["sent"]
@@ -205,6 +221,7 @@ class Progress:
             "open": [[begun.group_id, begun.problem.id, begun.version] for begun in self.open.values()],
             "again": [problem.id for problem in self.again],
             "sent": self.sent,
+            "named": self.named,
         }
         new = self.path.with_suffix(".new")
         with new.open("wb") as file:
@@ -254,6 +271,7 @@ class Progress:
             self.open[group_id] = Begun(group_id, self._problems[problem_id], version)
         self.again.extend(self._problems[problem_id] for problem_id in snapshot["again"])
         self.sent = snapshot["sent"]
+        self.named = snapshot.get("named", False)  # since after the first files of this format
 
     def _begin_again(self, event: dict[str, Any]) -> None:
         problem = self.again.popleft() if event["again"] else self.sampler.next()

@@ -1,9 +1,4 @@
-"""Rollouts from vLLM: token ids in, token ids out, with the sampler's log-probabilities and weight versions.
-
-RolloutError                 no rollout could be had
-├── ServerRefused            the server answers, and no: a wrong model, a missing flag, a bad request
-└── RolloutDeadlineExceeded  no server finished it in time
-"""
+"""Rollouts from vLLM: token ids in, token ids out, with the sampler's log-probabilities and weight versions."""
 
 from __future__ import annotations
 
@@ -14,50 +9,37 @@ import time
 from array import array
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
 from environments.livecode import apart
-from environments.livecode.answers import (
-    Choice,
-    Unusable,
-    best_logprob,
-    from_completions,
-    only_choice,
-    sampled,
-)
+from environments.livecode.answers import Choice, Unusable, from_completions, only_choice, sampled
 from environments.livecode.prompts import Prompt
+from environments.livecode.servers import (
+    UNNAMED,
+    RolloutDeadlineExceeded,
+    RolloutError,
+    Server,
+    ServerAway,
+    ServerChecks,
+    ServerRefused,
+    TryAgain,
+    parse_version,
+    served_label,
+)
 
 logger = logging.getLogger(__name__)
 
 GENERATE = "/inference/v1/generate"
 COMPLETIONS = "/v1/completions"
-UNNAMED = ("default",)  # what vLLM calls the weights it was started with
 _WAIT_FOR_WEIGHTS_S = 0.5
 _LANE = 64  # requests of one connection pool
 _READING = 4  # answers of one server that are received at the same time; its others wait there
 _STALL_S = 10.0  # longest silence in the middle of one: the server has all of it when it begins
 _COOLDOWN_S = 5.0  # a server that failed is left alone for so long
 _BACKOFF_S = (0.2, 5.0)  # first and longest pause between two tries of one rollout
-
-
-class RolloutError(RuntimeError):
-    """No rollout could be had; the message names the server and the reason."""
-
-
-class ServerRefused(RolloutError):
-    """The server is up and refuses: trying again cannot help."""
-
-
-class RolloutDeadlineExceeded(RolloutError):
-    """No server finished the rollout before its deadline."""
-
-
-class _TryAgain(RuntimeError):
-    """This try failed on the server's side; another one may succeed."""
 
 
 @dataclass(frozen=True)
@@ -121,34 +103,6 @@ class _Lane:
     running: int = 0
 
 
-@dataclass
-class _Server:
-    url: str
-    running: int = 0
-    down_until: float = 0.0
-    model: str | None = field(default=None)
-    completions: bool = False  # it lacks GENERATE
-    anew: bool = False  # it was started again and has not got the current weights yet
-    reading: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READING))
-
-
-def parse_version(version: Any) -> int:
-    """vLLM's version label as the optimizer step; its own start label `default` is step 0.
-
-    Raises:
-        ServerRefused: a label that is neither.
-    """
-    if version is None or version in UNNAMED:
-        return 0
-    try:
-        return int(version)
-    except (TypeError, ValueError):
-        raise ServerRefused(
-            f"weight version {version!r} is not an optimizer step. Only this project's trainer may set it: "
-            "POST /update_weight_version with a decimal number."
-        ) from None
-
-
 class RolloutClient:
     """Rollouts over one or several vLLM servers, the least loaded one first.
 
@@ -161,16 +115,19 @@ class RolloutClient:
             raise ValueError("servers: empty. Give the address of at least one vLLM server.")
         self.deadline_s = deadline_s
         self.counters = Counters()
-        self._published = False  # a trainer has named the weights of some server
-        self._servers = [_Server(url.rstrip("/")) for url in urls]
+        self.published = False  # a trainer has named the weights of some server, of this process's time or before
+        self._servers = [Server(url.rstrip("/")) for url in urls]
         self._tls = httpx.create_ssl_context()  # reading the certificates takes longer than all the rest of a client
+        self._reading = {server.url: asyncio.Semaphore(_READING) for server in self._servers}
         self._http = self._client()
+        self._checks = ServerChecks(self._http, self._servers, self._first_request)
         self._lanes: list[_Lane] = []
 
     async def __aenter__(self) -> RolloutClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        await self._checks.close()
         for http in (self._http, *(lane.http for lane in self._lanes)):
             await http.aclose()
 
@@ -220,7 +177,7 @@ class RolloutClient:
                 raise RolloutDeadlineExceeded(f"no rollout within {self.deadline_s:g} s: {last}")
             server = self._least_loaded()
             if server is None:
-                last = "every server was started again and waits for the current weights"
+                last = "every server was started again and waits for the current weights, or is not ready"
                 await asyncio.sleep(min(_WAIT_FOR_WEIGHTS_S, max(left, 0.0)))
                 continue
             server.running += 1
@@ -232,7 +189,7 @@ class RolloutClient:
                 # An abort or an engine error is not the model's answer.
                 self.counters.resubmitted_abort += 1
                 last = f"{server.url}: finish_reason {choice.finish_reason!r}"
-            except _TryAgain as error:
+            except TryAgain as error:
                 self.counters.resubmitted_failure += 1
                 last, now = str(error), time.monotonic()
                 if server.down_until < now:  # one line for the server, not one for each of its rollouts
@@ -243,19 +200,19 @@ class RolloutClient:
             await asyncio.sleep(min(pause * random.uniform(0.5, 1.0), max(left, 0.0)))
             pause = min(pause * 2, _BACKOFF_S[1])
 
-    def _least_loaded(self) -> _Server | None:
+    def _least_loaded(self) -> Server | None:
         """The server to ask next; None when none has the run's weights."""
         now = time.monotonic()
-        current = [server for server in self._servers if not server.anew]
+        current = [server for server in self._servers if not server.anew and not server.unchecked]
         return min(current, key=lambda server: (server.down_until > now, server.running), default=None)
 
-    def _check_current(self, server: _Server, choice: Choice) -> None:
+    def _check_current(self, server: Server, choice: Choice) -> None:
         """A server that came back samples from the weights of its start until it gets the current ones."""
-        if self._published and any(span.version in UNNAMED for span in choice.weight_versions or ()):
+        if self.published and any(span.version in UNNAMED for span in choice.weight_versions or ()):
             server.anew = True
-            raise _TryAgain(f"{server.url} was started again and has not got the current weights yet")
+            raise TryAgain(f"{server.url} was started again and has not got the current weights yet")
 
-    async def _ask(self, server: _Server, body: dict[str, Any], timeout: float) -> Choice:
+    async def _ask(self, server: Server, body: dict[str, Any], timeout: float) -> Choice:
         if not server.completions:
             return await self._post(server, GENERATE, body, timeout)
         # This route does not say which weights drew a token: the version from before counts for all of them.
@@ -267,24 +224,24 @@ class RolloutClient:
         except Unusable as error:
             raise ServerRefused(f"{server.url}{COMPLETIONS}: {error}") from None
 
-    async def _post(self, server: _Server, route: str, body: dict[str, Any], timeout: float) -> Choice:
+    async def _post(self, server: Server, route: str, body: dict[str, Any], timeout: float) -> Choice:
         limits = httpx.Timeout(timeout, connect=min(10.0, timeout))
         try:
             async with self._lane() as http:
                 async with _posted(http, server.url + route, json=body, timeout=limits) as response:
-                    async with server.reading:
+                    async with self._reading[server.url]:
                         content = await _received(response)
                         if response.status_code == 200:
                             return await apart.answers(only_choice, content)
         except httpx.HTTPError as error:
-            raise _TryAgain(f"{server.url}: {type(error).__name__} {error}") from error
+            raise TryAgain(f"{server.url}: {type(error).__name__} {error}") from error
         except TimeoutError:
-            raise _TryAgain(f"{server.url}: {_STALL_S:g} s of silence in the middle of an answer") from None
+            raise TryAgain(f"{server.url}: {_STALL_S:g} s of silence in the middle of an answer") from None
         except Unusable as error:
             raise ServerRefused(f"{server.url}{route}: {error}") from None
         text = content.decode("utf-8", "replace")
         if response.status_code >= 500:
-            raise _TryAgain(f"{server.url}: status {response.status_code}: {text[:300]}")
+            raise TryAgain(f"{server.url}: status {response.status_code}: {text[:300]}")
         raise ServerRefused(_refusal(server.url, route, response.status_code, text))
 
     def _sample(self, choice: Choice, seconds: float) -> Sample:
@@ -301,90 +258,45 @@ class RolloutClient:
         """The oldest version that a reachable server serves; None when none can be reached.
 
         Once a trainer has named weights, a server whose weights have no name was started again: it gets no rollout
-        and does not count until the trainer has brought it the current ones.
+        and does not count until the trainer has brought it the current ones; nor does one that was away when the
+        others were checked, until it is checked itself.
         """
         labels = await asyncio.gather(*(served_label(self._http, server.url) for server in self._servers))
-        self._published = self._published or any(label not in (None, *UNNAMED) for label in labels)
+        self.published = self.published or any(label not in (None, *UNNAMED) for label in labels)
         versions = []
         for server, label in zip(self._servers, labels, strict=True):
             if label is not None:
-                server.anew = self._published and label in UNNAMED
-                if not server.anew:
+                server.anew = self.published and label in UNNAMED
+                if server.unchecked:
+                    self._checks.later(server)
+                elif not server.anew:
                     versions.append(parse_version(label))
         return min(versions, default=None)
 
-    async def check(self, *, context: int, need_versions: bool = True) -> None:
-        """Asks every server once whether it can serve this run; raises before any work is lost.
+    async def check(self, *, context: int, need_versions: bool = True, patience_s: float = 0.0) -> None:
+        """Asks every server once whether it can serve this run; see `ServerChecks.all`."""
+        await self._checks.all(context=context, need_versions=need_versions, patience_s=patience_s)
 
-        Raises:
-            ServerRefused: the server is down, serves too short a context, or lacks a flag (which is named).
-        """
-        for server in self._servers:
-            await self._check_server(server, context, need_versions)
-
-    async def _check_server(self, server: _Server, context: int, need_versions: bool) -> None:
-        try:
-            health = await self._http.get(server.url + "/health", timeout=10.0)
-            models = await self._http.get(server.url + "/v1/models", timeout=10.0)
-        except httpx.HTTPError as error:
-            raise ServerRefused(
-                f"servers: {server.url} does not answer ({type(error).__name__}). Start vLLM there first."
-            ) from error
-        if health.status_code != 200:
-            raise ServerRefused(f"servers: {server.url}/health says {health.status_code}. See vLLM's log.")
-        if models.status_code == 200:
-            entry = models.json()["data"][0]
-            server.model, limit = entry.get("id"), entry.get("max_model_len")
-            if limit is not None and limit < context:
-                raise ServerRefused(
-                    f"servers: {server.url} serves at most {limit} tokens, env.context is {context}. "
-                    f"Start vLLM with --max-model-len {context} or lower env.context."
-                )
-        if need_versions:
-            info = await self._http.get(server.url + "/weight_info", timeout=10.0)
-            if info.status_code != 200:
-                raise ServerRefused(
-                    f"servers: {server.url}/weight_info says {info.status_code}. Start vLLM with "
-                    "VLLM_SERVER_DEV_MODE=1: without it weights cannot be updated."
-                )
-        await self._check_logprobs_mode(server)
-
-    async def _first_request(self, server: _Server, temperature: float) -> Choice:
+    async def _first_request(self, server: Server, temperature: float) -> Choice:
         """One token; it also finds out which route the server offers."""
         params = Sampling(1, temperature, seed=0).as_json() | {"logprobs": 1}
         request = {"token_ids": [1, 2, 3], "sampling_params": params}
         try:
             return await self._ask(server, request, 120.0)
-        except _TryAgain as error:
-            raise ServerRefused(f"servers: a first request failed: {error}") from error
+        except TryAgain as error:
+            raise ServerAway(f"servers: a first request failed: {error}") from error
         except ServerRefused as refused:
             if server.completions or server.model is None:
                 raise
             server.completions = True
             try:
                 choice = await self._ask(server, request, 120.0)
-            except (RolloutError, _TryAgain):
+            except (RolloutError, TryAgain):
                 raise refused from None
             logger.warning(
                 "%s; rollouts come by %s, with one weight version for all of a rollout", refused, COMPLETIONS
             )
             return choice
-
-    async def _check_logprobs_mode(self, server: _Server) -> None:
-        """Processed log-probabilities follow the temperature, raw ones do not."""
-        best = []
-        for temperature in (1.0, 0.5):
-            choice = await self._first_request(server, temperature)
-            try:
-                best.append(best_logprob(choice))
-            except Unusable as error:
-                raise ServerRefused(f"servers: {server.url}: {error}. Use vLLM 0.32 or newer.") from None
-        # Where one token has nearly all the probability the two modes cannot be told apart.
-        if best[0] < -1e-3 and abs(best[0] - best[1]) < 1e-6:
-            raise ServerRefused(
-                f"servers: {server.url} gives log-probabilities before the temperature. "
-                "Start vLLM with --logprobs-mode processed_logprobs."
-            )
 
 
 @asynccontextmanager
@@ -413,23 +325,6 @@ async def _received(response: httpx.Response) -> bytes:
         if part is None:
             return b"".join(parts)
         parts.append(part)
-
-
-def without_credentials(url: str) -> str:
-    """The address as it may be shown: without user and password."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-async def served_label(http: httpx.AsyncClient, url: str) -> str | None:
-    """What the server at `url` calls its weights, None when it cannot be asked."""
-    try:
-        response = await http.get(url.rstrip("/") + "/weight_info", timeout=10.0)
-        response.raise_for_status()
-    except httpx.HTTPError as error:
-        logger.debug("%s/weight_info: %s", url, error)
-        return None
-    return str(response.json().get("weight_version") or UNNAMED[0])
 
 
 def _for_completions(params: dict[str, Any]) -> dict[str, Any]:

@@ -12,14 +12,8 @@ from typing import Any
 import httpx
 
 from environments.livecode.prompts import Prompt
-from environments.livecode.rollouts import (
-    Counters,
-    RolloutDeadlineExceeded,
-    Sample,
-    Sampling,
-    ServerRefused,
-    without_credentials,
-)
+from environments.livecode.rollouts import Counters, Sample, Sampling
+from environments.livecode.servers import RolloutDeadlineExceeded, ServerRefused, without_credentials
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +35,7 @@ class TextClient:
         self.url, self.model, self.deadline_s = url.rstrip("/").removesuffix("/v1"), model, deadline_s
         self.counters = Counters()
         self.running = 0
+        self.published = False
         self._shown = without_credentials(self.url)
         key = os.environ.get(key_variable)
         self._http = httpx.AsyncClient(
@@ -113,8 +108,8 @@ class TextClient:
     async def weight_version(self) -> None:
         """Unknown: this route has no versions."""
 
-    async def check(self, *, context: int, need_versions: bool = True) -> None:
-        """Asks for the server's models, and raises before any work is lost.
+    async def check(self, *, context: int, need_versions: bool = True, patience_s: float = 0.0) -> None:
+        """Asks for the server's models, and raises before any work is lost; an evaluation waits for none.
 
         Raises:
             ServerRefused: no server there, it does not know the model, or serves too short a context.

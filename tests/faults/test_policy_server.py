@@ -17,9 +17,11 @@ from environments.demo.processes import free_port
 from environments.livecode.rollouts import RolloutClient, Sampling
 from tests.served import Served
 from tests.support.policy_server import Engine, Server
+from tests.support.proxy import Proxy
 from trainer.config import TrainerConfig
 from trainer.parallel import Parallel, distributed
 from trainer.publishing import served
+from trainer.publishing.servers import WeightServer
 from trainer.stopping import StopRequest
 from trainer.weights import DiskPublisher, WeightSyncError, probe, verify_sync
 
@@ -137,3 +139,51 @@ def test_weights_without_a_pause_are_refused(url: str, tmp_path: Path) -> None:
     body = {"update_info": {"folder": str(tmp_path)}}
     refused = httpx.post(f"{url}/update_weights", json=body, trust_env=False)
     assert (refused.status_code, "without a pause" in refused.text) == (500, True)
+
+
+@pytest.fixture
+def second(policy_model: Path) -> Iterator[Proxy]:
+    """One more server, behind a network that can be cut."""
+    served = Served(Server(Engine(policy_model, token_s=0.005), 256).app())
+    proxy = Proxy(served.url)
+    yield proxy
+    proxy.close()
+    served.stop()
+
+
+@pytest.mark.parametrize("route", ["init_weight_transfer_engine", "update_weights", "update_weight_version", "resume"])
+def test_one_of_several_servers_that_hangs_in_an_update_is_left_out_and_brought_up_later(
+    url: str, second: Proxy, policy_model: Path, tmp_path: Path, route: str
+) -> None:
+    policy = Policy(policy_model)
+    publisher = DiskPublisher([url, second.url], tmp_path, deadline_s=60.0)
+    publisher.servers[1] = WeightServer(second.url, 1.0)
+    second.stall_after = f"POST /{route}".encode()
+    stats = publisher.publish(policy.model, 1)
+    assert stats is not None
+    assert stats.missing == (second.url,)
+    assert probe(url, PROMPT).versions == [("1", 0, 16)]
+    second.stall_after = None
+    second.set("open")
+    publisher.servers[1] = WeightServer(second.url, 60.0)
+    # After the resume only the answer was lost: it serves the new weights, and nothing is to be done.
+    behind = [] if route == "resume" else [second.url]
+    assert publisher.behind() == behind
+    assert publisher.catch_up() == behind
+    assert publisher.catch_up() == []
+    assert verify_sync(second.url, PROMPT, policy.logprobs, version=1, tolerance=1e-4) < 1e-4
+
+
+def test_the_only_server_that_hangs_in_an_update_ends_it(second: Proxy, policy_model: Path, tmp_path: Path) -> None:
+    second.stall_after = b"POST /update_weights"
+    with pytest.raises(WeightSyncError, match="phase update: no answer within 1 s; it stays paused"):
+        DiskPublisher([second.url], tmp_path, deadline_s=1.0).publish(Policy(policy_model).model, 1)
+
+
+def test_a_trainer_that_goes_on_starts_without_a_server_that_is_gone(url: str, tmp_path: Path) -> None:
+    publisher = DiskPublisher([url, f"http://127.0.0.1:{free_port()}"], tmp_path)
+    with pytest.raises(WeightSyncError, match=r"phase health: ConnectError.*start vLLM there first"):
+        publisher.check()
+    publisher.check(resumed=True)
+    with pytest.raises(WeightSyncError, match=r"HTTP 404: weights\.servers names something else"):
+        DiskPublisher([f"{url}/v1"], tmp_path).check(resumed=True)

@@ -52,6 +52,22 @@ def test_an_api_server_that_is_away_for_a_minute_ends_nobody(
     assert restarts == {"api": 1}
 
 
+def test_all_but_the_api_server_die_at_once_and_the_policy_server_comes_last(
+    tmp_path: Path, policy_model: Path, policy_problems: Path
+) -> None:
+    def machine(loop: Loop) -> None:
+        loop.until(lambda: loop.trained > 0, "a step")  # at its first start a run wants all servers
+        loop.kill("policy", away_s=45.0)
+        loop.kill("environment")
+        loop.kill("trainer")
+
+    with Loop(tmp_path, policy_model, policy_problems, steps=8) as loop:
+        loop.go([named("a machine is lost", machine)] * 2, seed=4)
+        restarts = loop.restarts
+    prove(loop)
+    assert restarts == {"policy": 2, "environment": 2, "trainer": 2}  # they wait for the server: no second restart
+
+
 def test_the_only_policy_server_may_be_away_for_half_a_minute(
     tmp_path: Path, policy_model: Path, policy_problems: Path
 ) -> None:

@@ -15,7 +15,8 @@ from environments.livecode.groups import GroupRules, Pipeline, as_scored_data, m
 from environments.livecode.meter import Meter
 from environments.livecode.problems import Problem, TestCase
 from environments.livecode.prompts import PromptBuilder
-from environments.livecode.rollouts import RolloutClient, Sampling, ServerRefused
+from environments.livecode.rollouts import RolloutClient, Sampling
+from environments.livecode.servers import ServerRefused
 from environments.livecode.verifiers import LocalVerifier, VerifierError
 
 RIGHT, WRONG = "```python\nprint(int(input()) + 1)\n```", "```python\nprint(0)\n```"

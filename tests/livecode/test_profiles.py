@@ -20,8 +20,9 @@ from environments.livecode.modes import run_evaluate
 from environments.livecode.problems import Problem, TestCase
 from environments.livecode.profiles import Profile, profiles
 from environments.livecode.prompts import PromptBuilder
-from environments.livecode.rollouts import RolloutClient, RolloutDeadlineExceeded, Sampling, ServerRefused
+from environments.livecode.rollouts import RolloutClient, Sampling
 from environments.livecode.samples import Samples
+from environments.livecode.servers import RolloutDeadlineExceeded, ServerRefused
 from environments.livecode.text_client import TextClient
 from environments.livecode.verifiers import LocalVerifier
 from environments.settings import ConfigError

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 import subprocess
 import sys
@@ -120,6 +121,25 @@ async def test_groups_that_a_stop_cut_off_begin_again_first(config: RunConfig, g
         await until(lambda: len(env.in_flight) == 2)
         assert [begun.problem.id for begun in env.in_flight.values()] == first
         assert env.dropped["lost_inflight"] == 0
+
+
+async def test_after_a_restart_weights_without_a_name_are_not_taken_for_step_0(
+    config: RunConfig, generation: Any, trainer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    generation.script = lambda prompt, number: {"text": RIGHT, "delay": 30.0}
+    generation.version = "0"
+    await trainer.register(batch=8)
+    async with serving(config) as (env, _):
+        await until(lambda: len(env.in_flight) == 2)
+    generation.version = "default"  # vLLM was started again as well; a stage before made the weights of step 0
+    caplog.set_level("INFO")
+    async with serving(config) as (env, _):
+        await until(lambda: "waiting for a server that has the trainer's weights" in caplog.text)
+        await asyncio.sleep(1.5)
+        assert not env.in_flight
+        generation.version = "0"
+        await until(lambda: len(env.in_flight) == 2)
+    assert env.dropped["lost_inflight"] == 0
 
 
 async def test_a_group_that_waits_in_the_outbox_is_sent_at_the_start(

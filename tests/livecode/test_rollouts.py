@@ -12,13 +12,13 @@ from typing import Any
 import httpx
 import pytest
 
-from environments.livecode import rollouts
+from environments.livecode import rollouts, servers
 from environments.livecode.answers import Unusable, only_choice, sampled
-from environments.livecode.rollouts import (
-    GENERATE,
-    RolloutClient,
+from environments.livecode.rollouts import GENERATE, RolloutClient, Sampling
+from environments.livecode.servers import (
     RolloutDeadlineExceeded,
-    Sampling,
+    RolloutError,
+    ServerAway,
     ServerRefused,
     parse_version,
 )
@@ -205,8 +205,66 @@ async def test_a_good_server_passes_the_check(generation: Any) -> None:
 async def test_a_server_that_is_down_is_named_at_start() -> None:
     url = closed_port()
     async with RolloutClient([url]) as client:
-        with pytest.raises(ServerRefused, match=f"{url} does not answer.*Start vLLM"):
+        with pytest.raises(ServerAway, match=f"{url} does not answer.*Start vLLM"):
             await client.check(context=10)
+
+
+async def test_a_run_that_goes_on_does_without_a_server_that_is_away_until_it_is_back(
+    generation: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "_CHECK_AGAIN_S", 0.0)
+    url = closed_port()
+    generation.version = "3"
+    back = Generation(tokenizer, version="2")
+    async with RolloutClient([url, generation.url]) as client:
+        with pytest.raises(ServerAway):  # at its first start a run wants all of them
+            await client.check(context=4096)
+        await client.check(context=4096, patience_s=60.0)
+        assert await client.weight_version() == 3
+        back.max_model_len = 512  # started again with another context
+        served = Served(back.app(), port=int(url.rpartition(":")[2]))
+        try:
+            for _ in range(3):
+                assert await client.weight_version() == 3
+                await asyncio.sleep(0.1)
+            await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(4)))
+            assert back.requests == []
+            back.max_model_len = 4096
+            for _ in range(500):
+                await asyncio.sleep(0.02)
+                if await client.weight_version() == 2:
+                    break
+            assert await client.weight_version() == 2
+            asked = len(back.requests)
+            await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(4)))
+            assert len(back.requests) == asked + 2
+        finally:
+            served.stop()
+
+
+async def test_a_run_that_goes_on_waits_for_its_first_server(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "_WAIT_FOR_FIRST_S", 0.1)
+    url = closed_port()
+    async with RolloutClient([url]) as client:
+        with pytest.raises(RolloutError, match=f"no server after 0.2 s: servers: {url} does not answer"):
+            await client.check(context=10, patience_s=0.2)
+        waiting = asyncio.create_task(client.check(context=10, patience_s=60.0))
+        await asyncio.sleep(0.3)
+        assert not waiting.done()
+        served = Served(Generation(tokenizer, version="3").app(), port=int(url.rpartition(":")[2]))
+        try:
+            await waiting
+            assert await client.weight_version() == 3
+        finally:
+            served.stop()
+
+
+async def test_where_a_trainer_has_named_weights_before_those_without_a_name_are_not_step_0(generation: Any) -> None:
+    async with RolloutClient([generation.url]) as client:
+        client.published = True  # as the run's folder says
+        assert await client.weight_version() is None
+        generation.version = "0"
+        assert await client.weight_version() == 0
 
 
 async def test_a_context_above_the_servers_names_the_flag(generation: Any) -> None:

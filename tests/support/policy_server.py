@@ -211,6 +211,9 @@ class Server:
     async def weight_info(self, _: Request) -> Response:
         return JSONResponse({"weight_version": self.engine.version})
 
+    async def is_paused(self, _: Request) -> Response:
+        return JSONResponse({"is_paused": self.engine.paused})
+
     async def control(self, request: Request) -> Response:
         """The routes that change something."""
         body = json.loads(await request.body() or b"null") or {}
@@ -245,6 +248,7 @@ class Server:
                 Route("/v1/models", self.models),
                 Route("/health", self.health),
                 Route("/weight_info", self.weight_info),
+                Route("/is_paused", self.is_paused),
                 *(Route(f"/{name}", self.control, methods=["POST"]) for name in controls),
             ]
         )

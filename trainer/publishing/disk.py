@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from trainer.parallel import Parallel, together
 from trainer.policy import Policy
-from trainer.publishing.servers import DTYPES, PauseMode, PublishStats, WeightServer, WeightSyncError
+from trainer.publishing.servers import DTYPES, PauseMode, PublishStats, WeightServer, WeightSyncError, check_all
 from trainer.publishing.updates import Update, slowest
 
 logger = logging.getLogger(__name__)
@@ -85,10 +85,12 @@ class DiskPublisher:
         self._initialised: set[str] = set()
         self._published: tuple[Path, str] | None = None
 
-    def check(self) -> None:
-        """Ask every server for its health; raises WeightSyncError (phase "health")."""
-        for server in self.servers:
-            server.check()
+    def check(self, *, resumed: bool = False) -> None:
+        """Ask every server for its health; raises WeightSyncError (phase "health").
+
+        resumed: servers that are gone are left to `catch_up`.
+        """
+        check_all(self.servers, resumed=resumed)
 
     def pause(self) -> None:
         """Stop generation on every server until the next `publish`, running requests kept; raises WeightSyncError."""
@@ -102,8 +104,8 @@ class DiskPublisher:
     ) -> PublishStats | None:
         """Write the weights and load them into every server; their tokens then carry `str(version)`.
 
-        prompt: every server is probed with it. A server that is gone is left out, said and counted, as long
-        as another one has got the weights. Raises WeightSyncError with the first that fails otherwise; the others
+        prompt: every server is probed with it. A server that is gone or hangs is left out, said and counted, as
+        long as another one has got the weights. Raises WeightSyncError with the first that fails otherwise; the others
         have finished their own update by then. Ranks other than rank 0 get None.
         """
         started = time.perf_counter()
@@ -131,7 +133,7 @@ class DiskPublisher:
                 try:
                     done.append(job.result())
                 except WeightSyncError as error:
-                    if not error.gone:
+                    if not (error.gone or error.late):
                         raise
                     missing.append(error)
             if not done:
@@ -150,10 +152,10 @@ class DiskPublisher:
         return PublishStats(version, seconds, changed, size, tuple(gone.server for gone in missing), probes)
 
     def behind(self) -> list[str]:
-        """Servers that answer and serve something else than the last publication; on rank 0."""
+        """Servers that answer, and serve something else than the last publication or stand still; on rank 0."""
         if self._published is None:
             return []
-        return [server.url for server in self.servers if server.differs(self._published[1])]
+        return [server.url for server in self.servers if server.is_behind(self._published[1])]
 
     def catch_up(self, weights: object = None) -> list[str]:
         """Brings the last publication to every server that is `behind`, and returns these.
@@ -168,7 +170,7 @@ class DiskPublisher:
     def _catch_up(self, written: Path, version: str) -> list[str]:
         reached = []
         for server in self.servers:
-            if not server.differs(version):
+            if not server.is_behind(version):
                 continue
             try:
                 self._update(server, written, version)

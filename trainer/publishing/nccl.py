@@ -35,6 +35,7 @@ from trainer.publishing.servers import (
     PublishStats,
     WeightServer,
     WeightSyncError,
+    check_all,
 )
 from trainer.publishing.stream import ServedCopy, WeightStream
 from trainer.publishing.transfer import LONGER_S, POLL_S, Group, Sender, check_machine, failure, make_group, settled
@@ -93,10 +94,12 @@ class NcclPublisher:
 
     # -- what the run calls ----------------------------------------------------------------------------------
 
-    def check(self) -> None:
-        """Ask every server for its health and its backend; raises WeightSyncError (phase "health")."""
-        for server in self.servers:
-            server.check()
+    def check(self, *, resumed: bool = False) -> None:
+        """Ask every server for its health and its backend; raises WeightSyncError (phase "health").
+
+        resumed: servers that are gone are left to `catch_up`.
+        """
+        check_all(self.servers, resumed=resumed)
         # vLLM takes seconds for this answer, so it is asked for once.
         each([Update(server) for server in self.servers], "health", lambda update: _check_backend(update.server))
 
@@ -129,9 +132,9 @@ class NcclPublisher:
         return PublishStats(version, seconds, changed, stream.bytes, tuple(gone.server for gone in missing), probes)
 
     def behind(self) -> list[str]:
-        """Servers that answer and serve something else than the last publication; on rank 0."""
+        """Servers that answer, and serve something else than the last publication or stand still; on rank 0."""
         version = self._published
-        return [] if version is None else [server.url for server in self.servers if server.differs(version)]
+        return [] if version is None else [server.url for server in self.servers if server.is_behind(version)]
 
     def catch_up(self, weights: Policy) -> list[str]:
         """Sends the policy's weights, which are the last publication's, to the servers that are `behind`.

@@ -37,12 +37,20 @@ class WeightSyncError(RuntimeError):
 
     `server` and `phase` say where; `paused` is True when the server was left paused on purpose, since it may
     hold half-loaded weights: restart it. `gone`: nothing listens there, the connection broke, or it hangs before
-    anything was changed. `stuck`: a thread of this process still waits in a transfer that does not end, so the process
-    has to.
+    anything was changed. `late`: it hangs after that. `stuck`: a thread of this process still waits in a transfer that
+    does not end, so the process has to.
     """
 
     def __init__(
-        self, server: str, phase: str, reason: str, *, paused: bool = False, gone: bool = False, stuck: bool = False
+        self,
+        server: str,
+        phase: str,
+        reason: str,
+        *,
+        paused: bool = False,
+        gone: bool = False,
+        late: bool = False,
+        stuck: bool = False,
     ) -> None:
         state = "; it stays paused, since its weights may be half loaded: restart it" if paused else ""
         super().__init__(f"weights to {server}, phase {phase}: {reason}{state}")
@@ -51,10 +59,11 @@ class WeightSyncError(RuntimeError):
         self.phase = phase
         self.paused = paused
         self.gone = gone
+        self.late = late
         self.stuck = stuck
 
     def __reduce__(self) -> Any:  # so that it keeps its class on the way to the other ranks
-        flags = {"paused": self.paused, "gone": self.gone, "stuck": self.stuck}
+        flags = {"paused": self.paused, "gone": self.gone, "late": self.late, "stuck": self.stuck}
         return _rebuilt, (self.server, self.phase, self.reason, flags)
 
 
@@ -142,7 +151,9 @@ class WeightServer:
             answer = self._http.get("/health")
         except httpx.HTTPError as error:
             reason = f"{type(error).__name__}: {error}; correct weights.servers, or start vLLM there first"
-            raise WeightSyncError(self.url, "health", reason) from error
+            raise WeightSyncError(self.url, "health", reason, gone=True) from error
+        if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
+            raise WeightSyncError(self.url, "health", "HTTP 503: vLLM's engine is dead, see its log", gone=True)
         if answer.status_code != httpx.codes.OK:
             reason = f"HTTP {answer.status_code}: weights.servers names something else than a vLLM server"
             raise WeightSyncError(self.url, "health", reason)
@@ -174,7 +185,8 @@ class WeightServer:
             answer = send()
         except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
             reason = f"no answer within {self.deadline_s:g} s"
-            raise WeightSyncError(self.url, phase, reason, gone=phase in _BEFORE_A_CHANGE) from error
+            gone = phase in _BEFORE_A_CHANGE
+            raise WeightSyncError(self.url, phase, reason, gone=gone, late=not gone) from error
         except httpx.TransportError as error:
             raise WeightSyncError(self.url, phase, f"{type(error).__name__}: {error}", gone=True) from error
         if answer.status_code == httpx.codes.OK:
@@ -194,7 +206,8 @@ class WeightServer:
             return call.result(seconds)
         except TimeoutError:
             reason = f"no answer within {self.deadline_s:g} s"
-            raise WeightSyncError(self.url, phase, reason, gone=phase in _BEFORE_A_CHANGE) from None
+            gone = phase in _BEFORE_A_CHANGE
+            raise WeightSyncError(self.url, phase, reason, gone=gone, late=not gone) from None
 
     def label(self, timeout: float | None = None) -> str | None:
         """What the server calls its weights: the version of the last publication that it got, or one of UNNAMED."""
@@ -207,10 +220,12 @@ class WeightServer:
         except (WeightSyncError, ValueError):
             return False
 
-    def differs(self, version: str) -> bool:
-        """Whether the server answers and serves other weights than `version`."""
+    def is_behind(self, version: str) -> bool:
+        """Whether the server answers, and serves other weights than `version` or stands still after an update."""
         try:
-            return self.label(timeout=5.0) != version
+            if self.label(timeout=5.0) != version:
+                return True
+            return bool(self.ask("health", "/is_paused", timeout=5.0).get("is_paused"))
         except (WeightSyncError, ValueError):
             return False
 
@@ -250,3 +265,14 @@ class WeightServer:
             except httpx.TransportError as error:
                 logger.warning("resume of %s after a failed update, attempt %d: %s", self.url, attempt + 1, error)
                 time.sleep(0.2 * 2**attempt)
+
+
+def check_all(servers: Sequence[WeightServer], *, resumed: bool) -> None:
+    """Every server's `check`; a run that goes on does without those that are gone, and waits where all are."""
+    for server in servers:
+        try:
+            server.check()
+        except WeightSyncError as error:
+            if not (resumed and error.gone):
+                raise
+            logger.warning("%s; the run goes on, and brings it the weights when it is back", error)

@@ -90,9 +90,8 @@ class Update:
         if safe and not error.gone:
             self.server.try_resume()
         paused = not safe and not error.gone
-        return WeightSyncError(
-            error.server, error.phase, error.reason, paused=paused, gone=error.gone, stuck=error.stuck
-        )
+        flags = {"paused": paused, "gone": error.gone, "late": error.late, "stuck": error.stuck}
+        return WeightSyncError(error.server, error.phase, error.reason, **flags)
 
 
 def slowest(updates: Sequence[Update]) -> dict[str, float]:
@@ -161,5 +160,6 @@ def given_up(updates: Sequence[Update], error: WeightSyncError) -> WeightSyncErr
         reason,
         paused=not error.gone and any(url in paused for url in named),
         gone=error.gone,
+        late=error.late,
         stuck=error.stuck,
     )

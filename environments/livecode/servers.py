@@ -1,0 +1,219 @@
+"""vLLM servers as rollouts see them: what they are called, what is wrong with them, and whether they fit the run.
+
+RolloutError                 no rollout could be had
+├── ServerAway               nothing answers at the address, or what answers is not ready
+├── ServerRefused            the server answers, and no: a wrong model, a missing flag, a bad request
+└── RolloutDeadlineExceeded  no server finished it in time
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+
+from environments.livecode.answers import Choice, Unusable, best_logprob
+
+logger = logging.getLogger(__name__)
+
+UNNAMED = ("default",)  # what vLLM calls the weights it was started with
+_CHECK_AGAIN_S = 10.0  # until a server is asked again that was not ready, or not fit, when it was checked
+_WAIT_FOR_FIRST_S = 5.0
+
+
+class RolloutError(RuntimeError):
+    """No rollout could be had; the message names the server and the reason."""
+
+
+class ServerAway(RolloutError):
+    """Nothing answers there, or it is not ready: starting it, or waiting, helps."""
+
+
+class ServerRefused(RolloutError):
+    """The server is up and refuses: trying again cannot help."""
+
+
+class RolloutDeadlineExceeded(RolloutError):
+    """No server finished the rollout before its deadline."""
+
+
+class TryAgain(RuntimeError):
+    """This try failed on the server's side; another one may succeed."""
+
+
+@dataclass
+class Server:
+    """One server's address and state."""
+
+    url: str
+    running: int = 0
+    down_until: float = 0.0
+    model: str | None = None
+    completions: bool = False  # it lacks the route that samples from token ids
+    anew: bool = False  # it was started again and has not got the current weights yet
+    unchecked: bool = False  # it was away when the others were checked
+    check_at: float = 0.0  # not checked again before
+
+
+class ServerChecks:
+    """Whether each server can serve this run.
+
+    Args:
+        first_request: has a server sample one token at a temperature; it raises as a rollout's request does.
+    """
+
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        servers: Sequence[Server],
+        first_request: Callable[[Server, float], Awaitable[Choice]],
+    ) -> None:
+        self._http = http
+        self._servers = servers
+        self._first_request = first_request
+        self._wanted: dict[str, Any] = {}
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def close(self) -> None:
+        """Ends the checks that run."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def all(self, *, context: int, need_versions: bool, patience_s: float) -> None:
+        """Asks every server once whether it can serve this run; raises before any work is lost.
+
+        patience_s: of a run that goes on. It does not need all of its servers: for so long it waits for the first one,
+        and a server that is away is checked when it is back, and gets no rollout before.
+
+        Raises:
+            ServerAway: the server is down; RolloutError where all were for so long.
+            ServerRefused: it serves too short a context, or lacks a flag (which is named).
+        """
+        self._wanted = {"context": context, "need_versions": need_versions}
+        until = time.monotonic() + patience_s
+        while True:
+            checks = [self._check(server, **self._wanted) for server in self._servers]
+            found = await asyncio.gather(*checks, return_exceptions=True)
+            for error in found:
+                if isinstance(error, BaseException) and not (patience_s and isinstance(error, ServerAway)):
+                    raise error
+            for server, error in zip(self._servers, found, strict=True):
+                server.unchecked = error is not None
+                if error is not None:
+                    logger.warning("%s", error)
+            if not all(found):
+                return
+            if time.monotonic() > until:
+                raise RolloutError(f"no server after {patience_s:g} s: {found[0]}")
+            await asyncio.sleep(_WAIT_FOR_FIRST_S)
+
+    def later(self, server: Server) -> None:
+        """A task that checks a server that was away; what does not fit is said, and left out."""
+        if time.monotonic() < server.check_at:
+            return
+        server.check_at = float("inf")
+
+        async def check() -> None:
+            try:
+                await self._check(server, **self._wanted)
+                server.unchecked = False
+                logger.info("%s is back", server.url)
+            except RolloutError as error:
+                logger.error("%s; it gets no rollouts", error)
+            finally:
+                server.check_at = time.monotonic() + _CHECK_AGAIN_S
+
+        task = asyncio.create_task(check())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _check(self, server: Server, context: int, need_versions: bool) -> None:
+        try:
+            health = await self._http.get(server.url + "/health", timeout=10.0)
+            models = await self._http.get(server.url + "/v1/models", timeout=10.0)
+        except httpx.HTTPError as error:
+            raise ServerAway(
+                f"servers: {server.url} does not answer ({type(error).__name__}). Start vLLM there first."
+            ) from error
+        if health.status_code != 200:
+            raise ServerAway(f"servers: {server.url}/health says {health.status_code}. See vLLM's log.")
+        if models.status_code == 200:
+            try:
+                entry = models.json()["data"][0]
+                server.model, limit = entry.get("id"), entry.get("max_model_len")
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                reason = f"not vLLM's answer ({type(error).__name__}: {error})"
+                raise ServerRefused(f"servers: {server.url}/v1/models: {reason}") from None
+            if limit is not None and limit < context:
+                raise ServerRefused(
+                    f"servers: {server.url} serves at most {limit} tokens, env.context is {context}. "
+                    f"Start vLLM with --max-model-len {context} or lower env.context."
+                )
+        if need_versions:
+            try:
+                info = await self._http.get(server.url + "/weight_info", timeout=10.0)
+            except httpx.HTTPError as error:
+                raise ServerAway(f"servers: {server.url}/weight_info: {type(error).__name__}") from error
+            if info.status_code != 200:
+                raise ServerRefused(
+                    f"servers: {server.url}/weight_info says {info.status_code}. Start vLLM with "
+                    "VLLM_SERVER_DEV_MODE=1: without it weights cannot be updated."
+                )
+        await self._check_logprobs(server)
+
+    async def _check_logprobs(self, server: Server) -> None:
+        """Processed log-probabilities follow the temperature, raw ones do not."""
+        best = []
+        for temperature in (1.0, 0.5):
+            choice = await self._first_request(server, temperature)
+            try:
+                best.append(best_logprob(choice))
+            except Unusable as error:
+                raise ServerRefused(f"servers: {server.url}: {error}. Use vLLM 0.32 or newer.") from None
+        # Where one token has nearly all the probability the two modes cannot be told apart.
+        if best[0] < -1e-3 and abs(best[0] - best[1]) < 1e-6:
+            raise ServerRefused(
+                f"servers: {server.url} gives log-probabilities before the temperature. "
+                "Start vLLM with --logprobs-mode processed_logprobs."
+            )
+
+
+def parse_version(version: Any) -> int:
+    """vLLM's version label as the optimizer step; its own start label `default` is step 0.
+
+    Raises:
+        ServerRefused: a label that is neither.
+    """
+    if version is None or version in UNNAMED:
+        return 0
+    try:
+        return int(version)
+    except (TypeError, ValueError):
+        raise ServerRefused(
+            f"weight version {version!r} is not an optimizer step. Only this project's trainer may set it: "
+            "POST /update_weight_version with a decimal number."
+        ) from None
+
+
+def without_credentials(url: str) -> str:
+    """The address as it may be shown: without user and password."""
+    parts = urlsplit(url)
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+async def served_label(http: httpx.AsyncClient, url: str) -> str | None:
+    """What the server at `url` calls its weights, None when it cannot be asked."""
+    try:
+        response = await http.get(url.rstrip("/") + "/weight_info", timeout=10.0)
+        response.raise_for_status()
+    except httpx.HTTPError as error:
+        logger.debug("%s/weight_info: %s", url, error)
+        return None
+    return str(response.json().get("weight_version") or UNNAMED[0])
