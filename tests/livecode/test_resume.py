@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import random
 import subprocess
 import sys
@@ -165,6 +166,34 @@ async def test_a_group_that_waits_in_the_outbox_is_sent_at_the_start(
         assert env.sent == 2
     sent = [row["group_id"] for row in groups_of(config) if row["sent"]]
     assert set(waiting) <= set(sent)
+
+
+async def test_a_group_that_a_full_disk_kept_from_being_recorded_is_sent_at_the_next_start(
+    config: RunConfig, generation: Any, trainer: Any
+) -> None:
+    generation.script = Alternate()
+    await trainer.register(batch=8)
+    async with serving(config) as (env, task):
+        recorded = env.records.group
+
+        def full(group: Any, *, sent: bool) -> None:
+            if sent:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            recorded(group, sent=sent)
+
+        env.records.group = full  # type: ignore[method-assign]
+        with pytest.raises(OSError, match="No space left"):
+            await task
+    names = [path.name for path in (Path(config.env.run_dir) / "outbox").iterdir()]
+    waiting = {name.split("-", 1)[1].removesuffix(".json.gz") for name in names}
+    assert waiting
+    before = groups_of(config) if (Path(config.env.run_dir) / "environment.jsonl").exists() else []
+    assert not waiting & {row["group_id"] for row in before}  # not even as stopped
+    async with serving(config) as (env, _):
+        await until(lambda: env.sent >= len(waiting))
+    rows = [row for row in groups_of(config) if row["group_id"] in waiting]
+    assert sorted(row["group_id"] for row in rows) == sorted(waiting)
+    assert all(row["sent"] and row["dropped"] is None for row in rows)
 
 
 async def test_the_folder_of_a_run_that_the_api_never_saw_is_refused(

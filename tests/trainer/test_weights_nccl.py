@@ -258,6 +258,21 @@ def test_no_server_left_is_an_error(receivers, publisher, policy) -> None:
     assert raised.value.gone
 
 
+def test_a_publication_that_is_made_anew_counts_its_changes_against_the_last_whole_one(
+    receivers, publisher, policy
+) -> None:
+    server = receivers()
+    sends = publisher(server)
+    sends.publish(policy, 1)
+    server.kill()
+    change(policy)
+    with pytest.raises(WeightSyncError, match="phase health"):
+        sends.publish(policy, 2)
+    back = receivers(port=server.port)
+    assert sends.publish(policy, 2).changed_share > 0.99
+    assert back.received() == [expected(policy)]
+
+
 def test_a_server_of_another_backend_is_refused_with_the_fix(receivers, publisher, policy) -> None:
     disk = receivers(backend="disk")
     with pytest.raises(WeightSyncError, match=r"phase health: .* started with disk: .*--weight_transfer nccl"):
