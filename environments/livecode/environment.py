@@ -13,21 +13,18 @@ from typing import Any
 
 from environments.contract import terms
 from environments.dataset.stored import StoredTests
-from environments.livecode import apart
+from environments.livecode import apart, without_trainer
 from environments.livecode.admission import may_begin
 from environments.livecode.atropos_fixes import FixedBaseEnv, GroupRefused, encode_group, server_configs
 from environments.livecode.config import LivecodeEnvConfig, RunConfig
-from environments.livecode.evaluation import evaluate
-from environments.livecode.groups import Group, GroupRules, Pipeline, all_of, as_scored_data, make_group
+from environments.livecode.groups import Group, GroupRules, Pipeline, as_scored_data, make_group
 from environments.livecode.meter import Meter, flatten
 from environments.livecode.outbox import Outbox, OutboxError
 from environments.livecode.problems import Problem, TestCase
-from environments.livecode.profiles import profiles
 from environments.livecode.progress import Begun, Progress
 from environments.livecode.prompts import PromptBuilder, PromptError, Turn, read_turns
-from environments.livecode.records import Records, append_jsonl, start_file
+from environments.livecode.records import Records, append_jsonl
 from environments.livecode.rollouts import RolloutClient, Sampling
-from environments.livecode.samples import Samples
 from environments.livecode.sampling import build_sampler, load_set
 from environments.livecode.test_order import TestOrder
 from environments.livecode.text_client import TextClient
@@ -433,80 +430,11 @@ class LivecodeEnv(FixedBaseEnv):
     async def process_manager(self) -> None:
         """Makes process.groups groups and writes every one of them, flat ones too, to a JSONL file."""
         await self.setup()
-        target = Path(self.run_config.process.output or Path(self.config.run_dir) / "groups.jsonl")
-        wanted = asyncio.Semaphore(max(1, self.config.max_concurrent_rollouts // self.config.group_size))
-        start_file(target)
-
-        async def one(problem: Problem) -> None:
-            async with wanted:
-                group = await self.make_group(problem)
-            self.records.group(group, sent=False)
-            if group.scores:
-                append_jsonl(target, self.scored_data(group) | {"dropped": group.dropped})
-
-        await all_of([one(await self.get_next_item()) for _ in range(self.run_config.process.groups)])
-        logger.info("%d groups in %s, without signal: %s", self.run_config.process.groups, target, self.dropped)
+        await without_trainer.make_groups(self)
 
     async def evaluate(self, *_: Any, **__: Any) -> list[dict[str, Any]]:
         """Every set of evaluation.problems, sampled and greedy, appended to evaluations.jsonl in the run's folder."""
-        options, config = self.run_config.evaluation, self.config
-        sets = {name: load_set(name, config.seed)[: options.limit] for name in options.problems}
-        for problems in sets.values():
-            self.prompts.check(problems)
-        version = await self.client.weight_version()
-        grading = profiles(
-            options.profiles, time_limit_s=config.time_limit_s, memory_limit_mb=config.memory_limit_mb,
-            no_memory_limit_mb=options.no_memory_limit_mb,
-        )  # fmt: skip
-        # All at once: one set's last long answers would leave most generation slots empty.
-        records = await all_of(
-            [
-                evaluate(
-                    problems,
-                    options.n,
-                    options.temperature or config.temperature,
-                    greedy,
-                    pipeline=self.pipeline,
-                    name=name,
-                    max_new_tokens=config.max_new_tokens,
-                    top_p=options.top_p,
-                    seed=options.seed,
-                    weight_version=version,
-                    samples=self._samples(name, greedy, version),
-                    grading=grading,
-                    cutoff=options.cutoff,
-                )
-                for name, problems in sets.items()
-                for greedy in ((False, True) if options.greedy else (False,))
-            ]
-        )
-        for record in records:
-            append_jsonl(Path(config.run_dir) / "evaluations.jsonl", record)
-            for name, scores in record["profiles"].items():
-                logger.info(
-                    "%s%s, graded as %s: pass@1 %.3f [%.3f, %.3f]", record["set"],
-                    " greedy" if record["greedy"] else "", name, scores["pass_at_1"], *scores["ci95"],
-                )  # fmt: skip
-            if (rest := record["without_known_bad"]) is not None:
-                logger.info("%s without known-bad problems: pass@1 %.3f", record["set"], rest["pass_at_1"])
-        return records
-
-    def _samples(self, name: str, greedy: bool, version: int | None) -> Samples:
-        """Where an evaluation keeps its samples: a place of its own for all that decides what is sampled."""
-        options, config = self.run_config.evaluation, self.config
-        settings = {
-            "set": name,
-            "greedy": greedy,
-            "weight_version": version,
-            "model": self.run_config.model,
-            "evaluation": options.model_dump(exclude={"problems", "n", "greedy", "limit", "cutoff"}),
-            "env": config.model_dump(
-                include={"context", "max_new_tokens", "temperature", "prompt_style", "fewshot_turns", "fewshot_path",
-                         "fewshot_scaffold", "thinking", "time_limit_s", "memory_limit_mb", "seed"}
-            ),
-        }  # fmt: skip
-        named = f"{Path(name).name if '/' in name else name}{'-greedy' if greedy else ''}-v{version}"
-        return Samples(Path(config.run_dir) / "evaluations", named, settings)
+        return await without_trainer.evaluate_sets(self)
 
     # -- The command ----------------------------------------------------------------------------------------
 
