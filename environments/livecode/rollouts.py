@@ -26,6 +26,7 @@ from environments.livecode.servers import (
     ServerChecks,
     ServerRefused,
     TryAgain,
+    keepalive,
     parse_version,
     served_label,
 )
@@ -133,7 +134,8 @@ class RolloutClient:
 
     def _client(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=_LANE)
-        return httpx.AsyncClient(timeout=httpx.Timeout(self.deadline_s, connect=10.0), limits=limits, verify=self._tls)
+        transport = httpx.AsyncHTTPTransport(verify=self._tls, limits=limits, socket_options=keepalive())
+        return httpx.AsyncClient(timeout=httpx.Timeout(self.deadline_s, connect=10.0), transport=transport)
 
     @asynccontextmanager
     async def _lane(self) -> AsyncIterator[httpx.AsyncClient]:
@@ -182,7 +184,7 @@ class RolloutClient:
                 continue
             server.running += 1
             try:
-                choice = await self._ask(server, body, left)
+                choice = await self._ask_while_heard(server, body, left)
                 if choice.finish_reason in ("stop", "length"):
                     self._check_current(server, choice)
                     return await apart.answers(self._sample, choice, time.monotonic() - started)
@@ -204,13 +206,27 @@ class RolloutClient:
         """The server to ask next; None when none has the run's weights."""
         now = time.monotonic()
         current = [server for server in self._servers if not server.anew and not server.unchecked]
-        return min(current, key=lambda server: (server.down_until > now, server.running), default=None)
+
+        def load(server: Server) -> tuple[bool, int]:
+            return server.down_until > now or server.silent_since is not None, server.running
+
+        return min(current, key=load, default=None)
 
     def _check_current(self, server: Server, choice: Choice) -> None:
         """A server that came back samples from the weights of its start until it gets the current ones."""
         if self.published and any(span.version in UNNAMED for span in choice.weight_versions or ()):
             server.anew = True
             raise TryAgain(f"{server.url} was started again and has not got the current weights yet")
+
+    async def _ask_while_heard(self, server: Server, body: dict[str, Any], timeout: float) -> Choice:
+        try:
+            async with asyncio.timeout(None) as patience:
+                server.waiting.add(patience)
+                return await self._ask(server, body, timeout)
+        except TimeoutError:
+            raise TryAgain(f"{server.url} has not been heard of for a time") from None
+        finally:
+            server.waiting.discard(patience)
 
     async def _ask(self, server: Server, body: dict[str, Any], timeout: float) -> Choice:
         if not server.completions:
@@ -265,6 +281,7 @@ class RolloutClient:
         self.published = self.published or any(label not in (None, *UNNAMED) for label in labels)
         versions = []
         for server, label in zip(self._servers, labels, strict=True):
+            server.heard(label is not None)
             if label is not None:
                 server.anew = self.published and label in UNNAMED
                 if server.unchecked:

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
@@ -23,6 +24,8 @@ from environments.livecode.answers import Choice, Unusable, best_logprob
 logger = logging.getLogger(__name__)
 
 UNNAMED = ("default",)  # what vLLM calls the weights it was started with
+_ANSWER_S = 10.0  # within which a server says what its weights are called
+_SILENT_S = 120.0  # of a server that does not even say that: its requests are broken off, the rollouts go elsewhere
 _CHECK_AGAIN_S = 10.0  # until a server is asked again that was not ready, or not fit, when it was checked
 _WAIT_FOR_FIRST_S = 5.0
 
@@ -59,6 +62,20 @@ class Server:
     anew: bool = False  # it was started again and has not got the current weights yet
     unchecked: bool = False  # it was away when the others were checked
     check_at: float = 0.0  # not checked again before
+    silent_since: float | None = None  # it does not say what its weights are called
+    waiting: set[asyncio.Timeout] = field(default_factory=set)  # of its requests; they have no end of their own
+
+    def heard(self, answered: bool) -> None:
+        """What a look at it found. A machine that stands still or is cut off would keep its requests for an hour."""
+        if answered:
+            self.silent_since = None
+            return
+        now = time.monotonic()
+        if self.silent_since is None:
+            self.silent_since = now
+        if now - self.silent_since > _SILENT_S:
+            while self.waiting:
+                self.waiting.pop().reschedule(asyncio.get_running_loop().time())
 
 
 class ServerChecks:
@@ -211,9 +228,18 @@ def without_credentials(url: str) -> str:
 async def served_label(http: httpx.AsyncClient, url: str) -> str | None:
     """What the server at `url` calls its weights, None when it cannot be asked."""
     try:
-        response = await http.get(url.rstrip("/") + "/weight_info", timeout=10.0)
+        response = await http.get(url.rstrip("/") + "/weight_info", timeout=_ANSWER_S)
         response.raise_for_status()
     except httpx.HTTPError as error:
         logger.debug("%s/weight_info: %s", url, error)
         return None
     return str(response.json().get("weight_version") or UNNAMED[0])
+
+
+def keepalive() -> list[tuple[int, int, int]]:
+    """Socket options by which a machine that went away without a word is noticed within two minutes."""
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    for name, seconds in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):
+            options.append((socket.IPPROTO_TCP, getattr(socket, name), seconds))
+    return options

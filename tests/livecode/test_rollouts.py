@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import json
 import socket
@@ -312,6 +313,69 @@ async def test_a_server_that_came_back_gets_nothing_before_it_has_the_current_we
             assert {sample.versions[0][0] for sample in samples} == {3}
     finally:
         served.stop()
+
+
+async def test_rollouts_of_a_server_that_stands_still_go_elsewhere(
+    generation: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "_ANSWER_S", 0.2)
+    monkeypatch.setattr(servers, "_SILENT_S", 0.5)
+    generation.script = lambda prompt, number: {"text": "ab"}
+    generation.version = "3"
+    asked: list[bytes] = []
+    opened: list[asyncio.StreamWriter] = []
+
+    async def stand_still(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        opened.append(writer)
+        head = await reader.readuntil(b"\r\n\r\n")
+        if b"POST" in head:
+            asked.append(head)
+
+    still = await asyncio.start_server(stand_still, "127.0.0.1", 0)
+    url = f"http://127.0.0.1:{still.sockets[0].getsockname()[1]}"
+    async with RolloutClient([url, generation.url]) as client:
+        work = asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(8)))
+        while not work.done():
+            assert await client.weight_version() == 3
+            await asyncio.sleep(0.05)
+        assert all(list(one.ids) == [*tokenizer.encode("ab"), tokenizer.eos_token_id] for one in await work)
+        assert client.counters.resubmitted_failure == len(asked) == 4
+        await client.generate([1], SAMPLING)
+        assert len(asked) == 4
+    for writer in opened:
+        writer.close()
+        with contextlib.suppress(ConnectionError):
+            await writer.wait_closed()
+    still.close()
+    await still.wait_closed()
+
+
+async def test_the_only_server_is_asked_again_when_it_goes_on(
+    generation: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "_SILENT_S", 0.0)
+    generation.script = lambda prompt, number: {"text": "ab", "delay": 0.0 if number else 60.0}
+    async with RolloutClient([generation.url]) as client:
+        work = asyncio.create_task(client.generate([1], SAMPLING))
+        for _ in range(3000):
+            await asyncio.sleep(0.01)
+            if generation.running:
+                break
+        (server,) = client._servers
+        server.heard(False)
+        await asyncio.sleep(0.01)
+        server.heard(False)
+        sample = await asyncio.wait_for(work, 30)
+    assert list(sample.ids) == [*tokenizer.encode("ab"), tokenizer.eos_token_id]
+    assert client.counters.resubmitted_failure == 1
+
+
+async def test_connections_notice_a_machine_that_went_away_without_a_word(generation: Any) -> None:
+    async with RolloutClient([generation.url]) as client, client._lane() as http:
+        async with http.stream("GET", generation.url + "/health") as response:
+            connected = response.extensions["network_stream"].get_extra_info("socket")
+            assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            assert connected.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
 
 
 async def test_without_a_server_that_has_the_weights_rollouts_wait(generation: Any) -> None:
