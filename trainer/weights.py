@@ -60,7 +60,7 @@ class WeightPublisher(Protocol):
         ...
 
     def behind(self) -> list[str]:
-        """On rank 0: servers that came back without the last publication."""
+        """On rank 0: servers that answer and are without the last publication, or stand still after it."""
         ...
 
     def catch_up(self, weights: Policy) -> list[str]:

@@ -302,9 +302,11 @@ class LivecodeEnv(FixedBaseEnv):
         await self._count()
         await self.resume()
         await self._refresh()  # with what the outbox held: by a count of our own the last group might never begin
-        if not self._version_seen:  # no group is to begin under a version that nobody serves
-            logger.info("waiting for a server that has the trainer's weights")
-        while not self._version_seen:
+        said = -_PATIENCE_S
+        while not self._version_seen:  # no group is to begin under a version that nobody serves
+            if time.monotonic() - said >= _PATIENCE_S:
+                said = time.monotonic()
+                logger.info("waiting for a server that has the trainer's weights: %s", self.client.troubles)
             await asyncio.sleep(_POLL_S)
             await self._refresh()
         self.sent = self.api_groups

@@ -28,7 +28,6 @@ from environments.livecode.servers import (
     TryAgain,
     keepalive,
     parse_version,
-    served_label,
 )
 
 logger = logging.getLogger(__name__)
@@ -135,7 +134,9 @@ class RolloutClient:
     def _client(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=_LANE)
         transport = httpx.AsyncHTTPTransport(verify=self._tls, limits=limits, socket_options=keepalive())
-        return httpx.AsyncClient(timeout=httpx.Timeout(self.deadline_s, connect=10.0), transport=transport)
+        # Straight to the servers, as the trainer: no proxy of the environment's variables stands between them.
+        timeout = httpx.Timeout(self.deadline_s, connect=10.0)
+        return httpx.AsyncClient(timeout=timeout, transport=transport, trust_env=False)
 
     @asynccontextmanager
     async def _lane(self) -> AsyncIterator[httpx.AsyncClient]:
@@ -185,6 +186,7 @@ class RolloutClient:
             server.running += 1
             try:
                 choice = await self._ask_while_heard(server, body, left)
+                server.silent_since = None
                 if choice.finish_reason in ("stop", "length"):
                     self._check_current(server, choice)
                     return await apart.answers(self._sample, choice, time.monotonic() - started)
@@ -232,7 +234,7 @@ class RolloutClient:
         if not server.completions:
             return await self._post(server, GENERATE, body, timeout)
         # This route does not say which weights drew a token: the version from before counts for all of them.
-        version = await served_label(self._http, server.url)
+        version = await server.label(self._http)
         request = {"model": server.model, "prompt": body["token_ids"], "return_token_ids": True}
         choice = await self._post(server, COMPLETIONS, request | _for_completions(body["sampling_params"]), timeout)
         try:
@@ -277,18 +279,25 @@ class RolloutClient:
         and does not count until the trainer has brought it the current ones; nor does one that was away when the
         others were checked, until it is checked itself.
         """
-        labels = await asyncio.gather(*(served_label(self._http, server.url) for server in self._servers))
+        labels = await asyncio.gather(*(server.label(self._http) for server in self._servers))
         self.published = self.published or any(label not in (None, *UNNAMED) for label in labels)
         versions = []
         for server, label in zip(self._servers, labels, strict=True):
-            server.heard(label is not None)
             if label is not None:
                 server.anew = self.published and label in UNNAMED
                 if server.unchecked:
                     self._checks.later(server)
                 elif not server.anew:
                     versions.append(parse_version(label))
+        if versions:  # else there is nowhere to go, and an update silences all servers at the same time
+            for server in self._servers:
+                server.give_up_if_silent()
         return min(versions, default=None)
+
+    @property
+    def troubles(self) -> str:
+        """What keeps servers from getting rollouts."""
+        return ", ".join(f"{server.url} {server.trouble}" for server in self._servers if server.trouble)
 
     async def check(self, *, context: int, need_versions: bool = True, patience_s: float = 0.0) -> None:
         """Asks every server once whether it can serve this run; see `ServerChecks.all`."""
@@ -299,7 +308,7 @@ class RolloutClient:
         params = Sampling(1, temperature, seed=0).as_json() | {"logprobs": 1}
         request = {"token_ids": [1, 2, 3], "sampling_params": params}
         try:
-            return await self._ask(server, request, 120.0)
+            return _whole(server, await self._ask(server, request, 120.0))
         except TryAgain as error:
             raise ServerAway(f"servers: a first request failed: {error}") from error
         except ServerRefused as refused:
@@ -314,6 +323,12 @@ class RolloutClient:
                 "%s; rollouts come by %s, with one weight version for all of a rollout", refused, COMPLETIONS
             )
             return choice
+
+
+def _whole(server: Server, choice: Choice) -> Choice:
+    if choice.finish_reason not in ("stop", "length"):
+        raise TryAgain(f"{server.url}: finish_reason {choice.finish_reason!r}")
+    return choice
 
 
 @asynccontextmanager

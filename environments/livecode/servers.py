@@ -25,7 +25,8 @@ logger = logging.getLogger(__name__)
 
 UNNAMED = ("default",)  # what vLLM calls the weights it was started with
 _ANSWER_S = 10.0  # within which a server says what its weights are called
-_SILENT_S = 120.0  # of a server that does not even say that: its requests are broken off, the rollouts go elsewhere
+_SILENT_ANSWER_S = 3.0  # the same of one that did not say it the last time
+_SILENT_S = 300.0  # of one that does not say it while others do: its rollouts go to these. A slow update is shorter
 _CHECK_AGAIN_S = 10.0  # until a server is asked again that was not ready, or not fit, when it was checked
 _WAIT_FOR_FIRST_S = 5.0
 
@@ -65,17 +66,35 @@ class Server:
     silent_since: float | None = None  # it does not say what its weights are called
     waiting: set[asyncio.Timeout] = field(default_factory=set)  # of its requests; they have no end of their own
 
-    def heard(self, answered: bool) -> None:
-        """What a look at it found. A machine that stands still or is cut off would keep its requests for an hour."""
-        if answered:
-            self.silent_since = None
-            return
-        now = time.monotonic()
-        if self.silent_since is None:
-            self.silent_since = now
-        if now - self.silent_since > _SILENT_S:
+    async def label(self, http: httpx.AsyncClient) -> str | None:
+        """What the server calls its weights, None when it cannot be asked."""
+        patience = _ANSWER_S if self.silent_since is None else _SILENT_ANSWER_S
+        try:
+            response = await http.get(self.url + "/weight_info", timeout=patience)
+        except httpx.HTTPError as error:
+            logger.debug("%s/weight_info: %s", self.url, error)
+            self.silent_since = time.monotonic() if self.silent_since is None else self.silent_since
+            return None
+        self.silent_since = None
+        if response.status_code != 200:
+            return None
+        return str(response.json().get("weight_version") or UNNAMED[0])
+
+    def give_up_if_silent(self) -> None:
+        """Breaks its requests off where it has been silent for long. They have no end of their own: a machine that
+        stands still or is cut off would keep them for an hour."""
+        if self.silent_since is not None and time.monotonic() - self.silent_since > _SILENT_S:
             while self.waiting:
                 self.waiting.pop().reschedule(asyncio.get_running_loop().time())
+
+    @property
+    def trouble(self) -> str:
+        """Why it gets no rollout, in words; empty where it gets some."""
+        if self.silent_since is not None:
+            return "does not answer"
+        if self.unchecked:
+            return "is not checked yet, or does not fit"
+        return "was started again and waits for the trainer's weights" if self.anew else ""
 
 
 class ServerChecks:
@@ -107,7 +126,8 @@ class ServerChecks:
         """Asks every server once whether it can serve this run; raises before any work is lost.
 
         patience_s: of a run that goes on. It does not need all of its servers: for so long it waits for the first one,
-        and a server that is away is checked when it is back, and gets no rollout before.
+        and a server that is away is checked when it is back, and gets no rollout before. One that is there and does
+        not fit is an error here; one that comes back so is left out, and said.
 
         Raises:
             ServerAway: the server is down; RolloutError where all were for so long.
@@ -144,6 +164,8 @@ class ServerChecks:
                 logger.info("%s is back", server.url)
             except RolloutError as error:
                 logger.error("%s; it gets no rollouts", error)
+            except Exception:  # whatever it answers, the run goes on without it
+                logger.exception("%s: its check failed; it gets no rollouts", server.url)
             finally:
                 server.check_at = time.monotonic() + _CHECK_AGAIN_S
 
@@ -161,10 +183,13 @@ class ServerChecks:
             ) from error
         if health.status_code != 200:
             raise ServerAway(f"servers: {server.url}/health says {health.status_code}. See vLLM's log.")
+        if models.status_code >= 500:
+            raise ServerAway(f"servers: {server.url}/v1/models says {models.status_code}. See vLLM's log.")
         if models.status_code == 200:
             try:
                 entry = models.json()["data"][0]
                 server.model, limit = entry.get("id"), entry.get("max_model_len")
+                limit = None if limit is None else int(limit)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
                 reason = f"not vLLM's answer ({type(error).__name__}: {error})"
                 raise ServerRefused(f"servers: {server.url}/v1/models: {reason}") from None
@@ -178,6 +203,8 @@ class ServerChecks:
                 info = await self._http.get(server.url + "/weight_info", timeout=10.0)
             except httpx.HTTPError as error:
                 raise ServerAway(f"servers: {server.url}/weight_info: {type(error).__name__}") from error
+            if info.status_code >= 500:
+                raise ServerAway(f"servers: {server.url}/weight_info says {info.status_code}. See vLLM's log.")
             if info.status_code != 200:
                 raise ServerRefused(
                     f"servers: {server.url}/weight_info says {info.status_code}. Start vLLM with "
@@ -223,17 +250,6 @@ def without_credentials(url: str) -> str:
     """The address as it may be shown: without user and password."""
     parts = urlsplit(url)
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
-
-
-async def served_label(http: httpx.AsyncClient, url: str) -> str | None:
-    """What the server at `url` calls its weights, None when it cannot be asked."""
-    try:
-        response = await http.get(url.rstrip("/") + "/weight_info", timeout=_ANSWER_S)
-        response.raise_for_status()
-    except httpx.HTTPError as error:
-        logger.debug("%s/weight_info: %s", url, error)
-        return None
-    return str(response.json().get("weight_version") or UNNAMED[0])
 
 
 def keepalive() -> list[tuple[int, int, int]]:

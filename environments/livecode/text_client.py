@@ -36,6 +36,7 @@ class TextClient:
         self.counters = Counters()
         self.running = 0
         self.published = False
+        self.troubles = ""
         self._shown = without_credentials(self.url)
         key = os.environ.get(key_variable)
         self._http = httpx.AsyncClient(

@@ -151,11 +151,15 @@ def second(policy_model: Path) -> Iterator[Proxy]:
     served.stop()
 
 
-@pytest.mark.parametrize("route", ["init_weight_transfer_engine", "update_weights", "update_weight_version", "resume"])
+@pytest.mark.parametrize(
+    "route",
+    ["init_weight_transfer_engine", "update_weights", "reset_prefix_cache", "update_weight_version", "resume"],
+)
 def test_one_of_several_servers_that_hangs_in_an_update_is_left_out_and_brought_up_later(
     url: str, second: Proxy, policy_model: Path, tmp_path: Path, route: str
 ) -> None:
     policy = Policy(policy_model)
+    policy.change()
     publisher = DiskPublisher([url, second.url], tmp_path, deadline_s=60.0)
     publisher.servers[1] = WeightServer(second.url, 1.0)
     second.stall_after = f"POST /{route}".encode()
@@ -172,6 +176,31 @@ def test_one_of_several_servers_that_hangs_in_an_update_is_left_out_and_brought_
     assert publisher.catch_up() == behind
     assert publisher.catch_up() == []
     assert verify_sync(second.url, PROMPT, policy.logprobs, version=1, tolerance=1e-4) < 1e-4
+
+
+def test_a_server_that_does_not_sample_after_its_update_ends_the_run(
+    url: str, policy_model: Path, tmp_path: Path
+) -> None:
+    slow = Served(Server(Engine(policy_model, token_s=10.0), 256).app())
+    publisher = DiskPublisher([url, slow.url], tmp_path, deadline_s=60.0)
+    publisher.servers[1] = WeightServer(slow.url, 10.0)
+    with pytest.raises(WeightSyncError, match=f"weights to {slow.url}, phase verify: no answer") as raised:
+        publisher.publish(Policy(policy_model).model, 1, PROMPT)
+    assert not raised.value.late
+    slow.stop()
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_where_one_server_hangs_and_the_others_are_gone_these_are_waited_for(
+    second: Proxy, policy_model: Path, tmp_path: Path, order: int
+) -> None:
+    gone = f"http://127.0.0.1:{free_port()}"
+    second.stall_after = b"POST /update_weights"
+    publisher = DiskPublisher([second.url, gone][::order], tmp_path, deadline_s=1.0)
+    with pytest.raises(WeightSyncError, match=f"weights to {gone}, phase pause: ConnectError") as raised:
+        publisher.publish(Policy(policy_model).model, 1)
+    assert raised.value.gone
+    assert len(list(tmp_path.iterdir())) == 1  # the one that hangs may still read it
 
 
 def test_the_only_server_that_hangs_in_an_update_ends_it(second: Proxy, policy_model: Path, tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ class Generation:
     max_model_len: int = 4096
     raw_logprobs: bool = False
     status: int = 200
+    first_reason: str = "length"  # why the one token of a check is the last
     scale_out: bool = True
     requests: list[dict[str, Any]] = field(default_factory=list)
     running: int = 0
@@ -80,7 +81,7 @@ class Generation:
             return JSONResponse({"error": {"message": "scripted"}}, self.status if self.scale_out else 403)
         if params["max_tokens"] == 1:
             base = -0.7 if self.raw_logprobs else -0.7 * params["temperature"]
-            return self._choice([5], [base], "length", params["logprobs"])
+            return self._choice([5], [base], self.first_reason, params["logprobs"])
         self.requests.append(body)
         self.running += 1
         self.most_running = max(self.most_running, self.running)

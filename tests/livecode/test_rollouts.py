@@ -350,24 +350,45 @@ async def test_rollouts_of_a_server_that_stands_still_go_elsewhere(
     await still.wait_closed()
 
 
-async def test_the_only_server_is_asked_again_when_it_goes_on(
+async def test_where_all_servers_are_silent_no_rollout_is_given_up(
     generation: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(servers, "_SILENT_S", 0.0)
-    generation.script = lambda prompt, number: {"text": "ab", "delay": 0.0 if number else 60.0}
+    monkeypatch.setattr(servers, "_ANSWER_S", 1e-6)  # as in an update, which all get at the same time
+    monkeypatch.setattr(servers, "_SILENT_ANSWER_S", 1e-6)
+    generation.script = lambda prompt, number: {"text": "ab", "delay": 0.5}
     async with RolloutClient([generation.url]) as client:
         work = asyncio.create_task(client.generate([1], SAMPLING))
-        for _ in range(3000):
-            await asyncio.sleep(0.01)
-            if generation.running:
-                break
-        (server,) = client._servers
-        server.heard(False)
-        await asyncio.sleep(0.01)
-        server.heard(False)
-        sample = await asyncio.wait_for(work, 30)
-    assert list(sample.ids) == [*tokenizer.encode("ab"), tokenizer.eos_token_id]
-    assert client.counters.resubmitted_failure == 1
+        while not work.done():
+            assert await client.weight_version() is None
+            await asyncio.sleep(0.02)
+        assert await client.weight_version() is None
+        assert client.counters.resubmitted_failure == 0
+        assert client.troubles == f"{generation.url} does not answer"
+        await client.generate([1], SAMPLING)
+        assert client.troubles == ""  # a rollout is a sign of life too
+
+
+async def test_a_server_that_names_no_weights_is_not_silent(generation: Any, tokenizer: Any) -> None:
+    plain = Generation(tokenizer)
+    plain.scale_out = True
+    app = plain.app()
+    app.router.routes = [route for route in app.router.routes if route.path != "/weight_info"]  # type: ignore[attr-defined]
+    served = Served(app)
+    try:
+        async with RolloutClient([served.url, generation.url]) as client:
+            assert await client.weight_version() == 0
+            await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(4)))
+        assert len(plain.requests) == len(generation.requests) == 2
+    finally:
+        served.stop()
+
+
+async def test_an_aborted_first_request_is_no_misfit(generation: Any) -> None:
+    generation.first_reason = "abort"
+    async with RolloutClient([generation.url]) as client:
+        with pytest.raises(ServerAway, match=r"a first request failed: .*finish_reason 'abort'"):
+            await client.check(context=10)
 
 
 async def test_connections_notice_a_machine_that_went_away_without_a_word(generation: Any) -> None:

@@ -55,7 +55,8 @@ class DiskPublisher:
 
     Args:
         servers: addresses of the vLLM servers.
-        folder: exchange folder under a path that servers and trainer share; at most two versions lie in it.
+        folder: exchange folder under a path that servers and trainer share; at most two versions lie in it, and those
+            that servers which hang may still read.
         parallel: the trainer's ranks, which call `publish` and `catch_up` together; None: this process alone.
         dtype: the type that is served. Small updates of fp32 masters round away in bf16: watch `changed_share`.
         pause_mode: keep (running requests go on with the new weights), abort or wait.
@@ -84,6 +85,7 @@ class DiskPublisher:
         self._last = initial
         self._initialised: set[str] = set()
         self._published: tuple[Path, str] | None = None
+        self._reading: dict[str, Path] = {}  # what servers that hung in an update may still read
 
     def check(self, *, resumed: bool = False) -> None:
         """Ask every server for its health; raises WeightSyncError (phase "health").
@@ -136,20 +138,27 @@ class DiskPublisher:
                     if not (error.gone or error.late):
                         raise
                     missing.append(error)
+            # A late server may go on reading as soon as it can.
+            self._reading |= {gone.server: written for gone in missing if gone.late}
             if not done:
-                shutil.rmtree(written, ignore_errors=True)  # it is tried again every second, maybe for minutes
-                raise missing[0]
+                self._remove_all_but(self._last)  # it is tried again every second, maybe for minutes
+                for gone in missing:
+                    logger.warning("%s", gone)
+                raise next((one for one in missing if one.gone), missing[0])
             for gone in missing:
                 logger.warning("%s; the run goes on without this server until it is back", gone)
         self._last, self._published = written, (written, str(version))
-        for old in self.folder.iterdir():
-            if old != written:
-                shutil.rmtree(old, ignore_errors=True)
+        self._remove_all_but(written)
         seconds |= slowest(done)
         seconds["total"] = time.perf_counter() - started
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         probes = {update.server.url: update.probe for update in done if update.probe is not None}
         return PublishStats(version, seconds, changed, size, tuple(gone.server for gone in missing), probes)
+
+    def _remove_all_but(self, kept: Path | None) -> None:
+        for folder in self.folder.iterdir():
+            if folder != kept and folder not in self._reading.values():
+                shutil.rmtree(folder, ignore_errors=True)
 
     def behind(self) -> list[str]:
         """Servers that answer, and serve something else than the last publication or stand still; on rank 0."""
@@ -218,6 +227,7 @@ class DiskPublisher:
                 self._initialised.add(server.url)
             update.start()
             update.phase("update", "/update_weights", {"update_info": {"folder": str(written)}})
+            self._reading.pop(server.url, None)
             update.finish(version, prompt)
         except WeightSyncError as error:
             raise update.given_up(error) from error

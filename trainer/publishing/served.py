@@ -59,16 +59,18 @@ class Served:
         due = bool(options.verify_every) and (self._unproven > 0 or version % options.verify_every == 0)
         prompt = probe_prompt(policy.model.config.vocab_size, self.config.batch.context) if due else None
         stats = self.patiently(policy, version, prompt)
+        missing = broadcast(None if stats is None else len(stats.missing), self.parallel)
         if stats is not None:
             if stats.changed_share is not None:
                 metrics.add("served_weights_changed", stats.changed_share)
             metrics.add("seconds_pause", stats.seconds.get("paused", 0.0))
             metrics.add("servers_missing", len(stats.missing))
         if prompt is None:
+            self._unproven = max(self._unproven, int(bool(missing)))  # those that were left out are compared next
             return
         probes = None if stats is None else stats.probes
         found = check_probes(prompt, probes, policy, options.dtype, version)
-        self._unproven = max(self._unproven - 1, 0)
+        self._unproven = max(self._unproven - 1, int(bool(missing)))
         if found is not None:
             metrics.add("sync_difference", found.mean)
             metrics.add("sync_difference_max", found.largest)

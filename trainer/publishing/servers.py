@@ -28,6 +28,10 @@ UNNAMED = (None, "default")
 """What vLLM calls the weights of its start."""
 _BEFORE_A_CHANGE = ("health", "pause")
 """A server that hangs in these is as good as gone: nothing of it was touched."""
+_IN_A_CHANGE = ("init", "start", "update", "finish", "reset_cache", "version", "resume")
+"""One that hangs in these is late. (Not `verify`: then it serves, and nobody knows what.)"""
+_GATEWAY = (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
+"""vLLM says the second when its engine is dead, the others come from what stands before it."""
 _OTHER_BACKEND = ("Invalid init_info for", "Weight transfer not configured")
 PROBE_TOKENS = 16
 
@@ -67,6 +71,10 @@ class WeightSyncError(RuntimeError):
         return _rebuilt, (self.server, self.phase, self.reason, flags)
 
 
+def _hangs(server: str, phase: str, reason: str) -> WeightSyncError:
+    return WeightSyncError(server, phase, reason, gone=phase in _BEFORE_A_CHANGE, late=phase in _IN_A_CHANGE)
+
+
 def _rebuilt(server: str, phase: str, reason: str, flags: dict[str, bool]) -> WeightSyncError:
     return WeightSyncError(server, phase, reason, **flags)
 
@@ -86,7 +94,7 @@ class PublishStats:
 
     seconds: by phase (gather, compare, save, pause, init, start, update, finish, reset_cache, version, resume, verify;
     of the slowest server), `paused` (from the pause's answer to the resume's) and `total`.
-    missing: servers that were gone; they get the weights when they are back (`catch_up`).
+    missing: servers that were gone or late; they get the weights when they are back (`catch_up`).
     changed_share: share of the served numbers that differ from the last publication's, in the served type; None
     when there is nothing to compare with.
     probes: what each server sampled with the new weights, where a probe was asked for.
@@ -152,8 +160,9 @@ class WeightServer:
         except httpx.HTTPError as error:
             reason = f"{type(error).__name__}: {error}; correct weights.servers, or start vLLM there first"
             raise WeightSyncError(self.url, "health", reason, gone=True) from error
-        if answer.status_code == httpx.codes.SERVICE_UNAVAILABLE:
-            raise WeightSyncError(self.url, "health", "HTTP 503: vLLM's engine is dead, see its log", gone=True)
+        if answer.status_code in _GATEWAY:
+            reason = f"HTTP {answer.status_code}: vLLM is not ready there, or its engine is dead: see its log"
+            raise WeightSyncError(self.url, "health", reason, gone=True)
         if answer.status_code != httpx.codes.OK:
             reason = f"HTTP {answer.status_code}: weights.servers names something else than a vLLM server"
             raise WeightSyncError(self.url, "health", reason)
@@ -185,8 +194,7 @@ class WeightServer:
             answer = send()
         except (httpx.ReadTimeout, httpx.WriteTimeout, httpx.PoolTimeout) as error:
             reason = f"no answer within {self.deadline_s:g} s"
-            gone = phase in _BEFORE_A_CHANGE
-            raise WeightSyncError(self.url, phase, reason, gone=gone, late=not gone) from error
+            raise _hangs(self.url, phase, reason) from error
         except httpx.TransportError as error:
             raise WeightSyncError(self.url, phase, f"{type(error).__name__}: {error}", gone=True) from error
         if answer.status_code == httpx.codes.OK:
@@ -197,7 +205,16 @@ class WeightServer:
                 "the server was started with another weight transfer backend than weights.backend: start it with "
                 f"`atropos serve-model --weight_transfer` and the same name ({reason})"
             )
-        raise WeightSyncError(self.url, phase, reason)
+        dead = phase in _BEFORE_A_CHANGE and answer.status_code >= 500 and self._is_dead()
+        raise WeightSyncError(self.url, phase, reason, gone=dead)
+
+    def _is_dead(self) -> bool:
+        """Whether what answers there has no engine any more."""
+        try:
+            self.check()
+        except WeightSyncError as error:
+            return error.gone
+        return False
 
     def within(self, call: Call[T], phase: str, until: float | None = None) -> T:
         """A call's result; WeightSyncError for `phase` when it is not there at `until` (time.monotonic())."""
@@ -206,8 +223,7 @@ class WeightServer:
             return call.result(seconds)
         except TimeoutError:
             reason = f"no answer within {self.deadline_s:g} s"
-            gone = phase in _BEFORE_A_CHANGE
-            raise WeightSyncError(self.url, phase, reason, gone=gone, late=not gone) from None
+            raise _hangs(self.url, phase, reason) from None
 
     def label(self, timeout: float | None = None) -> str | None:
         """What the server calls its weights: the version of the last publication that it got, or one of UNNAMED."""
@@ -268,7 +284,8 @@ class WeightServer:
 
 
 def check_all(servers: Sequence[WeightServer], *, resumed: bool) -> None:
-    """Every server's `check`; a run that goes on does without those that are gone, and waits where all are."""
+    """Every server's `check`; a run that goes on does without those that are gone. Where all are it is `publish`
+    that waits (see `Served.patiently`)."""
     for server in servers:
         try:
             server.check()

@@ -19,7 +19,7 @@ _RESUME_S = 3.0
 class Update:
     """One server's way through one update: what each phase took.
 
-    `unsafe` from the start of the transfer to the resume: weights may be half loaded, or the cache is the old ones'.
+    `unsafe` from the start of the transfer to the new name: weights may be half loaded, or the cache is the old ones'.
     """
 
     def __init__(self, server: WeightServer) -> None:
@@ -75,8 +75,8 @@ class Update:
             while not sent.wait(_BEFORE_RESUME_S) and not asked.done and time.monotonic() < until:
                 pass
             asked.wait(_BEFORE_RESUME_S)
-        self.phase("resume", "/resume")
         self.unsafe = False
+        self.phase("resume", "/resume")
         if self._paused_at is not None:
             self.seconds["paused"] = time.perf_counter() - self._paused_at
         if asked is not None:
