@@ -75,6 +75,7 @@ class LivecodeEnv(FixedBaseEnv):
         self._lost_in_a_row = 0
         self._asked = -_POLL_S
         self._version_seen = False
+        self._unserved_said: float | None = None
         self._closed_since: float | None = None
 
     # -- Set-up ---------------------------------------------------------------------------------------------
@@ -302,11 +303,7 @@ class LivecodeEnv(FixedBaseEnv):
         await self._count()
         await self.resume()
         await self._refresh()  # with what the outbox held: by a count of our own the last group might never begin
-        said = -_PATIENCE_S
         while not self._version_seen:  # no group is to begin under a version that nobody serves
-            if time.monotonic() - said >= _PATIENCE_S:
-                said = time.monotonic()
-                logger.info("waiting for a server that has the trainer's weights: %s", self.client.troubles)
             await asyncio.sleep(_POLL_S)
             await self._refresh()
         self.sent = self.api_groups
@@ -370,6 +367,11 @@ class LivecodeEnv(FixedBaseEnv):
         self._asked = now
         version, _ = await asyncio.gather(self.client.weight_version(), self._count())
         self._version_seen = self._version_seen or version is not None
+        if version is not None:
+            self._unserved_said = None
+        elif self._unserved_said is None or now - self._unserved_said >= _PATIENCE_S:
+            self._unserved_said = now
+            logger.warning("waiting for a server that has the trainer's weights: %s", self.client.troubles)
         if self.client.published and not self.progress.named:
             self.progress.name()
         if version is not None and version != self.served:

@@ -7,6 +7,7 @@ import logging
 import random
 import time
 from array import array
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -207,10 +208,10 @@ class RolloutClient:
     def _least_loaded(self) -> Server | None:
         """The server to ask next; None when none has the run's weights."""
         now = time.monotonic()
-        current = [server for server in self._servers if not server.anew and not server.unchecked]
+        current = [one for one in self._servers if not (one.anew or one.unchecked or one.left_behind)]
 
         def load(server: Server) -> tuple[bool, int]:
-            return server.down_until > now or server.silent_since is not None, server.running
+            return server.down_until > now or server.is_silent, server.running
 
         return min(current, key=load, default=None)
 
@@ -235,6 +236,8 @@ class RolloutClient:
             return await self._post(server, GENERATE, body, timeout)
         # This route does not say which weights drew a token: the version from before counts for all of them.
         version = await server.label(self._http)
+        if version is None and server.silent_since is not None:
+            raise TryAgain(f"{server.url} does not say which weights it serves")
         request = {"model": server.model, "prompt": body["token_ids"], "return_token_ids": True}
         choice = await self._post(server, COMPLETIONS, request | _for_completions(body["sampling_params"]), timeout)
         try:
@@ -277,18 +280,23 @@ class RolloutClient:
 
         Once a trainer has named weights, a server whose weights have no name was started again: it gets no rollout
         and does not count until the trainer has brought it the current ones; nor does one that was away when the
-        others were checked, until it is checked itself.
+        others were checked, until it is checked itself, or one that the trainer cannot bring up to the others' weights.
         """
         labels = await asyncio.gather(*(server.label(self._http) for server in self._servers))
         self.published = self.published or any(label not in (None, *UNNAMED) for label in labels)
-        versions = []
+        found: dict[str, int] = {}
         for server, label in zip(self._servers, labels, strict=True):
             if label is not None:
                 server.anew = self.published and label in UNNAMED
                 if server.unchecked:
                     self._checks.later(server)
                 elif not server.anew:
-                    versions.append(parse_version(label))
+                    found[server.url] = parse_version(label)
+        common = Counter(found.values())
+        usual = max(common, key=lambda version: (common[version], version), default=0)  # of equals the newest
+        for server in self._servers:
+            server.compare(found.get(server.url), usual)
+        versions = [found[server.url] for server in self._servers if server.url in found and not server.left_behind]
         if versions:  # else there is nowhere to go, and an update silences all servers at the same time
             for server in self._servers:
                 server.give_up_if_silent()

@@ -27,6 +27,7 @@ UNNAMED = ("default",)  # what vLLM calls the weights it was started with
 _ANSWER_S = 10.0  # within which a server says what its weights are called
 _SILENT_ANSWER_S = 3.0  # the same of one that did not say it the last time
 _SILENT_S = 300.0  # of one that does not say it while others do: its rollouts go to these. A slow update is shorter
+_RECENT_S = 30.0  # for so long a missed answer speaks against a server; an evaluation asks only once
 _CHECK_AGAIN_S = 10.0  # until a server is asked again that was not ready, or not fit, when it was checked
 _WAIT_FOR_FIRST_S = 5.0
 
@@ -64,10 +65,14 @@ class Server:
     unchecked: bool = False  # it was away when the others were checked
     check_at: float = 0.0  # not checked again before
     silent_since: float | None = None  # it does not say what its weights are called
+    asked_at: float = 0.0
+    apart_since: float | None = None  # most others have other weights
+    status: int = 200  # of its last answer about the weights
     waiting: set[asyncio.Timeout] = field(default_factory=set)  # of its requests; they have no end of their own
 
     async def label(self, http: httpx.AsyncClient) -> str | None:
         """What the server calls its weights, None when it cannot be asked."""
+        self.asked_at = time.monotonic()
         patience = _ANSWER_S if self.silent_since is None else _SILENT_ANSWER_S
         try:
             response = await http.get(self.url + "/weight_info", timeout=patience)
@@ -75,15 +80,33 @@ class Server:
             logger.debug("%s/weight_info: %s", self.url, error)
             self.silent_since = time.monotonic() if self.silent_since is None else self.silent_since
             return None
-        self.silent_since = None
+        self.silent_since, self.status = None, response.status_code
         if response.status_code != 200:
             return None
         return str(response.json().get("weight_version") or UNNAMED[0])
 
+    @property
+    def is_silent(self) -> bool:
+        """Whether it did not answer when it was asked just now."""
+        return self.silent_since is not None and time.monotonic() - self.asked_at < _RECENT_S
+
+    def compare(self, version: int | None, usual: int) -> None:
+        """Its version beside that of most servers."""
+        if version is None or version == usual:
+            self.apart_since = None
+        elif self.apart_since is None:
+            self.apart_since = time.monotonic()
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether most others have had other weights for long: the trainer cannot bring them to it."""
+        return self.apart_since is not None and time.monotonic() - self.apart_since > _SILENT_S
+
     def give_up_if_silent(self) -> None:
-        """Breaks its requests off where it has been silent for long. They have no end of their own: a machine that
-        stands still or is cut off would keep them for an hour."""
-        if self.silent_since is not None and time.monotonic() - self.silent_since > _SILENT_S:
+        """Breaks its requests off where it has been silent or left behind for long. They have no end of their own: a
+        machine that stands still or is cut off would keep them for an hour."""
+        silent = self.silent_since is not None and time.monotonic() - self.silent_since > _SILENT_S
+        if silent or self.left_behind:
             while self.waiting:
                 self.waiting.pop().reschedule(asyncio.get_running_loop().time())
 
@@ -94,6 +117,10 @@ class Server:
             return "does not answer"
         if self.unchecked:
             return "is not checked yet, or does not fit"
+        if self.status != 200:
+            return f"/weight_info says {self.status}"
+        if self.left_behind:
+            return "has other weights than most servers"
         return "was started again and waits for the trainer's weights" if self.anew else ""
 
 
@@ -174,6 +201,7 @@ class ServerChecks:
         task.add_done_callback(self._running.discard)
 
     async def _check(self, server: Server, context: int, need_versions: bool) -> None:
+        server.completions = False
         try:
             health = await self._http.get(server.url + "/health", timeout=10.0)
             models = await self._http.get(server.url + "/v1/models", timeout=10.0)

@@ -178,6 +178,33 @@ def test_one_of_several_servers_that_hangs_in_an_update_is_left_out_and_brought_
     assert verify_sync(second.url, PROMPT, policy.logprobs, version=1, tolerance=1e-4) < 1e-4
 
 
+def test_a_server_that_may_be_half_loaded_is_not_resumed_by_a_later_failure(
+    url: str, second: Proxy, policy_model: Path, tmp_path: Path
+) -> None:
+    policy = Policy(policy_model)
+    folder, target = tmp_path / "weights", f"http://{second.target[0]}:{second.target[1]}"
+    publisher = DiskPublisher([url, second.url], folder, deadline_s=60.0)
+    publisher.servers[1] = WeightServer(second.url, 2.0)
+    second.stall_after = b"POST /update_weights"
+    assert publisher.publish(policy.model, 1).missing == (second.url,)  # type: ignore[union-attr]
+    second.stall_after = None
+    second.set("open")
+    publisher.servers[1] = WeightServer(second.url, 60.0)
+    # The next update fails before anything is read: of the one before nobody knows.
+    (file,) = folder.glob("*/model.safetensors")
+    file.rename(tmp_path / "aside")
+    assert publisher.catch_up() == []
+    assert httpx.get(f"{target}/is_paused", trust_env=False).json() == {"is_paused": True}
+    # Nor by the next trainer.
+    fresh = DiskPublisher([second.url], tmp_path / "fresh", deadline_s=60.0)
+    with pytest.raises(WeightSyncError, match="stays paused"):
+        fresh._update(fresh.servers[0], tmp_path, "1")
+    assert httpx.get(f"{target}/is_paused", trust_env=False).json() == {"is_paused": True}
+    (tmp_path / "aside").rename(file)
+    assert publisher.catch_up() == [second.url]
+    assert verify_sync(second.url, PROMPT, policy.logprobs, version=1, tolerance=1e-4) < 1e-4
+
+
 def test_a_server_that_does_not_sample_after_its_update_ends_the_run(
     url: str, policy_model: Path, tmp_path: Path
 ) -> None:

@@ -350,6 +350,39 @@ async def test_rollouts_of_a_server_that_stands_still_go_elsewhere(
     await still.wait_closed()
 
 
+async def test_a_server_that_stays_at_older_weights_holds_nobody_up(
+    generation: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = Generation(tokenizer, version="4")
+    old.script = lambda prompt, number: {"text": "ab", "delay": 60.0}  # paused
+    generation.script = lambda prompt, number: {"text": "ab"}
+    generation.version = "4"
+    served = Served(old.app())
+    try:
+        async with RolloutClient([served.url, generation.url]) as client:
+            assert await client.weight_version() == 4
+            work = asyncio.create_task(client.generate([1], SAMPLING))
+            for _ in range(3000):
+                await asyncio.sleep(0.01)
+                if old.running:
+                    break
+            generation.version = "5"
+            assert await client.weight_version() == 4
+            assert not work.done()
+            monkeypatch.setattr(servers, "_SILENT_S", 0.0)
+            await asyncio.sleep(0.01)
+            assert await client.weight_version() == 5
+            assert client.troubles == f"{served.url} has other weights than most servers"
+            assert (await work).versions[0][0] == 5
+            await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(4)))
+            assert len(old.requests) == 1
+            old.version = "5"
+            assert await client.weight_version() == 5
+            assert client.troubles == ""
+    finally:
+        served.stop()
+
+
 async def test_where_all_servers_are_silent_no_rollout_is_given_up(
     generation: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -86,6 +86,8 @@ class DiskPublisher:
         self._initialised: set[str] = set()
         self._published: tuple[Path, str] | None = None
         self._reading: dict[str, Path] = {}  # what servers that hung in an update may still read
+        self._half_loaded: set[str] = set()
+        self._met: set[str] = set()
 
     def check(self, *, resumed: bool = False) -> None:
         """Ask every server for its health; raises WeightSyncError (phase "health").
@@ -138,8 +140,6 @@ class DiskPublisher:
                     if not (error.gone or error.late):
                         raise
                     missing.append(error)
-            # A late server may go on reading as soon as it can.
-            self._reading |= {gone.server: written for gone in missing if gone.late}
             if not done:
                 self._remove_all_but(self._last)  # it is tried again every second, maybe for minutes
                 for gone in missing:
@@ -217,7 +217,11 @@ class DiskPublisher:
         return changed / total if total else None
 
     def _update(self, server: WeightServer, written: Path, version: str, prompt: Sequence[int] | None = None) -> Update:
-        update = Update(server)
+        if server.url not in self._met:
+            self._met.add(server.url)
+            if server.is_paused():  # not by this process: by a trainer that died, maybe in the middle of an update
+                self._half_loaded.add(server.url)
+        update = Update(server, self._half_loaded)
         try:
             update.pause(self.pause_mode)
             if server.was_started_again():
@@ -226,8 +230,9 @@ class DiskPublisher:
                 update.phase("init", "/init_weight_transfer_engine", {"init_info": {}})
                 self._initialised.add(server.url)
             update.start()
+            self._reading[server.url] = written  # one that hangs goes on reading as soon as it can
             update.phase("update", "/update_weights", {"update_info": {"folder": str(written)}})
-            self._reading.pop(server.url, None)
+            self._reading.pop(server.url)
             update.finish(version, prompt)
         except WeightSyncError as error:
             raise update.given_up(error) from error

@@ -91,6 +91,7 @@ class NcclPublisher:
         self._copy = ServedCopy()
         self._compared: tuple[int, float | None] | None = None  # a version, and its share of changed numbers
         self._published: str | None = None
+        self._half_loaded: set[str] = set()
 
     # -- what the run calls ----------------------------------------------------------------------------------
 
@@ -208,7 +209,7 @@ class NcclPublisher:
         self, servers: Sequence[WeightServer], seconds: dict[str, float], missing: list[WeightSyncError]
     ) -> list[Update]:
         """Who is there, pause, a group where there is none of exactly these, start."""
-        there = [Update(server) for server in servers]
+        there = [Update(server, self._half_loaded) for server in servers]
         try:
             labels = each(there, "health", lambda update: update.server.label(), missing)
             there = without(missing, there)

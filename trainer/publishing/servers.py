@@ -241,6 +241,13 @@ class WeightServer:
         try:
             if self.label(timeout=5.0) != version:
                 return True
+        except (WeightSyncError, ValueError):
+            return False
+        return self.is_paused()
+
+    def is_paused(self) -> bool:
+        """Whether the server says that it generates nothing at the moment."""
+        try:
             return bool(self.ask("health", "/is_paused", timeout=5.0).get("is_paused"))
         except (WeightSyncError, ValueError):
             return False

@@ -20,14 +20,29 @@ class Update:
     """One server's way through one update: what each phase took.
 
     `unsafe` from the start of the transfer to the new name: weights may be half loaded, or the cache is the old ones'.
+
+    Args:
+        half_loaded: addresses of the servers that are unsafe, kept by the publisher: what one update leaves so the next
+            one finds so, and must not resume it before its weights are whole. (Not even where they have no name: a
+            server that was started again looks like one whose first update broke off.)
     """
 
-    def __init__(self, server: WeightServer) -> None:
+    def __init__(self, server: WeightServer, half_loaded: set[str] | None = None) -> None:
         self.server = server
         self.seconds: dict[str, float] = {}
-        self.unsafe = False
+        self._half_loaded = set() if half_loaded is None else half_loaded
+        self._was_unsafe = self.unsafe
         self.probe: Probe | None = None
         self._paused_at: float | None = None
+
+    @property
+    def unsafe(self) -> bool:
+        """Whether nothing may be sampled from it."""
+        return self.server.url in self._half_loaded
+
+    @unsafe.setter
+    def unsafe(self, value: bool) -> None:
+        (self._half_loaded.add if value else self._half_loaded.discard)(self.server.url)
 
     def phase(self, name: str, path: str, body: Any = None, longer_s: float = 0.0) -> dict[str, Any]:
         """A POST route, timed as phase `name`. longer_s: see WeightServer.post."""
@@ -49,7 +64,7 @@ class Update:
             if OPEN not in error.reason:
                 raise
             # A trainer died within an update. Everything is paused, and every weight comes anew.
-            self.unsafe = True
+            self.unsafe = self._was_unsafe = True
             self.phase("finish", "/finish_weight_update", {})
             self.phase("start", "/start_weight_update", {})
         self.unsafe = True
@@ -86,7 +101,9 @@ class Update:
 
     def given_up(self, error: WeightSyncError) -> WeightSyncError:
         """The error as it is to be raised; a server whose weights are whole and old goes on with them."""
-        safe = not self.unsafe or UNCHANGED in error.reason
+        if UNCHANGED in error.reason and not self._was_unsafe:
+            self.unsafe = False
+        safe = not self.unsafe
         if safe and not error.gone:
             self.server.try_resume()
         paused = not safe and not error.gone
