@@ -153,7 +153,11 @@ def second(policy_model: Path) -> Iterator[Proxy]:
 
 @pytest.mark.parametrize(
     "route",
-    ["init_weight_transfer_engine", "update_weights", "reset_prefix_cache", "update_weight_version", "resume"],
+    [
+        *("update_weights", "reset_prefix_cache", "update_weight_version"),
+        # Slow: such a server is asked to go on, and each time it is waited for.
+        *(pytest.param(route, marks=pytest.mark.slow) for route in ("init_weight_transfer_engine", "resume")),
+    ],
 )
 def test_one_of_several_servers_that_hangs_in_an_update_is_left_out_and_brought_up_later(
     url: str, second: Proxy, policy_model: Path, tmp_path: Path, route: str
@@ -208,9 +212,9 @@ def test_a_server_that_may_be_half_loaded_is_not_resumed_by_a_later_failure(
 def test_a_server_that_does_not_sample_after_its_update_ends_the_run(
     url: str, policy_model: Path, tmp_path: Path
 ) -> None:
-    slow = Served(Server(Engine(policy_model, token_s=10.0), 256).app())
+    slow = Served(Server(Engine(policy_model, token_s=5.0), 256).app())
     publisher = DiskPublisher([url, slow.url], tmp_path, deadline_s=60.0)
-    publisher.servers[1] = WeightServer(slow.url, 10.0)
+    publisher.servers[1] = WeightServer(slow.url, 5.0)
     with pytest.raises(WeightSyncError, match=f"weights to {slow.url}, phase verify: no answer") as raised:
         publisher.publish(Policy(policy_model).model, 1, PROMPT)
     assert not raised.value.late

@@ -44,6 +44,7 @@ def test_answers_have_the_quantiles_of_the_distribution_cut_at_the_limit() -> No
     assert found == sorted(found)
 
 
+@pytest.mark.slow  # hundreds of rollouts of thousands of tokens: half a minute of both cores
 def test_hundreds_of_long_rollouts_in_flight_do_not_stop_the_event_loop(tmp_path: Path, smollm2: Path) -> None:
     found = measure(tmp_path, SCRIPT, 0.0, smollm2, groups=13, problems=8, say=lambda line: None)
     assert found["rollouts_in_flight"]["most"] >= SCRIPT.hold

@@ -89,6 +89,7 @@ def test_a_process_that_left_its_family_is_a_survivor_until_it_is_gone() -> None
         pass
 
 
+@pytest.mark.slow  # a run of half a minute; each way to leave a process behind is in tests/adversarial
 def test_programs_that_leave_processes_behind_leave_none_after_a_run(tmp_path: Path, smollm2: Path) -> None:
     found = soak(
         tmp_path, SCRIPT, seconds=0, target=200, limit_s=200, model=smollm2, every_s=1.0, rollouts=32, problems=8,

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import json
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,6 +75,11 @@ class Running:
             return "stop"
         return "length" if len(self.ids) >= int(self.params["max_tokens"]) else None
 
+    def settle(self, reason: str) -> None:
+        """Answers; whoever asked may be gone."""
+        with contextlib.suppress(InvalidStateError):
+            self.done.set_result(self.answer(reason))
+
     def answer(self, reason: str) -> dict[str, Any]:
         """vLLM's answer."""
         choice = {
@@ -123,7 +129,7 @@ class Engine:
             self.paused = True
             if mode == "abort":
                 for request in self.requests:
-                    request.done.set_result(request.answer("abort"))
+                    request.settle("abort")
                 self.requests.clear()
 
     def resume(self) -> None:
@@ -186,7 +192,7 @@ class Engine:
             reason = request.finish_reason(self.ends)
             if reason is not None:
                 self.requests.remove(request)
-                request.done.set_result(request.answer(reason))
+                request.settle(reason)
 
 
 class Server:

@@ -54,7 +54,12 @@ def qwen3(name: str, layers: int | None = None) -> PretrainedConfig:
     return AutoConfig.for_model("qwen3", **shape)
 
 
-@pytest.mark.parametrize("name", list(CASES))
+SLOW = ("two ranks, full, untied", "full, small chunks, longer")  # 16 and 8 s, beside others of their kind
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CASES]
+)
 def test_the_prediction_is_what_a_real_step_takes(name: str, tmp_path: Path) -> None:
     found = run(name, tmp_path)
     for phase in ("old", "train", "update"):

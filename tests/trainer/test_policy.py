@@ -76,7 +76,7 @@ def test_packing_changes_neither_values_nor_gradients(
 @pytest.mark.parametrize(
     ("activation_checkpointing", "backend"),
     [
-        ("full", "aot_eager"),
+        pytest.param("full", "aot_eager", marks=pytest.mark.slow),  # as the next one, 18 s
         ("selective", "aot_eager"),
         pytest.param("full", "inductor", marks=pytest.mark.slow),  # compiles C++ for half a minute
     ],

@@ -166,9 +166,14 @@ def test_sigterm_saves_and_the_resumed_run_equals_the_uninterrupted_one(
             "error weights to http://127.0.0.1:9, phase health: ",
         ),
         (["--checkpoint.resume", "latest"], "error checkpoint 'latest': "),
-        (["--init_from.run", "elsewhere"], "error checkpoint 'best': elsewhere/checkpoints has none"),
-        (["--model", "elsewhere"], "error model elsewhere: no config.json there"),
-        (["--memory_gib", "0.0001"], "error batch.max_tokens = 64, batch.context = 64 of "),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)  # ten seconds each to start two ranks
+            for case in (
+                (["--init_from.run", "elsewhere"], "error checkpoint 'best': elsewhere/checkpoints has none"),
+                (["--model", "elsewhere"], "error model elsewhere: no config.json there"),
+                (["--memory_gib", "0.0001"], "error batch.max_tokens = 64, batch.context = 64 of "),
+            )
+        ),
     ],
 )
 def test_what_is_missing_is_said_once_and_ends_every_rank(

@@ -327,10 +327,11 @@ async def test_a_group_whose_container_dies_is_judged_again_and_only_what_has_no
     ("options", "variables", "message"),
     [
         ({"modal_app": "other"}, {}, r"no such app. Run: VERIFIER_APP=other modal deploy -m verifier_app"),
-        (
+        pytest.param(  # slow: ten seconds of the client's own retries
             {"modal_environment": "dev"},
             {},
             r"no such app in environment dev. Run: modal deploy -m verifier_app --env dev",
+            marks=pytest.mark.slow,
         ),
         ({}, {"MODAL_TOKEN_SECRET": "wrong"}, r"no valid account .*Run: modal token new"),
     ],
