@@ -215,10 +215,12 @@ def test_a_server_that_does_not_sample_after_its_update_ends_the_run(
     slow = Served(Server(Engine(policy_model, token_s=5.0), 256).app())
     publisher = DiskPublisher([url, slow.url], tmp_path, deadline_s=60.0)
     publisher.servers[1] = WeightServer(slow.url, 5.0)
-    with pytest.raises(WeightSyncError, match=f"weights to {slow.url}, phase verify: no answer") as raised:
-        publisher.publish(Policy(policy_model).model, 1, PROMPT)
+    try:
+        with pytest.raises(WeightSyncError, match=f"weights to {slow.url}, phase verify: no answer") as raised:
+            publisher.publish(Policy(policy_model).model, 1, PROMPT)
+    finally:
+        slow.stop()
     assert not raised.value.late
-    slow.stop()
 
 
 @pytest.mark.parametrize("order", [1, -1])

@@ -404,7 +404,6 @@ async def test_where_all_servers_are_silent_no_rollout_is_given_up(
 
 async def test_a_server_that_names_no_weights_is_not_silent(generation: Any, tokenizer: Any) -> None:
     plain = Generation(tokenizer)
-    plain.scale_out = True
     app = plain.app()
     app.router.routes = [route for route in app.router.routes if route.path != "/weight_info"]  # type: ignore[attr-defined]
     served = Served(app)

@@ -203,6 +203,12 @@ def test_a_server_that_dies_in_the_middle_ends_the_publication_and_names_the_hal
     assert raised.value.gone
     assert f"half-loaded and paused as well, restart them: {well.url}" in str(raised.value)
     assert "/resume" not in well.state()["calls"]
+    # One that fails before it begins does not resume it either.
+    sends._address = "192.0.2.1"
+    with pytest.raises(WeightSyncError, match="phase init: cannot listen"):
+        sends.publish(policy, 1)
+    assert "/resume" not in well.state()["calls"]
+    sends._address = None
     # What the run does then: the publication anew, with those that are left.
     assert sends.publish(policy, 1).missing == (dies.url,)
     assert well.received() == [expected(policy, torch.float32)]
