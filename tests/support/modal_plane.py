@@ -48,12 +48,11 @@ class Call:
 
 @dataclass
 class Container:
-    """A process that takes one call."""
+    """A process that is started for one call and may take it once."""
 
-    task_id: str
-    function_id: str
     process: asyncio.subprocess.Process
-    call: Call | None = None
+    call: Call
+    taken: bool = False
 
 
 class _Server(Server):
@@ -98,7 +97,6 @@ class ControlPlane(ModalClientBase):
         self._numbers = itertools.count(1)
         self._files: dict[str, bytes] = {}
         self._calls: dict[str, Call] = {}
-        self._waiting: dict[str, asyncio.Queue[Call]] = {}
         self._containers: dict[str, Container] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._faulty: dict[str, str] = {}
@@ -214,7 +212,10 @@ class ControlPlane(ModalClientBase):
             if path.exists() and request.disallow_overwrite_existing_files:
                 raise GRPCError(Status.ALREADY_EXISTS, f"{file.filename} exists")
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(self._files[file.sha256_hex])
+            # as on Modal, where a commit shows a file wholly or not at all
+            whole = self.folder / self.new("written")
+            whole.write_bytes(self._files[file.sha256_hex])
+            whole.replace(path)
         await stream.send_message(Empty())
 
     async def VolumeListFiles(self, stream: Stream[Any, Any]) -> None:
@@ -358,8 +359,7 @@ class ControlPlane(ModalClientBase):
         if fault == "slow_start":
             await asyncio.sleep(1.0)
         while call.output is None and call.deaths <= RESCHEDULES:
-            self._waiting.setdefault(call.function_id, asyncio.Queue()).put_nowait(call)
-            await self._run_container(call.function_id)
+            await self._run_container(call)
         if call.output is None:
             status = api_pb2.GenericResult.GENERIC_STATUS_FAILURE
             self._finish(call, api_pb2.GenericResult(status=status, exception="Runner failed too many times"))
@@ -371,8 +371,10 @@ class ControlPlane(ModalClientBase):
         )
         call.done.set()
 
-    async def _run_container(self, function_id: str) -> None:
-        function, task_id = self.functions[function_id], self.new("ta")
+    async def _run_container(self, call: Call) -> None:
+        """One container for this call, until it ends; it must not take another's, whose own would then start anew."""
+        function_id, task_id = call.function_id, self.new("ta")
+        function = self.functions[function_id]
         root = self.folder / "containers" / task_id
         self._mount(function, root)
         arguments = api_pb2.ContainerArguments(
@@ -408,7 +410,7 @@ class ControlPlane(ModalClientBase):
             start_new_session=True,
         )
         log.close()
-        container = self._containers[task_id] = Container(task_id, function_id, process)
+        self._containers[task_id] = Container(process, call)
         self.running += 1
         self.started += 1
         try:
@@ -417,13 +419,9 @@ class ControlPlane(ModalClientBase):
             self.running -= 1
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(process.pid, signal.SIGKILL)
-        call = container.call
-        if call is not None and call.output is not None:
-            return
-        self.died.append((root / "log").read_text(errors="replace")[-2000:])
-        if call is None:  # died before it took anything: what waited is still there
-            call = self._waiting[function_id].get_nowait()
-        call.deaths += 1
+        if call.output is None:
+            self.died.append((root / "log").read_text(errors="replace")[-2000:])
+            call.deaths += 1
 
     def _mount(self, function: api_pb2.Function, root: Path) -> None:
         (root / "root").mkdir(parents=True)
@@ -444,9 +442,11 @@ class ControlPlane(ModalClientBase):
         await stream.send_message(api_pb2.ContainerHeartbeatResponse())
 
     async def FunctionGetInputs(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        await stream.recv_message()
         container = self._containers[str(stream.metadata["x-task-id"])]
-        call = container.call = await self._waiting[request.function_id].get()
+        if container.taken:
+            await asyncio.Event().wait()  # nothing more for this one
+        call, container.taken = container.call, True
         fault = self._faulty.get(call.input_id)
         if fault == "lost" or (fault == "killed" and not call.deaths):
             container.process.kill()
