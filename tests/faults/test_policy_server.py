@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -11,6 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
+from fastapi import FastAPI
+from fastapi.responses import PlainTextResponse
 from transformers import AutoModelForCausalLM
 
 from environments.demo.processes import free_port
@@ -240,6 +243,23 @@ def test_the_only_server_that_hangs_in_an_update_ends_it(second: Proxy, policy_m
     second.stall_after = b"POST /update_weights"
     with pytest.raises(WeightSyncError, match="phase update: no answer within 1 s; it stays paused"):
         DiskPublisher([second.url], tmp_path, deadline_s=1.0).publish(Policy(policy_model).model, 1)
+
+
+def test_servers_are_asked_for_their_health_side_by_side(tmp_path: Path) -> None:
+    asked = threading.Barrier(3)
+
+    def health() -> PlainTextResponse:
+        asked.wait(10)
+        return PlainTextResponse("")
+
+    app = FastAPI()
+    app.get("/health")(health)
+    three = [Served(app) for _ in range(3)]
+    try:
+        DiskPublisher([server.url for server in three], tmp_path, deadline_s=20.0).check()
+    finally:
+        for server in three:
+            server.stop()
 
 
 def test_a_trainer_that_goes_on_starts_without_a_server_that_is_gone(url: str, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -291,11 +292,13 @@ class WeightServer:
 
 
 def check_all(servers: Sequence[WeightServer], *, resumed: bool) -> None:
-    """Every server's `check`; a run that goes on does without those that are gone. Where all are it is `publish`
-    that waits (see `Served.patiently`)."""
-    for server in servers:
+    """Every server's `check`, side by side; a run that goes on does without those that are gone. Where all are it is
+    `publish` that waits (see `Served.patiently`)."""
+    with ThreadPoolExecutor(max(len(servers), 1)) as pool:  # one that swallows packets takes the whole deadline
+        checks = [pool.submit(server.check) for server in servers]
+    for check in checks:
         try:
-            server.check()
+            check.result()
         except WeightSyncError as error:
             if not (resumed and error.gone):
                 raise
