@@ -30,7 +30,7 @@ def small(folder: Path) -> list[str]:
     """The demo's own files with fewer and shorter rollouts, on-policy so that nothing is stale."""
     environment = yaml.safe_load((CONFIGS / "environment.yaml").read_text())
     environment["env"] |= {"group_size": 4, "max_new_tokens": 48, "max_staleness": 0, "max_concurrent_rollouts": 32}
-    environment["evaluation"] |= {"limit": 3}
+    environment["evaluation"] |= {"limit": 1}
     trainer = yaml.safe_load((CONFIGS / "trainer.yaml").read_text())
     trainer["batch"] |= {"rollouts": 8, "group_size": 4}
     trainer["api"] = {"batch_deadline_s": 240}

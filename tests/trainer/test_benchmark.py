@@ -134,6 +134,7 @@ def test_a_wrong_option_is_one_message(flags: list[str], message: str, capsys: p
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow  # seven seconds of imports for a mistake that can only come with a new file's name
 def test_run_by_path_the_benchmark_is_not_taken_for_the_package(tmp_path: Path) -> None:
     """benchmarks/trainer.py has the name of the package that it measures; gpu_check imports both."""
     command = [sys.executable, str(ROOT / "benchmarks" / "gpu_check.py"), "--help"]

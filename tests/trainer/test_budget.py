@@ -54,7 +54,8 @@ def qwen3(name: str, layers: int | None = None) -> PretrainedConfig:
     return AutoConfig.for_model("qwen3", **shape)
 
 
-SLOW = ("two ranks, full, untied", "full, small chunks, longer")  # 16 and 8 s, beside others of their kind
+SLOW = ("two ranks, full, untied", "full, small chunks, longer", "full, tied", "none, untied")
+"""5 to 16 s each, beside others of their kind."""
 
 
 @pytest.mark.parametrize(

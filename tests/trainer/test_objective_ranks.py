@@ -18,24 +18,24 @@ Gradients = dict[Any, dict[str, Tensor]]
 
 @pytest.fixture(scope="module")
 def worlds(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Gradients]:
-    """World size -> all gradients, each world started by torchrun."""
+    """World size -> all gradients, each world started by torchrun, all at the same time."""
     folder = tmp_path_factory.mktemp("worlds")
-    found = {}
+    started = {}
     for world in (1, 2, 3):
-        result = folder / f"{world}.pt"
         launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-        program = ["-m", "tests.trainer.objective_ranks", str(models["llama"]), str(result)]
-        done = subprocess.run(
-            [*launch, *program],
-            cwd=Path(__file__).parents[2],
-            capture_output=True,
-            text=True,
-            timeout=280,
-            check=False,
+        program = ["-m", "tests.trainer.objective_ranks", str(models["llama"]), str(folder / f"{world}.pt")]
+        started[world] = subprocess.Popen(
+            [*launch, *program], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True
         )
-        assert done.returncode == 0, done.stderr
-        found[world] = torch.load(result)
-    return found
+    try:
+        for one in started.values():
+            errors = one.communicate(timeout=280)[1]
+            assert one.returncode == 0, errors
+    finally:
+        for one in started.values():
+            one.terminate()  # torchrun ends its ranks
+            one.wait()
+    return {world: torch.load(folder / f"{world}.pt") for world in started}
 
 
 @pytest.mark.timeout(600)

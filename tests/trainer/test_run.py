@@ -131,29 +131,27 @@ def test_sigterm_saves_and_the_resumed_run_equals_the_uninterrupted_one(
     model, stopped, whole = models["qwen3"], tmp_path / "stopped", tmp_path / "whole"
     stopped.mkdir()
     whole.mkdir()
-    with api_server(stopped) as url:
-        trainer = start_trainer(url, model, stopped)
+    with api_server(stopped) as url, api_server(whole) as other:
+        trainer, uninterrupted = start_trainer(url, model, stopped), start_trainer(other, model, whole, ranks=1)
         try:
             post_groups(url, model, 0, 2)
+            post_groups(other, model, 0, 6)
             until = time.monotonic() + 120
             while not (stopped / "metrics.jsonl").exists() and trainer.poll() is None and time.monotonic() < until:
                 time.sleep(0.1)
             trainer.send_signal(signal.SIGTERM)  # torchrun hands it on to both ranks
             errors = trainer.communicate(timeout=60)[1]
+            assert "saved after step 1 of 3; --checkpoint.resume latest goes on" in errors, errors
+            assert (stopped / "checkpoints" / "latest").read_text().strip() == "step-00000001"
+
+            post_groups(url, model, 2, 6)
+            trainer = start_trainer(url, model, stopped, "--checkpoint.resume", "auto", ranks=1)
+            for one in (trainer, uninterrupted):
+                errors = one.communicate(timeout=120)[1]
+                assert one.returncode == 0, errors
         finally:
             trainer.kill()
-        assert "saved after step 1 of 3; --checkpoint.resume latest goes on" in errors, errors
-        assert (stopped / "checkpoints" / "latest").read_text().strip() == "step-00000001"
-
-        post_groups(url, model, 2, 6)
-        resumed = start_trainer(url, model, stopped, "--checkpoint.resume", "auto", ranks=1)
-        assert resumed.communicate(timeout=120)[0] is None
-        assert resumed.returncode == 0
-    with api_server(whole) as url:
-        post_groups(url, model, 0, 6)
-        uninterrupted = start_trainer(url, model, whole)
-        uninterrupted.communicate(timeout=120)
-        assert uninterrupted.returncode == 0
+            uninterrupted.kill()
     assert len(losses(whole)) == STEPS
     assert losses(stopped) == pytest.approx(losses(whole), abs=1e-6)
 
@@ -161,14 +159,11 @@ def test_sigterm_saves_and_the_resumed_run_equals_the_uninterrupted_one(
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        (
-            ["--weights.servers", "http://127.0.0.1:9"],
-            "error weights to http://127.0.0.1:9, phase health: ",
-        ),
         (["--checkpoint.resume", "latest"], "error checkpoint 'latest': "),
         *(
             pytest.param(*case, marks=pytest.mark.slow)  # ten seconds each to start two ranks
             for case in (
+                (["--weights.servers", "http://127.0.0.1:9"], "error weights to http://127.0.0.1:9, phase health: "),
                 (["--init_from.run", "elsewhere"], "error checkpoint 'best': elsewhere/checkpoints has none"),
                 (["--model", "elsewhere"], "error model elsewhere: no config.json there"),
                 (["--memory_gib", "0.0001"], "error batch.max_tokens = 64, batch.context = 64 of "),

@@ -324,32 +324,36 @@ async def test_a_group_whose_container_dies_is_judged_again_and_only_what_has_no
 
 
 @pytest.mark.parametrize(
-    ("options", "variables", "message"),
+    ("options", "message"),
     [
-        ({"modal_app": "other"}, {}, r"no such app. Run: VERIFIER_APP=other modal deploy -m verifier_app"),
+        ({"modal_app": "other"}, r"no such app. Run: VERIFIER_APP=other modal deploy -m verifier_app"),
         pytest.param(  # slow: ten seconds of the client's own retries
             {"modal_environment": "dev"},
-            {},
             r"no such app in environment dev. Run: modal deploy -m verifier_app --env dev",
             marks=pytest.mark.slow,
         ),
-        ({}, {"MODAL_TOKEN_SECRET": "wrong"}, r"no valid account .*Run: modal token new"),
     ],
 )
-def test_an_unknown_app_environment_or_account_names_the_command_to_run(
-    plane: ControlPlane, options: dict[str, str], variables: dict[str, str], message: str
+async def test_an_unknown_app_or_environment_names_the_command_to_run(
+    plane: ControlPlane, options: dict[str, str], message: str
 ) -> None:
+    with pytest.raises(VerifierError, match=message):
+        async with modal_verifier(**options):
+            pass
+
+
+def test_an_unknown_account_names_the_command_to_run(plane: ControlPlane) -> None:
     # in a process of its own: Modal's client of this one keeps its credentials
     code = (
         "import asyncio\n"
         "from environments.livecode.config import LivecodeEnvConfig\n"
         "from environments.livecode.verifiers import build_verifier\n"
-        f"verifier = build_verifier(LivecodeEnvConfig(verifier='modal', **{options!r}))\n"
+        "verifier = build_verifier(LivecodeEnvConfig(verifier='modal'))\n"
         "try: asyncio.run(verifier.__aenter__())\n"
         "except Exception as error: print(error)\n"
     )
-    done = run(plane, "python", "-c", code, **variables)
-    assert re.search(message, done.stdout), done.stdout + done.stderr
+    done = run(plane, "python", "-c", code, MODAL_TOKEN_SECRET="wrong")
+    assert re.search(r"no valid account .*Run: modal token new", done.stdout), done.stdout + done.stderr
 
 
 def test_the_smoke_test_judges_prints_and_removes_the_app(plane: ControlPlane) -> None:
