@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
 from verifier_app.judge import Judge, JudgeError
 from verifier_app.judge import watch as watch_module
 from verifier_app.judge.pool import JudgePool
-from verifier_app.judge.watch import Heartbeat, Look, Watch
+from verifier_app.judge.watch import Crowd, Heartbeat, Look, Watch, proportional_bytes
 
 
 @contextmanager
@@ -90,6 +92,60 @@ def test_waiting_tasks_count_once_however_many_they_are(monkeypatch: pytest.Monk
     many = Look(pids=[2], waited_ns={str(task): 900_000_000 for task in range(50)})
     assert interval(monkeypatch, many) == pytest.approx(1.0, abs=0.2)
     assert interval(monkeypatch, Look(pids=[2], waited_ns={"2": 300_000_000})) == pytest.approx(0.3)
+
+
+def test_what_the_judge_waits_for_a_core_is_not_the_programs_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits = [5_000_000_000, 5_250_000_000, 5_250_000_000]
+    monkeypatch.setattr(watch_module, "own_wait_ns", lambda: waits.pop(0))
+    assert interval(monkeypatch, Look(pids=[2], waited_ns={"2": 300_000_000})) == pytest.approx(0.55)
+
+
+def test_the_kernel_counts_what_the_judge_waits_for_a_core() -> None:
+    cores = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(cores)})
+    try:
+        with busy_loops(2):  # on the same core, as children of this thread
+            before, since = watch_module.own_wait_ns(), time.monotonic()
+            end = time.thread_time() + 0.3
+            while time.thread_time() < end:
+                pass
+            waited, passed = watch_module.own_wait_ns() - before, time.monotonic() - since
+    finally:
+        os.sched_setaffinity(0, cores)
+    assert 0 < waited / 1e9 < passed
+
+
+def test_a_crowd_is_stopped_without_a_look_at_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def shares(*_: object) -> None:
+        raise AssertionError("the shares of a fork bomb are long to read")
+
+    crowd = Look(pids=list(range(2, 200)), rss_bytes=1 << 40)
+    monkeypatch.setattr(watch_module, "look", lambda *_: crowd)
+    monkeypatch.setattr(watch_module, "proportional_bytes", shares)
+    assert Watch(-1, 1, False, 1.0, 1 << 30).check() == "too_many_processes"
+
+
+@pytest.mark.parametrize(("count", "ended"), [(3, False), (140, True), (140, False)])
+def test_processes_that_become_a_crowd_while_their_memory_is_read_are_stopped(count: int, ended: bool) -> None:
+    started = [subprocess.Popen(["sleep", "60"]) for _ in range(count)]
+    proc = os.open("/proc", os.O_RDONLY)
+    try:
+        if ended:  # zombies are no crowd
+            for one in started[1:]:
+                one.kill()
+                os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)
+        read = partial(proportional_bytes, proc, os.getpid(), False, [started[0].pid])
+        if count > 100 and not ended:
+            with pytest.raises(Crowd):
+                read(1 << 40)
+        else:
+            assert 0 < read(1 << 40) < 100 << 20
+        assert read(1) > 0  # as much as is enough, whoever else is there
+    finally:
+        os.close(proc)
+        for one in started:
+            one.kill()
+            one.wait()
 
 
 def test_a_long_wait_that_is_booked_late_counts_in_full(monkeypatch: pytest.MonkeyPatch) -> None:

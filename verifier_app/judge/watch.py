@@ -1,8 +1,9 @@
 """The watchdog: CPU time, memory, processes and fair time of a running test, from /proc.
 
-Fair time is wall time less the time in which the test waited for a core. /proc/PID/task/TID/schedstat says how long
-each task waited; of one look the longest wait counts, and all together never more than has passed. The kernel books a
-wait when it ends, so one that still lasts (a runnable task that did not move since) is added before time is called.
+Fair time is wall time less the time in which the test waited for a core, or may have waited for the judge, which itself
+had none: then nobody takes the test's output. /proc/PID/task/TID/schedstat says how long each task waited; of one look
+the longest wait and the judge's count, and all together never more than has passed. The kernel books a wait when it
+ends, so one that still lasts (a runnable task that did not move since) is added before time is called.
 """
 
 from __future__ import annotations
@@ -125,8 +126,19 @@ def look(proc: int, root: int, own_namespace: bool, schedstat: bool = True) -> L
     return result
 
 
-def proportional_bytes(proc: int, pids: list[int]) -> int | None:
-    """The processes' memory, shared pages divided among their sharers (PSS); None where that cannot be read."""
+class Crowd(Exception):
+    """A test has more than MAX_PROCESSES processes."""
+
+
+def proportional_bytes(proc: int, root: int, own_namespace: bool, pids: list[int], enough: int) -> int | None:
+    """The processes' memory, shared pages divided among their sharers (PSS); None where that cannot be read.
+
+    It is read as far as it is not above `enough`. A process that forks all the time gives its shares only between two
+    forks: on a busy host those of a hundred took a second, and of those that grew to 250 meanwhile a minute.
+
+    Raises:
+        Crowd: there are too many processes by now.
+    """
     total = 0
     for pid in pids:
         try:
@@ -137,7 +149,21 @@ def proportional_bytes(proc: int, pids: list[int]) -> int | None:
             continue
         except OSError:
             return None
+        if total > enough:
+            break
+        entries = sum(name.isdigit() for name in os.listdir(proc))
+        if entries > MAX_PROCESSES and len(look(proc, root, own_namespace, schedstat=False).pids) > MAX_PROCESSES:
+            raise Crowd
     return total
+
+
+def own_wait_ns() -> int:
+    """How long this thread has waited for a core since it began; 0 where the kernel does not say."""
+    try:
+        with open("/proc/thread-self/schedstat", "rb", buffering=0) as file:
+            return int(file.read().split()[1])
+    except (OSError, IndexError, ValueError):
+        return 0
 
 
 class Heartbeat:
@@ -191,6 +217,7 @@ class Watch:
         self.start = self.last = time.monotonic()
         self.next_look = self.start + FIRST_LOOK_S
         self.waited_ns: dict[str, int] = {}
+        self.own_wait_ns = own_wait_ns()
         self.there = False  # a process of the test was seen
         self.progress: tuple[int, int] = (0, 0)
         self.moved = self.start
@@ -212,24 +239,29 @@ class Watch:
         now = time.monotonic()
         interval, self.last = now - self.last, now
         wall = now - self.start
-        self.starved_s = min(wall, self.starved_s + self._starved(seen, interval))
+        own_before, self.own_wait_ns = self.own_wait_ns, own_wait_ns()
+        starved = self._starved(seen, interval) + (self.own_wait_ns - own_before) / 1e9
+        self.starved_s = min(wall, self.starved_s + starved)
         progress = seen.ran_ns, sum(seen.waited_ns.values())
         if progress != self.progress or not seen.runnable:
             self.progress, self.moved = progress, now
         self.waited_ns = seen.waited_ns
         self.cpu_s = max(self.cpu_s, seen.cpu_s)
+        if len(seen.pids) > MAX_PROCESSES:
+            return "too_many_processes"
         files = sum(usage.f_frsize * (usage.f_blocks - usage.f_bfree) for usage in map(os.fstatvfs, self.scratch))
         held = seen.rss_bytes + files
         if held > self.memory_bytes:  # resident sizes count a shared page once for every sharer
-            shares = proportional_bytes(self.proc, seen.pids)
+            try:
+                shares = proportional_bytes(self.proc, self.root, self.own_namespace, seen.pids, self.memory_bytes)
+            except Crowd:
+                return "too_many_processes"
             # Of a process without its main thread no shares can be read.
             held = held if shares is None else shares + seen.headless_bytes + files
         self.peak_bytes = max(self.peak_bytes, held)
         self.next_look = time.monotonic() + LOOK_EVERY_S
         if held > self.memory_bytes:
             return "memory_limit_exceeded"
-        if len(seen.pids) > MAX_PROCESSES:
-            return "too_many_processes"
         pending = now - self.moved if seen.waited_ns else 0.0  # a wait that is not booked yet
         if self.cpu_s > self.time_limit_s or wall - self.starved_s - pending > self.time_limit_s:
             return "time_limit_exceeded"
