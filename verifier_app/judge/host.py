@@ -6,6 +6,7 @@ import json
 import logging
 import os
 import select
+import signal
 import socket
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from typing import Any
 
 from verifier_app.judge.channel import Channel, ChannelClosed
 from verifier_app.judge.protocol import JudgeError
+from verifier_app.judge.watch import PATIENCE, TICK
 
 log = logging.getLogger(__name__)
 
@@ -91,14 +93,17 @@ class TemplateHandle:
         zygote.greet()
         return zygote
 
-    def end(self, pid: int) -> None:
-        """Kill a zygote with all that it holds; returns when nothing is left."""
+    def end(self, pid: int) -> int | None:
+        """Kill a zygote with all that it holds; returns when nothing is left, with wait's status where it is known."""
         try:
             with self._lock:
                 self.channel.send({"end": pid})
-                receive(self.channel, START_TIMEOUT_S)
+                answer, _ = receive(self.channel, START_TIMEOUT_S)
         except (ChannelClosed, TimeoutError, ValueError):
             log.warning("the template did not confirm the end of zygote %d", pid)
+            return None
+        status: int | None = answer["status"]
+        return status
 
     @property
     def alive(self) -> bool:
@@ -124,6 +129,7 @@ class ZygoteHandle:
         self.scratch: list[int] = []  # descriptors of the zygote's tmpfs folders
         self.own_namespace = False
         self.open = True
+        self.status: int | None = None  # how it ended, where that is known
 
     def greet(self) -> None:
         """Wait until it is confined."""
@@ -140,17 +146,47 @@ class ZygoteHandle:
         self.scratch = fds[1:]
         self.proc = fds[0] if fds else os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
 
-    def load(self, source: str, fn_name: str | None, timeout_s: float) -> dict[str, Any]:
-        """Have it compile the program. The answer has "compiled" and "message"; a crash or a hang is the program's."""
+    def load(self, source: str, fn_name: str | None, limit_s: float) -> dict[str, Any] | None:
+        """Have it compile the program: {"compiled", "message"}; a crash and too much CPU time are the source's.
+
+        None: it was killed, as by the kernel when memory is short, and is closed. What the source does, it does again.
+
+        Raises:
+            JudgeError: host_overloaded.
+        """
         started = time.monotonic()
         try:
             self.channel.send({"load": source, "fn_name": fn_name})
-            answer: dict[str, Any] = receive(self.channel, timeout_s - (time.monotonic() - started))[0]
+            left = limit_s
+            while True:
+                try:
+                    answer: dict[str, Any] = receive(self.channel, left)[0]
+                    return answer
+                except TimeoutError:
+                    # Compiling waits for nothing but a core, so its own time is what it took.
+                    spent, passed = self.cpu_s(), time.monotonic() - started
+                if spent >= limit_s:
+                    return {"compiled": False, "message": f"compiling took more than {limit_s:g} s"}
+                if passed > limit_s * PATIENCE:
+                    raise JudgeError("host_overloaded", f"compiling: {passed:.0f} s passed, {spent:.1f} s of CPU time")
+                left = max(limit_s - spent, 0.05)
         except ChannelClosed:
+            self.close()
+            if self.status is None or self.status == signal.SIGKILL:
+                return None
             return {"compiled": False, "message": "the compiler crashed on this source"}
-        except TimeoutError:
-            return {"compiled": False, "message": f"compiling took more than {timeout_s:g} s"}
-        return answer
+
+    def cpu_s(self) -> float:
+        """CPU time of the zygote itself; 0 for one that is gone."""
+        if not self.open:
+            return 0.0
+        try:
+            fd = os.open(f"{1 if self.own_namespace else self.pid}/stat", os.O_RDONLY, dir_fd=self.proc)
+        except OSError:
+            return 0.0
+        with open(fd, "rb") as file:
+            fields = file.read().rpartition(b")")[2].split()
+        return sum(map(int, fields[11:13])) / TICK
 
     def close(self) -> None:
         """Kill it with all its processes."""
@@ -160,4 +196,4 @@ class ZygoteHandle:
             for fd in [self.proc, *self.scratch]:
                 if fd >= 0:
                     os.close(fd)
-            self.template.end(self.pid)
+            self.status = self.template.end(self.pid)

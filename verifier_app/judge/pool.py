@@ -20,7 +20,7 @@ from verifier_app.judge.watch import PATIENCE
 from verifier_app.judge.worker import HEADER, frame
 
 STOP_TIMEOUT_S = 10.0
-GRACE_S = 120.0  # beyond what a rollout may take by its own limits: starting, compiling, comparing
+GRACE_S = 240.0  # beyond what a rollout's tests may take: starting, compiling (150 s where no core is free), comparing
 QUEUE_PER_WORKER = 16
 HOME = str(Path(__file__).resolve().parents[2])
 

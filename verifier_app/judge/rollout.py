@@ -159,11 +159,12 @@ class Judge:
                         raise JudgeError("host_overloaded", f"{spent:.0f} s passed, most of them waiting for a core")
                 for attempt in (1, 2):
                     if zygote is None or not zygote.open:
-                        zygote = self._zygote(request)
+                        began = time.monotonic()
+                        zygote, complaint = self._loaded(request)
+                        starved += time.monotonic() - began - zygote.cpu_s()  # of this only compiling is the program's
                         rollout.isolation = zygote.report
-                        loaded = zygote.load(request.code, request.fn_name, COMPILE_LIMIT_S)
-                        if not loaded["compiled"]:
-                            return rollout.verdict("compile_error", loaded["message"])
+                        if complaint is not None:
+                            return rollout.verdict("compile_error", complaint)
                     result = run_test(zygote, request, index)
                     if result is not None and (attempt == 2 or not result.killed):
                         break
@@ -183,6 +184,19 @@ class Judge:
             if zygote is not None:
                 zygote.close()
         return rollout.verdict()
+
+    def _loaded(self, request: Request) -> tuple[ZygoteHandle, str | None]:
+        """A zygote with the compiled program, or with what is wrong with its source."""
+        for _ in range(2):
+            zygote = self._zygote(request)
+            try:
+                loaded = zygote.load(request.code, request.fn_name, COMPILE_LIMIT_S)
+            except BaseException:
+                zygote.close()
+                raise
+            if loaded is not None:
+                return zygote, None if loaded["compiled"] else loaded["message"]
+        raise JudgeError("sandbox_failed", "the sandbox was killed twice while it compiled the program")
 
     def _zygote(self, request: Request) -> ZygoteHandle:
         numpy = "numpy" in request.code

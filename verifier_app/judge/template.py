@@ -80,8 +80,7 @@ class Template:
                 if "spawn" in message:
                     self.channel.send(self._spawn(message["spawn"], fds[0]))
                 elif "end" in message:
-                    self._end(message["end"])
-                    self.channel.send({})
+                    self.channel.send({"status": self._end(message["end"])})
         except ChannelClosed:
             for pid in list(self.zygotes):
                 self._end(pid)
@@ -106,19 +105,21 @@ class Template:
         self.zygotes[pid] = uid, scratch
         return {"pid": pid}
 
-    def _end(self, pid: int) -> None:
-        """Kill a zygote and everything it holds; return when it is gone."""
+    def _end(self, pid: int) -> int | None:
+        """Kill a zygote and everything it holds; return when it is gone, with how it ended (as wait gives it)."""
         if pid not in self.zygotes:
-            return
+            return None
         uid, scratch = self.zygotes.pop(pid)
+        status = None
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         with contextlib.suppress(ChildProcessError):
-            os.waitpid(pid, 0)
+            status = os.waitpid(pid, 0)[1]
         if not self.ground.pid:  # its children were handed to this process, the next subreaper
             self._bury(uid)
         if scratch is not None:
             remove_scratch(scratch, uid if self.ground.uid else None)
+        return status
 
     def _bury(self, uid: int) -> None:
         """Kill and collect every descendant that belongs to no living zygote; return when none is left."""

@@ -14,10 +14,10 @@ from collections.abc import Sequence
 
 FIRST_LOOK_S = 0.02
 LOOK_EVERY_S = 0.05
-PATIENCE = 10.0  # a starved test may take this many times its limit before the host counts as overloaded
+PATIENCE = 10.0  # a starved test, or compiler, may take this many times its limit before the host counts as overloaded
 MAX_PROCESSES = 128
 SPIN_ROUNDS = 30_000  # about a millisecond
-_TICK = os.sysconf("SC_CLK_TCK")
+TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGESIZE")
 
 
@@ -103,7 +103,7 @@ def look(proc: int, root: int, own_namespace: bool, schedstat: bool = True) -> L
     """Sum up the tree; processes that end meanwhile count as far as they were seen."""
     result = Look()
     for pid, fields in tree(proc, root, own_namespace).items():
-        result.cpu_s += sum(map(int, fields[11:15])) / _TICK  # its own and that of the children it waited for
+        result.cpu_s += sum(map(int, fields[11:15])) / TICK  # its own and that of the children it waited for
         if fields[0] == b"Z":
             living = _living_thread(pid, proc)
             if living is None:
