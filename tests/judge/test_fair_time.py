@@ -8,9 +8,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 
+import psutil
 import pytest
 
 from verifier_app.judge import Judge, JudgeError
@@ -98,6 +99,41 @@ def test_what_the_judge_waits_for_a_core_is_not_the_programs_time(monkeypatch: p
     waits = [5_000_000_000, 5_250_000_000, 5_250_000_000]
     monkeypatch.setattr(watch_module, "own_wait_ns", lambda: waits.pop(0))
     assert interval(monkeypatch, Look(pids=[2], waited_ns={"2": 300_000_000})) == pytest.approx(0.55)
+
+
+def test_a_look_that_comes_late_is_not_the_programs_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "look", lambda *_: Look(pids=[2], waited_ns={"2": 0}))
+    watch = Watch(-1, 1, False, 1.0, 1 << 40)
+    watch.there = True
+    watch.start -= 7
+    watch.next_look = time.monotonic() - 6.5
+    assert watch.check() is None
+    assert watch.starved_s == pytest.approx(6.5, abs=0.2)
+
+
+def wait_for_program(judge: psutil.Process) -> None:
+    """Until there is a process below template and zygote."""
+    while True:
+        time.sleep(0.02)
+        with suppress(psutil.NoSuchProcess):
+            if any(one.ppid() != judge.pid and one.parents()[2] == judge for one in judge.children(recursive=True)):
+                return
+
+
+async def test_a_judge_that_stood_still_does_not_cost_the_program_its_test() -> None:
+    # The program waits for someone to take its output, longer than its limit.
+    code = "import time\ntime.sleep(0.3)\nprint('x' * 1_000_000)"
+    request = {"code": code, "tests": [{"input": "", "output": "x" * 1_000_000}], "time_limit_s": 1.0}
+    async with JudgePool(workers=1) as pool:
+        await pool.verify(request)
+        (judge,) = (one for one in psutil.Process().children(True) if "verifier_app.judge.worker" in one.cmdline())
+        verifying = asyncio.create_task(pool.verify(request))
+        await asyncio.to_thread(wait_for_program, judge)
+        judge.suspend()
+        await asyncio.sleep(2.0)
+        judge.resume()
+        verdict = await verifying
+    assert (verdict["status"], verdict["tests"][0]["wall_s"] > 1.5) == ("accepted", True), verdict
 
 
 def test_the_kernel_counts_what_the_judge_waits_for_a_core() -> None:

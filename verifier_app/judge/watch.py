@@ -1,9 +1,10 @@
 """The watchdog: CPU time, memory, processes and fair time of a running test, from /proc.
 
-Fair time is wall time less the time in which the test waited for a core, or may have waited for the judge, which itself
-had none: then nobody takes the test's output. /proc/PID/task/TID/schedstat says how long each task waited; of one look
-the longest wait and the judge's count, and all together never more than has passed. The kernel books a wait when it
-ends, so one that still lasts (a runnable task that did not move since) is added before time is called.
+Fair time is wall time less the time in which the test waited for a core, or may have waited for the judge, which had
+none itself or stood still: then nobody takes the test's output. /proc/PID/task/TID/schedstat says how long each task
+waited; of one look the longest wait and the judge's count, and all together never more than has passed. The kernel
+books a wait when it ends, so one that still lasts (a runnable task that did not move since) is added before time is
+called.
 """
 
 from __future__ import annotations
@@ -235,13 +236,14 @@ class Watch:
 
     def check(self) -> str | None:
         """Look once; the status to stop the test with, "host_overloaded", or None to let it run."""
+        late = max(0.0, time.monotonic() - self.next_look)
         seen = look(self.proc, self.root, self.own_namespace, self.schedstat)
         now = time.monotonic()
         interval, self.last = now - self.last, now
         wall = now - self.start
         own_before, self.own_wait_ns = self.own_wait_ns, own_wait_ns()
-        starved = self._starved(seen, interval) + (self.own_wait_ns - own_before) / 1e9
-        self.starved_s = min(wall, self.starved_s + starved)
+        away = max(late, (self.own_wait_ns - own_before) / 1e9)
+        self.starved_s = min(wall, self.starved_s + self._starved(seen, interval) + away)
         progress = seen.ran_ns, sum(seen.waited_ns.values())
         if progress != self.progress or not seen.runnable:
             self.progress, self.moved = progress, now
