@@ -91,57 +91,52 @@ def test_a_program_that_kills_itself_is_a_runtime_error(judge: Judge) -> None:
     assert (verdict["status"], verdict["message"]) == ("runtime_error", "killed by SIGKILL")
 
 
+def around_loading(
+    judge: Judge,
+    monkeypatch: pytest.MonkeyPatch,
+    before: Callable[[psutil.Process], object] = lambda _: None,
+    after: Callable[[psutil.Process], object] = lambda _: None,
+) -> None:
+    """Does this to every zygote of the template before and after it compiles its program."""
+    handle = judge.template(numpy=False)
+    spawn = handle.spawn
+
+    def spawned(config: dict[str, Any]) -> Any:
+        zygote = spawn(config)
+        load = zygote.load
+
+        def between(*arguments: Any) -> Any:
+            (process,) = psutil.Process(handle.process.pid).children()
+            before(process)
+            loaded = load(*arguments)
+            after(process)
+            return loaded
+
+        monkeypatch.setattr(zygote, "load", between)
+        return zygote
+
+    monkeypatch.setattr(handle, "spawn", spawned)
+
+
+def stand_still(process: psutil.Process, seconds: float) -> None:
+    """Stops a process for so long, as a host does that starts or runs it late."""
+    process.suspend()
+    threading.Timer(seconds, process.resume).start()
+
+
 def test_a_host_that_takes_longer_than_the_limit_to_start_a_program_does_not_cost_it_the_test(
     judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The zygote stands still before it forks, as under a host that starts processes late.
-    handle = judge.template(numpy=False)
-    spawn = handle.spawn
-
-    def held(config: dict[str, Any]) -> Any:
-        zygote = spawn(config)
-        load = zygote.load
-
-        def load_and_hold(*arguments: Any) -> Any:
-            loaded = load(*arguments)
-            (process,) = psutil.Process(handle.process.pid).children()
-            process.suspend()
-            threading.Timer(2.0, process.resume).start()
-            return loaded
-
-        monkeypatch.setattr(zygote, "load", load_and_hold)
-        return zygote
-
-    monkeypatch.setattr(handle, "spawn", held)
+    around_loading(judge, monkeypatch, after=lambda zygote: stand_still(zygote, 2.0))  # before it forks
     verdict = judge.verify(request("print(int(input()) + 1)") | {"time_limit_s": 1.0})
     assert verdict["status"] == "accepted", verdict
-
-
-def before_loading(judge: Judge, monkeypatch: pytest.MonkeyPatch, do: Callable[[psutil.Process], object]) -> None:
-    """Does this to every zygote before it gets the program to compile."""
-    handle = judge.template(numpy=False)
-    spawn = handle.spawn
-
-    def held(config: dict[str, Any]) -> Any:
-        zygote = spawn(config)
-        load = zygote.load
-
-        def first(*arguments: Any) -> Any:
-            (process,) = psutil.Process(handle.process.pid).children()
-            do(process)
-            return load(*arguments)
-
-        monkeypatch.setattr(zygote, "load", first)
-        return zygote
-
-    monkeypatch.setattr(handle, "spawn", held)
 
 
 def test_a_sandbox_that_is_killed_while_it_compiles_is_no_compile_error(
     judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kills = [psutil.Process.kill, lambda _: None]
-    before_loading(judge, monkeypatch, lambda process: kills.pop(0)(process))
+    around_loading(judge, monkeypatch, lambda zygote: kills.pop(0)(zygote))
     assert judge.verify(request(RIGHT))["status"] == "accepted"
     kills[:] = [psutil.Process.kill] * 2
     with pytest.raises(JudgeError, match="killed twice while it compiled") as raised:
@@ -153,19 +148,15 @@ def test_a_template_that_is_killed_while_its_zygote_compiles_is_no_compile_error
     judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # The new template's zygotes are left alone.
-    before_loading(judge, monkeypatch, lambda process: process.parent().kill())
+    around_loading(judge, monkeypatch, lambda zygote: zygote.parent().kill())
     assert judge.verify(request(RIGHT))["status"] == "accepted"
 
 
 def test_compiling_takes_its_cpu_time_and_no_more_of_the_deadline(
     judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def stand_still(process: psutil.Process) -> None:
-        process.suspend()
-        threading.Timer(1.5, process.resume).start()
-
     monkeypatch.setattr(rollout, "COMPILE_LIMIT_S", 0.3)
-    before_loading(judge, monkeypatch, stand_still)
+    around_loading(judge, monkeypatch, lambda zygote: stand_still(zygote, 1.5))
     two = {"tests": [{"input": "1", "output": "2"}, {"input": "2", "output": "3"}], "deadline_s": 1.0}
     verdict = judge.verify(request("print(int(input()) + 1)") | two)
     assert (verdict["status"], verdict["passed"]) == ("accepted", 2)
@@ -177,7 +168,7 @@ def test_a_compiler_that_gets_no_core_is_a_fault_and_one_that_takes_long_a_compi
     monkeypatch.setattr(rollout, "COMPILE_LIMIT_S", 0.02)
     long = judge.verify(request("a = 1\n" * 50_000))
     assert (long["status"], long["message"]) == ("compile_error", "compiling took more than 0.02 s")
-    before_loading(judge, monkeypatch, psutil.Process.suspend)
+    around_loading(judge, monkeypatch, psutil.Process.suspend)
     with pytest.raises(JudgeError, match=r"compiling: \d+ s passed, 0\.0 s of CPU time") as raised:
         judge.verify(request("print(2)"))
     assert raised.value.kind == "host_overloaded"
