@@ -165,11 +165,11 @@ def test_compiling_takes_its_cpu_time_and_no_more_of_the_deadline(
 def test_a_compiler_that_gets_no_core_is_a_fault_and_one_that_takes_long_a_compile_error(
     judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollout, "COMPILE_LIMIT_S", 0.02)
-    long = judge.verify(request("a = 1\n" * 50_000))
-    assert (long["status"], long["message"]) == ("compile_error", "compiling took more than 0.02 s")
+    monkeypatch.setattr(rollout, "COMPILE_LIMIT_S", 0.1)
+    long = judge.verify(request("a = 1\n" * 500_000) | {"memory_limit_mb": 4096})
+    assert (long["status"], long["message"]) == ("compile_error", "compiling took more than 0.1 s")
     around_loading(judge, monkeypatch, psutil.Process.suspend)
-    with pytest.raises(JudgeError, match=r"compiling: \d+ s passed, 0\.0 s of CPU time") as raised:
+    with pytest.raises(JudgeError, match=r"compiling: \d+ s passed, 0\.\d s of CPU time") as raised:
         judge.verify(request("print(2)"))
     assert raised.value.kind == "host_overloaded"
 

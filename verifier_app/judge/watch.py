@@ -135,7 +135,7 @@ def proportional_bytes(proc: int, root: int, own_namespace: bool, pids: list[int
     """The processes' memory, shared pages divided among their sharers (PSS); None where that cannot be read.
 
     It is read as far as it is not above `enough`. A process that forks all the time gives its shares only between two
-    forks: beside two busy loops on two cores those of a hundred took more than a second, and they become more.
+    forks, so those of a fork bomb are long to read on a busy host, and it grows meanwhile.
 
     Raises:
         Crowd: there are too many processes by now.
