@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from verifier_app.judge import Judge, JudgeError, TestStore
+from verifier_app.judge.protocol import judge_fault
 
 # Below a folder that only root may enter: a program runs under a uid of its own and must not read its hidden tests.
 TESTS_DIR = "/root/livecode/tests"
@@ -35,4 +36,7 @@ def _judge(judge: Judge, store: TestStore, request: dict[str, Any]) -> dict[str,
     try:
         return {"verdict": judge.verify(request, store)}
     except JudgeError as error:
-        return {"error": {"kind": error.kind, "message": error.message}}
+        fault = error
+    except Exception as error:  # of this program alone: the others keep their verdicts
+        fault = judge_fault(error)
+    return {"error": {"kind": fault.kind, "message": fault.message}}

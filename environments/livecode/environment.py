@@ -174,6 +174,8 @@ class LivecodeEnv(FixedBaseEnv):
                 raise InfrastructureError(
                     f"{self._lost_in_a_row} groups in a row were lost, none of them scored; the last: {group.reason}"
                 )
+        elif group.dropped == "judge_fault":  # its programs' doing: it says nothing of the next group
+            logger.error("group of problem %s is dropped: %s", problem.id, group.reason)
         else:
             self._lost_in_a_row = 0
         if group.dropped is not None:

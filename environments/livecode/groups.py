@@ -24,6 +24,7 @@ from environments.livecode.rollouts import Sample, Sampling
 from environments.livecode.servers import RolloutDeadlineExceeded
 from environments.livecode.verifiers import (
     GroupVerifier,
+    JudgeFault,
     ManyVerifier,
     Verdict,
     Verifier,
@@ -248,7 +249,8 @@ async def make_group(
 ) -> Group:
     """All rollouts of a problem in parallel, scored.
 
-    A group that cannot be completed (no verdict, no rollout in time) comes back with dropped = "infrastructure";
+    A group that cannot be completed (no verdict, no rollout in time) comes back with dropped = "infrastructure", or
+    "judge_fault" where only the judge's own faults at its programs stand in the way;
     a server that refuses raises, since no further group could be made either.
 
     Args:
@@ -269,6 +271,8 @@ async def make_group(
     for result in results:
         if isinstance(result, Judged):
             group.rollouts.append(result)
+        elif isinstance(result, JudgeFault):
+            group.dropped, group.reason = group.dropped or "judge_fault", group.reason or str(result)
         elif isinstance(result, VerifierError | RolloutDeadlineExceeded):
             group.dropped, group.reason = "infrastructure", str(result)
         else:

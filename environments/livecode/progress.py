@@ -128,7 +128,7 @@ class Progress:
 
     def end(self, group: Group) -> None:
         """A group that is finished: in the outbox, or dropped for good."""
-        rate = None if group.dropped == "infrastructure" else group.pass_rate
+        rate = None if group.dropped in ("infrastructure", "judge_fault") else group.pass_rate
         runs = [
             {"status": rollout.verdict["status"], "tests": [[t["index"], t["status"], t["cpu_s"]] for t in tests]}
             for rollout in group.rollouts

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
-from environments.livecode.verifiers import PERMANENT, DeadlineExceeded, Verdict, VerifierError
+from environments.livecode.verifiers import PERMANENT, DeadlineExceeded, JudgeFault, Verdict, VerifierError
 from verifier_app.judge.protocol import STATUSES
 
 T = TypeVar("T")
@@ -50,6 +50,9 @@ async def until_deadline(attempt: Callable[[], Awaitable[T]], deadline_s: float,
                 except TryAgain as error:
                     last = error
                     causes[error.kind] += 1
+                except JudgeFault:
+                    causes["judge_fault"] += 1
+                    raise
                 await asyncio.sleep(pause * random.uniform(0.5, 1.5))
                 pause = min(2 * pause, BACKOFF_S[1])
     except TimeoutError:
@@ -99,6 +102,8 @@ def raise_fault(kind: str, message: str) -> NoReturn:
     """Raises what a judge's fault means to its caller: upload, give up, or try again."""
     if kind == "test_set_missing":
         raise TestSetMissing(f"{kind}: {message}")
+    if kind == "judge_fault":
+        raise JudgeFault(f"{kind}: {message}")
     if kind in PERMANENT - {"closed"} or kind in ("unauthorized", "too_large"):
         raise VerifierError(f"{kind}: {message}")
     raise TryAgain(kind, f"{kind}: {message}", broken=kind not in ("busy", "host_overloaded", "judge_died"))

@@ -1,6 +1,7 @@
 """Where programs are judged. A fault on our side is an error here, never a verdict.
 
 VerifierError            no verdict: a request that no judge can take, or retries that did not help
+├── JudgeFault           the judge failed at this one program, as it would again
 ├── Unreachable          the judge cannot be reached or cannot start
 └── DeadlineExceeded     no verdict in time
 """
@@ -44,6 +45,10 @@ class Unreachable(VerifierError):
 
 class DeadlineExceeded(VerifierError):
     """There was no verdict within the deadline."""
+
+
+class JudgeFault(VerifierError):
+    """The judge itself failed at this program. It would again, and it says nothing of any other program."""
 
 
 class Verifier(Protocol):
@@ -139,6 +144,7 @@ async def with_retries(
     """Repeats a verification that failed on our side, with growing pauses that differ between callers.
 
     Raises:
+        JudgeFault: the judge failed at this program.
         VerifierError: a fault that repeating cannot mend, or that five tries did not mend.
         DeadlineExceeded: `deadline_s` passed.
     """
@@ -148,6 +154,8 @@ async def with_retries(
                 try:
                     return await call()
                 except JudgeError as error:
+                    if error.kind == "judge_fault":
+                        raise JudgeFault(str(error)) from error
                     if error.kind in PERMANENT:
                         raise VerifierError(str(error)) from error
                     if attempt == _ATTEMPTS - 1:

@@ -22,6 +22,7 @@ from environments.livecode.atropos_fixes import GroupRefused
 from environments.livecode.config import RunConfig
 from environments.livecode.environment import InfrastructureError, LivecodeEnv
 from environments.livecode.problems import Problem, TestCase, save_problems
+from environments.livecode.verifiers import JudgeFault
 from environments.settings import ConfigError
 
 RIGHT = "```python\nprint(int(input()) + 1)\n```"
@@ -265,6 +266,27 @@ async def test_faults_on_our_side_never_become_scores_and_end_the_run_when_they_
         assert env.sent == 0
     lost = [row for row in groups_of(config) if row["dropped"] == "infrastructure"]
     assert [(row["scores"], row["sent"]) for row in lost] == [([], False)] * len(lost)
+
+
+async def test_programs_at_which_the_judge_fails_never_end_the_run(
+    config: RunConfig, generation: Any, trainer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(environment, "_LOST_GROUPS_IN_A_ROW", 2)
+    generation.script = Alternate()
+    await trainer.register(batch=8)
+    async with serving(config) as (env, _):
+        verifier = env.pipeline._verifier
+        judged, calls = verifier.verify, []
+
+        async def faulty(request: dict[str, Any]) -> dict[str, Any]:
+            calls.append(1)
+            if len(calls) <= 60:
+                raise JudgeFault("judge_fault: scripted")
+            return await judged(request)
+
+        verifier.verify = faulty  # type: ignore[method-assign]
+        await trainer.batch()
+        assert env.dropped["judge_fault"] >= 3
 
 
 async def test_records_hold_what_a_user_debugs_with(config: RunConfig, generation: Any, trainer: Any) -> None:

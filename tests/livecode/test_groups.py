@@ -17,7 +17,7 @@ from environments.livecode.problems import Problem, TestCase
 from environments.livecode.prompts import PromptBuilder
 from environments.livecode.rollouts import RolloutClient, Sampling
 from environments.livecode.servers import ServerRefused
-from environments.livecode.verifiers import LocalVerifier, VerifierError
+from environments.livecode.verifiers import JudgeFault, LocalVerifier, VerifierError
 
 RIGHT, WRONG = "```python\nprint(int(input()) + 1)\n```", "```python\nprint(0)\n```"
 ADD = Problem(id="add", source="t", kind="stdin", statement="Add one.", tests=[TestCase(input="1\n", output="2\n")])
@@ -30,8 +30,8 @@ def rules(size: int = 4, *, baseline: str = "include", dynamic: bool = True) -> 
 class Broken:
     """The judge's side of a fault: the first requests get no verdict, later ones go to the real judge."""
 
-    def __init__(self, inner: LocalVerifier, times: int) -> None:
-        self.inner, self.times, self.calls = inner, times, 0
+    def __init__(self, inner: LocalVerifier, times: int, error: type[VerifierError] = VerifierError) -> None:
+        self.inner, self.times, self.calls, self.error = inner, times, 0, error
 
     async def __aenter__(self) -> Broken:
         return self
@@ -42,7 +42,7 @@ class Broken:
     async def verify(self, request: dict[str, Any]) -> dict[str, Any]:
         self.calls += 1
         if self.calls <= self.times:
-            raise VerifierError("scripted")
+            raise self.error("scripted")
         return await self.inner.verify(request)
 
 
@@ -136,6 +136,15 @@ async def test_a_group_without_verdicts_is_infrastructure_and_has_no_scores(
     group = await make_group(pipeline_with(client, Broken(verifier, 99), tokenizer), ADD, rules(2), version=0)
     assert (group.dropped, group.reason, group.scores) == ("infrastructure", "scripted", [])
     assert len(generation.requests) == 6  # two rollouts and two new ones for each
+
+
+async def test_a_group_at_whose_programs_the_judge_fails_has_a_reason_of_its_own(
+    generation: Any, client: RolloutClient, verifier: LocalVerifier, tokenizer: Any
+) -> None:
+    generation.script = lambda prompt, number: {"text": RIGHT}
+    broken = Broken(verifier, 99, JudgeFault)
+    group = await make_group(pipeline_with(client, broken, tokenizer), ADD, rules(2), version=0)
+    assert (group.dropped, group.reason, group.scores) == ("judge_fault", "scripted", [])
 
 
 async def test_a_server_that_refuses_ends_the_run(generation: Any, pipeline: Pipeline) -> None:

@@ -9,19 +9,21 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import math
 import os
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from verifier_app.judge.protocol import JudgeError
+from verifier_app.judge.protocol import MAX_TIME_LIMIT_S, JudgeError
 from verifier_app.judge.watch import PATIENCE
 from verifier_app.judge.worker import HEADER, frame
 
 STOP_TIMEOUT_S = 10.0
 GRACE_S = 240.0  # beyond what a rollout's tests may take: starting, compiling (150 s where no core is free), comparing
 QUEUE_PER_WORKER = 16
+MAX_TESTS = 1_000_000  # of a set, as far as waiting for it goes
 HOME = str(Path(__file__).resolve().parents[2])
 
 
@@ -190,4 +192,6 @@ def longest(request: dict[str, Any]) -> float | None:
     count = tests.get("count", 1) if isinstance(tests, dict) else len(tests) if isinstance(tests, list) else 1
     if not isinstance(limit, (int, float)) or not isinstance(count, int):
         return GRACE_S
-    return limit * PATIENCE * count + GRACE_S
+    # What no request may ask for is refused by the judge: until then any time will do.
+    limit, count = min(max(limit, 0), MAX_TIME_LIMIT_S), min(max(count, 0), MAX_TESTS)
+    return GRACE_S if math.isnan(limit) else limit * PATIENCE * count + GRACE_S

@@ -8,6 +8,7 @@ JudgeError                a fault that is not the program's: never a verdict, ne
         "sandbox_failed"    the sandbox could not start or broke without the program's doing
         "weak_isolation"    the host offers too little and strong isolation was required
         "judge_died"        a judge process died twice under the same request
+        "judge_fault"       the judge itself failed at this request: it does so again, and no other request is touched
         "closed"            the judge or the pool was closed
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -35,10 +37,18 @@ STATUSES = (
 )
 
 
+def printable(text: str) -> str:
+    """The text with everything escaped that is no character for a person, such as lone surrogates and controls."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 class JudgeError(Exception):
     """A fault on our side. `kind` is one of the words in the module's docstring."""
 
     def __init__(self, kind: str, message: str) -> None:
+        message = printable(message)
         super().__init__(f"{kind}: {message}")
         self.kind = kind
         self.message = message
@@ -50,6 +60,15 @@ class JudgeError(Exception):
 def bad_request(field: str, problem: str, fix: str) -> JudgeError:
     """The error of a malformed request: what is wrong with which field, and what to do."""
     return JudgeError("bad_request", f"{field}: {problem}; {fix}")
+
+
+def judge_fault(error: BaseException) -> JudgeError:
+    """The error of an exception that nobody foresaw, with the place where it was raised."""
+    place, trace = "", error.__traceback__
+    while trace is not None:
+        place = f" at {os.path.basename(trace.tb_frame.f_code.co_filename)}:{trace.tb_lineno}"
+        trace = trace.tb_next
+    return JudgeError("judge_fault", f"{type(error).__name__}{place}: {str(error)[:200]}")
 
 
 class TestSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import signal
 import threading
@@ -13,13 +14,24 @@ from typing import Any, NamedTuple
 from verifier_app.judge import compare, kernel, wire
 from verifier_app.judge.channel import ChannelClosed
 from verifier_app.judge.host import MODULES, TemplateHandle, ZygoteHandle
-from verifier_app.judge.protocol import JudgeError, Request, bad_request, check_code, parse_request
+from verifier_app.judge.protocol import (
+    JudgeError,
+    Request,
+    bad_request,
+    check_code,
+    judge_fault,
+    parse_request,
+    printable,
+)
 from verifier_app.judge.pump import OUTPUT_CAP, Pump
 from verifier_app.judge.store import TestStore
 from verifier_app.judge.watch import Watch
 
+log = logging.getLogger(__name__)
+
 COMPILE_LIMIT_S = 15.0
 MESSAGE_CHARS = 300
+ONE_PROGRAMS = ("judge_fault", "host_overloaded", "sandbox_failed")  # faults that the next program need not have
 
 
 @dataclass
@@ -79,7 +91,7 @@ class Rollout:
                 }
                 for result in self.results
             ],
-            "message": message[:MESSAGE_CHARS],
+            "message": printable(message[:MESSAGE_CHARS])[:MESSAGE_CHARS],
             "isolation": self.isolation,
         }
 
@@ -103,17 +115,32 @@ class Judge:
 
     def verify(self, request: dict[str, Any], store: Any = None) -> dict[str, Any]:
         """Judge one rollout. Raises JudgeError for faults on our side and nothing else."""
-        if store is None:
-            store = default_store()
-        return self._judge(parse_request(request, store))
+        try:
+            return self._judge(parse_request(request, default_store() if store is None else store))
+        except JudgeError:
+            raise
+        except Exception as error:  # the net: what nobody foresaw costs this request alone
+            log.exception("the judge failed at a request")
+            raise judge_fault(error) from error
 
     def verify_many(self, tests_ref: dict[str, Any], codes: list[str], store: Any = None, **fields: Any) -> list[Any]:
-        """Judge several programs against one stored set, one after the other; `fields` are the request's others."""
+        """Judge several programs against one stored set, one after the other; `fields` are the request's others.
+
+        A fault that concerns one program alone stands in its place, as {"error": {"kind", "message"}}.
+        """
         if not isinstance(codes, list):
             raise bad_request("codes", f"is {type(codes).__name__}", "give a list of sources")
         for index, code in enumerate(codes):
             check_code(code, f"codes[{index}]")
-        return [self.verify({"tests_ref": tests_ref, "code": code, **fields}, store) for code in codes]
+        return [self._one_of_many({"tests_ref": tests_ref, "code": code, **fields}, store) for code in codes]
+
+    def _one_of_many(self, request: dict[str, Any], store: Any) -> dict[str, Any]:
+        try:
+            return self.verify(request, store)
+        except JudgeError as error:
+            if error.kind not in ONE_PROGRAMS:
+                raise
+            return {"error": {"kind": error.kind, "message": error.message}}
 
     def close(self) -> None:
         """End every process of this judge."""
@@ -269,6 +296,14 @@ def stop_message(reason: str, request: Request, watch: Watch) -> str:
     return "too many processes"
 
 
+def signal_name(number: int) -> str:
+    """SIGSEGV and the like; of the real-time signals only the first and the last have a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
 def conclude(request: Request, index: int, pump: Pump, watch: Watch, ended: Ended) -> tuple[str, str]:
     """(status, message) of a test that ended by itself."""
     if pump.over_cap:
@@ -278,7 +313,7 @@ def conclude(request: Request, index: int, pump: Pump, watch: Watch, ended: Ende
         return "time_limit_exceeded", f"{ended.cpu_s:.2f} s CPU; the limit is {request.time_limit_s:g} s"
     last = pump.last_error_line()
     if os.WIFSIGNALED(status):
-        name = signal.Signals(os.WTERMSIG(status)).name
+        name = signal_name(os.WTERMSIG(status))
         return "runtime_error", f"killed by {name}" + (f": {last}" if last else "")
     if os.WEXITSTATUS(status):
         if last.startswith("MemoryError"):

@@ -12,26 +12,36 @@ import signal
 import sys
 from typing import Any, BinaryIO
 
-from verifier_app.judge.protocol import JudgeError
+from verifier_app.judge.protocol import JudgeError, judge_fault
 from verifier_app.judge.rollout import Judge, default_store
 from verifier_app.judge.store import TestStore
 
 HEADER = 4
 
 
-def read_frame(stream: BinaryIO) -> Any:
-    """The next frame's value, None at the end of the stream."""
+def read_frame(stream: BinaryIO) -> bytes | None:
+    """The next frame's body, None at the end of the stream."""
     header = stream.read(HEADER)
     if len(header) < HEADER:
         return None
-    body = stream.read(int.from_bytes(header, "big"))
-    return json.loads(body)
+    return stream.read(int.from_bytes(header, "big"))
 
 
 def frame(value: Any) -> bytes:
     """A value as a frame."""
     body = json.dumps(value).encode()
     return len(body).to_bytes(HEADER, "big") + body
+
+
+def answer_to(judge: Judge, store: TestStore | None, body: bytes) -> bytes:
+    """The answer's frame, whatever happens to this request."""
+    try:
+        return frame({"verdict": judge.verify(json.loads(body)["request"], store)})
+    except JudgeError as error:
+        fault = error
+    except Exception as error:
+        fault = judge_fault(error)
+    return frame({"error": {"kind": fault.kind, "message": fault.message}})
 
 
 def main() -> None:
@@ -45,12 +55,8 @@ def main() -> None:
     with Judge(config.get("require_isolation"), tuple(config.get("deny", ()))) as judge:
         if config.get("require_isolation") == "strong":
             judge.template(numpy=False)
-        while (message := read_frame(requests)) is not None:
-            try:
-                answer = {"verdict": judge.verify(message["request"], store)}
-            except JudgeError as error:
-                answer = {"error": {"kind": error.kind, "message": error.message}}
-            answers.write(frame(answer))
+        while (body := read_frame(requests)) is not None:
+            answers.write(answer_to(judge, store, body))
             answers.flush()
 
 
