@@ -8,20 +8,34 @@ from __future__ import annotations
 import sys
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.text import Text
 
 from environments.dataset.cli import app as data_commands
-from environments.settings import ConfigError
+from environments.errors import BAD_INPUT, LivecodeError, note_bad_input
 
 GROUP = "atropos.environments"
 MODES = ("serve", "process", "evaluate")
 
+
+class _Commands(typer.core.TyperGroup):
+    """Where the errors of every command end: one line, and the exit code that the error carries."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LivecodeError as error:
+            if error.exit_code == BAD_INPUT:
+                note_bad_input()
+            raise fail(str(error), error.exit_code) from None
+
+
 app = typer.Typer(
     name="atropos",
+    cls=_Commands,
     help="Reinforcement learning with verifiable rewards for competitive programming.",
     no_args_is_help=True,
     add_completion=False,
@@ -63,10 +77,7 @@ def run_env(context: typer.Context) -> None:
         raise fail(f"run-env {name} {mode}: no such mode. Choose one of {', '.join(MODES)}.")
     environment = known[name].load()
     if hasattr(environment, "run_command"):
-        try:
-            raise typer.Exit(environment.run_command(mode, rest))
-        except ConfigError as error:
-            raise fail(str(error)) from None
+        raise typer.Exit(environment.run_command(mode, rest))
     # An environment written for plain Atropos brings its own command line.
     sys.argv = [name, mode, *rest]
     environment.cli()
@@ -81,13 +92,9 @@ def run_api(
     ] = None,
 ) -> None:
     """Start the Atropos API server, where environments put groups and the trainer takes batches."""
-    from environments.api_server.journal import JournalError
-    from environments.api_server.launch import PortInUseError, serve
+    from environments.api_server.launch import serve
 
-    try:
-        serve(host, port, journal)
-    except (PortInUseError, JournalError) as error:
-        raise fail(str(error)) from None
+    serve(host, port, journal)
 
 
 @app.command()
@@ -99,10 +106,7 @@ def report(
     """Write one HTML page of a run: curves, evaluations, and a browser of its rollouts. It needs no network."""
     from environments.report.page import write_report
 
-    try:
-        typer.echo(write_report(run, out, rollouts))
-    except ConfigError as error:
-        raise fail(str(error)) from None
+    typer.echo(write_report(run, out, rollouts))
 
 
 @app.command()
@@ -121,10 +125,7 @@ def export(
 
     if dtype not in DTYPES:
         raise fail(f"--dtype {dtype}: choose {' or '.join(DTYPES)}")
-    try:
-        folder, step = write(run, checkpoint, out, dtype, model)  # type: ignore[arg-type]
-    except ConfigError as error:
-        raise fail(str(error)) from None
+    folder, step = write(run, checkpoint, out, dtype, model)  # type: ignore[arg-type]
     typer.echo(f"{folder}: the weights after step {step}, {dtype}")
 
 
@@ -151,10 +152,7 @@ def audit(
     """Prove from a run's journals that each group was trained on once or counted, and each reward is a verdict's."""
     from environments.audit import audit as prove
 
-    try:
-        found = prove(run, environment or (), journal)
-    except ConfigError as error:
-        raise fail(str(error)) from None
+    found = prove(run, environment or (), journal)
     typer.echo("\n".join(found.lines()))
     raise typer.Exit(1 if found.violations else 0)
 
@@ -164,10 +162,7 @@ def select(context: typer.Context) -> None:
     """Choose a run's best checkpoint by serving and evaluating them: --run DIR --evaluation FILE --serving FILE ..."""
     from environments.select import main
 
-    try:
-        raise typer.Exit(main(list(context.args)))
-    except ConfigError as error:
-        raise fail(str(error)) from None
+    raise typer.Exit(main(list(context.args)))
 
 
 @app.command("serve-model", context_settings=_PASS_THROUGH)
@@ -175,10 +170,7 @@ def serve_model(context: typer.Context) -> None:
     """Start vLLM with the flags this project needs: [--config FILE] [--model DIR ...] [--dry-run true]"""
     from environments.serving import main
 
-    try:
-        raise typer.Exit(main(list(context.args)))
-    except ConfigError as error:
-        raise fail(str(error)) from None
+    raise typer.Exit(main(list(context.args)))
 
 
 @app.command()
@@ -218,10 +210,7 @@ def demo(context: typer.Context) -> None:
     """Run the whole loop on this machine: [--steps N] [--seed N] [--run-dir DIR] ...; --help lists all."""
     from environments.demo.run import main
 
-    try:
-        raise typer.Exit(main(list(context.args)))
-    except ConfigError as error:
-        raise fail(str(error)) from None
+    raise typer.Exit(main(list(context.args)))
 
 
 def main() -> None:

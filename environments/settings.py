@@ -7,7 +7,6 @@ the file beats the default. Everything that is wrong is said at once: field, val
 from __future__ import annotations
 
 import difflib
-import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -17,12 +16,21 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
-BAD_INPUT_NOTE = "ATROPOS_BAD_INPUT_NOTE"
-"""Environment variable: the file in which a process below a launcher tells a supervisor that its input was bad."""
+from environments.errors import BAD_INPUT_NOTE, ConfigError, note_bad_input
 
-
-class ConfigError(ValueError):
-    """Settings that cannot be used; the message names each field, its value and the fix."""
+__all__ = [
+    "BAD_INPUT_NOTE",
+    "ConfigError",
+    "Section",
+    "Settings",
+    "explain",
+    "load",
+    "note_bad_input",
+    "option_names",
+    "read_yaml",
+    "without_password",
+    "write_yaml",
+]
 
 
 class Section(BaseModel):
@@ -70,12 +78,6 @@ def load(model: type[S], argv: Sequence[str], program: str = "") -> S:
         raise ConfigError(explain(error, model, str(path) if path else "flags")) from None
     except SettingsError as error:
         raise ConfigError(_explain_flags(str(error), model)) from None
-
-
-def note_bad_input() -> None:
-    """Tells the supervisor, where there is one, that starting again cannot help."""
-    if note := os.environ.get(BAD_INPUT_NOTE):
-        Path(note).touch()
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:

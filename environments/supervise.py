@@ -18,10 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from environments.settings import BAD_INPUT_NOTE
-
-BAD_INPUT = 2
-"""Exit code of our commands for what the user must mend: starting again cannot help."""
+from environments.errors import BAD_INPUT, BAD_INPUT_NOTE, ConfigError
 
 
 @dataclass
@@ -90,7 +87,12 @@ def _run(command: Sequence[str], stop: threading.Event) -> int:
 
 
 def _wait(command: Sequence[str], stop: threading.Event, variables: dict[str, str]) -> int:
-    process = subprocess.Popen(command, env=variables)
+    try:
+        process = subprocess.Popen(command, env=variables)
+    except OSError as error:
+        raise ConfigError(
+            f"supervise: {command[0]}: cannot be started ({error.strerror}); give a program's name or path after --"
+        ) from None
     try:
         while True:
             try:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from environments.errors import ConfigError
 from environments.livecode.problems import Problem, load_problems
 from verifier_app.judge import Judge, JudgeError
 
@@ -18,7 +19,7 @@ ROWS = 20
 CUT = 400
 
 
-class UsageError(Exception):
+class UsageError(ConfigError):
     """What the user asked for cannot be done: which argument, and what to give instead."""
 
 

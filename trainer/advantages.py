@@ -7,11 +7,12 @@ from collections.abc import Sequence
 
 import torch
 
+from environments.errors import LivecodeError
 from environments.livecode.rewards import DropReason, check_baseline, drop_reason
 from trainer.groups import Group
 
 
-class DropDisagreement(RuntimeError):
+class DropDisagreement(LivecodeError, RuntimeError):
     """The environment and the trainer differ on which groups carry a signal."""
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from environments.errors import LivecodeError
 from trainer.groups import Group
 from trainer.packing import MicroBatch
 from trainer.parallel import Parallel, all_reduce_sums
@@ -27,7 +28,7 @@ NOISE = 0.01
 LEAST_TOKENS = 32
 
 
-class Misaligned(RuntimeError):
+class Misaligned(LivecodeError, RuntimeError):
     """The trainer's log-probabilities are not the sampler's; the message says what fits better, and what to check."""
 
 

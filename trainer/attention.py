@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, AttentionMaskInterface
 
+from environments.errors import ConfigError
+
 NAME = "prompt_shared"
 """Name of this attention in transformers' registry (`attn_implementation`)."""
 
@@ -28,7 +30,7 @@ MAX_MASK = 1 << 24
 """Largest number of (query, key) pairs of one group for which a mask is built."""
 
 
-class UnsupportedAttention(ValueError):
+class UnsupportedAttention(ConfigError):
     """The model asks for attention that this one does not compute; nothing is approximated."""
 
 

@@ -36,7 +36,7 @@ CONTEXT_STEP = 1024
 MOST_GPUS = 1024
 
 
-class DoesNotFitMemory(RuntimeError):
+class DoesNotFitMemory(ConfigError, RuntimeError):
     """The configuration needs more memory than a device has; the message says where, and what does fit."""
 
 

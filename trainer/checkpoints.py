@@ -29,6 +29,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
+from environments.errors import LivecodeError
 from trainer.durable import publish_folder, write_text
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel, barrier, broadcast, together
@@ -40,7 +41,7 @@ FORMAT = 2
 _NAME = re.compile(r"step-\d{8}")
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(LivecodeError, RuntimeError):
     """A checkpoint that was asked for cannot be used, or one could not be written."""
 
 

@@ -8,9 +8,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from environments.settings import Section, Settings, without_password
-from trainer.objectives import OBJECTIVES
-from trainer.optimizer import OptimizerConfig
-from trainer.recompute import Recompute
+from trainer.objective_table import OBJECTIVES
+
+Recompute = Literal["full", "selective", "none"]
 
 
 class ObjectiveConfig(Section):
@@ -61,6 +61,17 @@ class ObjectiveConfig(Section):
                 f"{table.clip_low:g}/{table.clip_high:g}; set old_logprobs: recompute"
             )
         return self
+
+
+class OptimizerConfig(Section):
+    """AdamW (arXiv 1711.05101) and its schedule."""
+
+    lr: float = Field(1e-6, gt=0, description="Learning rate after the warm-up.")
+    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the first and second moment.")
+    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of matrices; vectors have none.")
+    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
+    warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises linearly.")
+    max_grad_norm: float = Field(1.0, gt=0, description="The gradient is scaled down to this norm over all ranks.")
 
 
 class BatchConfig(Section):

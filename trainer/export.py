@@ -11,6 +11,7 @@ import torch
 from huggingface_hub import split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 
+from environments.errors import ConfigError
 from trainer.parallel import barrier
 from trainer.policy import Policy
 
@@ -28,7 +29,7 @@ TOKENIZER_FILES = (
 """What is copied from the tokenizer's source, as it stands there."""
 
 
-class ExportError(RuntimeError):
+class ExportError(ConfigError, RuntimeError):
     """The folder cannot be written where or how it was asked for."""
 
 

@@ -9,6 +9,8 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
+from environments.errors import LivecodeError
+
 PROMPT_MASK = -100
 """Entry of `masks` on the prompt; on sampled tokens the mask holds the token id itself."""
 
@@ -16,7 +18,7 @@ FINISH_REASONS = ("stop", "length")
 """How a rollout may end. "abort" is unfinished: it is resubmitted or discarded, never scored."""
 
 
-class BatchError(Exception):
+class BatchError(LivecodeError):
     """A group that cannot be trained on, or a batch that cannot be had; the tree stands in trainer/batches.py."""
 
 

@@ -15,10 +15,11 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 
+from environments.errors import ConfigError
 from trainer import attention
 
 
-class UnsupportedModel(ValueError):
+class UnsupportedModel(ConfigError):
     """The folder holds no model that this trainer computes exactly."""
 
 

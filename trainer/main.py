@@ -16,7 +16,8 @@ if __package__ in (None, ""):
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from environments.settings import ConfigError, load, note_bad_input
+from environments.errors import LivecodeError, report
+from environments.settings import load
 from trainer.config import TrainerConfig
 
 log = logging.getLogger("trainer")
@@ -39,34 +40,21 @@ def train(config: TrainerConfig) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Command line: exit code 2 for settings that cannot be used, 1 for what was found missing or broken later.
+    """Command line: exit code 2 for what the user has to change, 1 for what was missing or broke later.
 
-    Such an error is raised on every rank, and said once, by rank 0.
+    Such an error is raised on every rank, and reported once, by rank 0.
     """
     try:
         config = load(TrainerConfig, sys.argv[1:] if argv is None else argv, "torchrun trainer/main.py")
-    except ConfigError as error:
-        _say(error)
-        note_bad_input()  # torchrun ends with 1, whatever a rank ends with
-        return 2
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    # Imported here: --help and broken settings should not pay for torch.
-    from trainer.run import EXPECTED
-    from trainer.stopping import end_with_launcher
+        logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+        # Imported here: --help and broken settings should not pay for torch.
+        from trainer.stopping import end_with_launcher
 
-    end_with_launcher()
-
-    try:
+        end_with_launcher()
         train(config)
-    except EXPECTED as error:
-        _say(error)
-        return 1
+    except LivecodeError as error:
+        return report(error, show=os.environ.get("RANK", "0") == "0")
     return 0
-
-
-def _say(error: Exception) -> None:
-    if os.environ.get("RANK", "0") == "0":
-        print(f"error {error}", file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

@@ -5,26 +5,15 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-from pydantic import Field
 from torch import nn
 
-from environments.settings import Section
+from environments.errors import LivecodeError
+from trainer.config import OptimizerConfig
 from trainer.parallel import clip_grad_norm
 
 
-class NonFiniteGradient(RuntimeError):
+class NonFiniteGradient(LivecodeError, RuntimeError):
     """The gradient's norm is infinite or NaN; the weights were left as they were."""
-
-
-class OptimizerConfig(Section):
-    """AdamW (arXiv 1711.05101) and its schedule."""
-
-    lr: float = Field(1e-6, gt=0, description="Learning rate after the warm-up.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the first and second moment.")
-    weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of matrices; vectors have none.")
-    eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
-    warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises linearly.")
-    max_grad_norm: float = Field(1.0, gt=0, description="The gradient is scaled down to this norm over all ranks.")
 
 
 class Update(NamedTuple):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from environments.errors import LivecodeError
 from trainer.attention import AttentionLayout, Span
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ ATTENTION_COST = 3e-5
 2 x parameters. Qwen3-14B has 2.9e-5; where contexts are short enough for it to be wrong, it does not matter."""
 
 
-class DoesNotFit(ValueError):
+class DoesNotFit(LivecodeError, ValueError):
     """A sequence is longer than a micro-batch may be."""
 
 

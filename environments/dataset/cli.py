@@ -12,8 +12,6 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from environments.settings import ConfigError
-
 if TYPE_CHECKING:
     from environments.dataset.similar import Signature
 
@@ -74,10 +72,7 @@ def build(
         out, local, min_tests, frozenset(skip or ()), validation_from, leave_out_known_bad, any_count,
         workers or len(os.sched_getaffinity(0)),
     )  # fmt: skip
-    try:
-        manifest = run(RECIPES[recipe], options, lambda line: _errors.print(line, soft_wrap=True), _progress)
-    except ConfigError as error:
-        raise _fail(str(error)) from None
+    manifest = run(RECIPES[recipe], options, lambda line: _errors.print(line, soft_wrap=True), _progress)
     for name, split in manifest["splits"].items():
         typer.echo(f"{out / name}: {split['problems']} problems, {split['tests']} tests")
     for name, source in manifest["sources"].items():
@@ -168,7 +163,4 @@ def push(
     from environments.dataset.push import report
 
     folder = None if to == "modal" else Path(to)
-    try:
-        typer.echo(report(send(problems, folder, volume, environment), folder or f"Modal's volume {volume}"))
-    except ConfigError as error:
-        raise _fail(str(error)) from None
+    typer.echo(report(send(problems, folder, volume, environment), folder or f"Modal's volume {volume}"))

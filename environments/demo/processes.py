@@ -21,6 +21,7 @@ from typing import IO, Any
 
 import httpx
 
+from environments.errors import LivecodeError
 from environments.supervise import Restarts
 
 RESTARTS = 5
@@ -30,7 +31,7 @@ _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-class ProcessError(RuntimeError):
+class ProcessError(LivecodeError, RuntimeError):
     """A process of the run died, or was not ready in time; the message ends with its log's last lines."""
 
 

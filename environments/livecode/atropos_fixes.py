@@ -21,6 +21,7 @@ import numpy as np
 from atroposlib.envs.base import BaseEnv
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig
 
+from environments.errors import LivecodeError
 from environments.livecode import apart
 
 logger = logging.getLogger(__name__)
@@ -31,7 +32,7 @@ _LONGEST_PAUSE_S = 10.0
 _DIGITS = 5  # of a log-probability on the wire: 1e-5 is far below the sampler's own noise
 
 
-class AtroposError(RuntimeError):
+class AtroposError(LivecodeError, RuntimeError):
     """The Atropos API server cannot be used; the message says what to do."""
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from environments.contract import terms
 from environments.dataset.stored import StoredTests
+from environments.errors import LivecodeError
 from environments.livecode import apart, without_trainer
 from environments.livecode.admission import may_begin
 from environments.livecode.atropos_fixes import FixedBaseEnv, GroupRefused, encode_group, server_configs
@@ -40,7 +41,7 @@ _SERVERS_AWAY_S = 600.0  # how long a run that goes on waits for its first serve
 _LOST_GROUPS_IN_A_ROW = 20  # then the fault is not a rollout's
 
 
-class InfrastructureError(RuntimeError):
+class InfrastructureError(LivecodeError, RuntimeError):
     """Group after group is lost on our side: going on would only burn tokens."""
 
 

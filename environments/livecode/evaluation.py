@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from environments.dataset.window import KNOWN_BAD
+from environments.errors import LivecodeError
 from environments.livecode.groups import Pipeline, all_of
 from environments.livecode.problems import Problem
 from environments.livecode.profiles import Profile
@@ -26,7 +27,7 @@ RESAMPLES = 4000
 _BOOTSTRAP_SEED = 20240801
 
 
-class EvaluationError(RuntimeError):
+class EvaluationError(LivecodeError, RuntimeError):
     """An evaluation that gives no number, or two that cannot be compared."""
 
 

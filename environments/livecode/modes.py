@@ -14,18 +14,12 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from environments.livecode.atropos_fixes import AtroposError
+from environments.errors import ConfigError, LivecodeError
 from environments.livecode.config import RunConfig, load_run_config
-from environments.livecode.environment import InfrastructureError, LivecodeEnv
-from environments.livecode.evaluation import EvaluationError
-from environments.livecode.outbox import OutboxError
-from environments.livecode.problems import ProblemError
+from environments.livecode.environment import LivecodeEnv
 from environments.livecode.progress import DiskFull
-from environments.livecode.prompts import PromptError
-from environments.livecode.servers import RolloutError
-from environments.livecode.verifiers import VerifierError
 from environments.run_folder import claim
-from environments.settings import ConfigError, write_yaml
+from environments.settings import write_yaml
 
 logger = logging.getLogger(__name__)
 
@@ -130,13 +124,13 @@ async def _until_signal(work: Coroutine[Any, Any, Any]) -> int:
         if not asked:
             raise
         return 130 if asked[0] == signal.SIGINT else 0
-    except (AtroposError, EvaluationError, InfrastructureError, OutboxError, RolloutError, VerifierError) as error:
-        logger.error("%s", error)
-        return 1
     except (DiskFull, OSError) as error:
         # No fault of the input: started again once there is space, the run goes on where it was.
         logger.error("%s: %s", type(error).__name__, error)
         return 1
-    except (ProblemError, PromptError) as error:
-        raise ConfigError(str(error)) from None
+    except ConfigError:
+        raise
+    except LivecodeError as error:
+        logger.error("%s", error)
+        return error.exit_code
     return 0

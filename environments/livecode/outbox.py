@@ -9,10 +9,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from environments.errors import LivecodeError
 from environments.livecode.progress import sync_folder
 
 
-class OutboxError(RuntimeError):
+class OutboxError(LivecodeError, RuntimeError):
     """A group cannot be kept, or a kept one cannot be read; the message names the file."""
 
 

@@ -21,11 +21,13 @@ from typing import Any, Literal, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from environments.errors import ConfigError
+
 MAX_UNPACKED = 1 << 30
 """Bytes of a problem's private tests: a few hundred packed ones could fill any memory."""
 
 
-class ProblemError(ValueError):
+class ProblemError(ConfigError):
     """A problem that cannot be used; the message names where it stands and its id."""
 
 

@@ -42,7 +42,9 @@ class ProgressError(ConfigError):
 
 
 class DiskFull(ProgressError):
-    """The file of events cannot be written."""
+    """The file of events cannot be written; with space on the disk the same command goes on."""
+
+    exit_code = 1
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from environments.errors import ConfigError
 from environments.livecode.problems import Problem
 
 SYSTEM = (
@@ -33,7 +34,7 @@ Scaffold = Literal["livecodebench", "plain"]
 Message = dict[str, str]
 
 
-class PromptError(ValueError):
+class PromptError(ConfigError):
     """A prompt that cannot be made; the message names the problem or the file and the fix."""
 
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
+from environments.errors import LivecodeError
 from environments.livecode.answers import Choice, Unusable, best_logprob
 
 logger = logging.getLogger(__name__)
@@ -32,7 +33,7 @@ _CHECK_AGAIN_S = 10.0  # until a server is asked again that was not ready, or no
 _WAIT_FOR_FIRST_S = 5.0
 
 
-class RolloutError(RuntimeError):
+class RolloutError(LivecodeError, RuntimeError):
     """No rollout could be had; the message names the server and the reason."""
 
 

@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from environments.dataset.stored import TESTS, StoredTests, is_built
+from environments.errors import LivecodeError
 from environments.livecode.problems import Problem, ProblemError, TestCase
 from environments.livecode.test_sets import LargeSets
 from verifier_app.judge import JudgeError
@@ -35,7 +36,7 @@ _ATTEMPTS = 5
 _FIRST_PAUSE_S = 0.25
 
 
-class VerifierError(RuntimeError):
+class VerifierError(LivecodeError, RuntimeError):
     """There is no verdict; the message says why."""
 
 

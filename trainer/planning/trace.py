@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from environments.errors import ConfigError
 from trainer import attention
 from trainer.attention import AttentionLayout
 from trainer.logprobs import token_logprobs
@@ -30,7 +31,7 @@ from trainer.recompute import Recompute, recompute
 Shape = tuple[int, ...]
 
 
-class Untraceable(ValueError):
+class Untraceable(ConfigError):
     """The model is built unlike Llama, Qwen and alike, so its memory cannot be planned."""
 
 

@@ -18,6 +18,8 @@ from typing import Any, Generic, Literal, TypeVar
 import httpx
 import torch
 
+from environments.errors import LivecodeError
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -37,7 +39,7 @@ _OTHER_BACKEND = ("Invalid init_info for", "Weight transfer not configured")
 PROBE_TOKENS = 16
 
 
-class WeightSyncError(RuntimeError):
+class WeightSyncError(LivecodeError, RuntimeError):
     """New weights did not reach a server, or are not what it computes with.
 
     `server` and `phase` say where; `paused` is True when the server was left paused on purpose, since it may

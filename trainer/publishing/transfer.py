@@ -21,6 +21,7 @@ from urllib.parse import urlsplit
 import torch
 from torch import Tensor
 
+from environments.errors import ConfigError
 from trainer.publishing.servers import Call, WeightSyncError
 from trainer.publishing.updates import Update, each
 
@@ -34,7 +35,7 @@ LONGER_S = 5.0
 """A server's call in a collective outlives the collective's deadline: who waits for whom is known there only."""
 
 
-class NcclUnavailable(RuntimeError):
+class NcclUnavailable(ConfigError, RuntimeError):
     """weights.backend nccl cannot work on this machine; the message says what is missing."""
 
 

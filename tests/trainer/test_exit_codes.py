@@ -1,0 +1,139 @@
+"""How the trainer ends where it cannot begin: one line, an exit code that says whether starting again can help, and
+nothing read or imported that was not needed to find out."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import pkgutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import environments
+import trainer
+from environments.errors import BAD_INPUT_NOTE, ConfigError, LivecodeError
+from tests.trainer.test_run import ROOT, api_server
+
+WITHOUT_TORCH = """
+import sys
+from trainer.main import main
+try:
+    code = main(sys.argv[1:])
+except SystemExit as ended:
+    code = ended.code
+print([name for name in ("torch", "transformers", "vllm", "atroposlib") if name in sys.modules], code)
+"""
+
+
+def start(*flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "trainer" / "main.py"), *flags],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, **variables},
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "code"),
+    [
+        (["--help"], 0),
+        (["--model", "m", "--run_dir", "r", "--objective.name", "ppo"], 2),
+        (["--model", "m", "--run_dir", "r", "--optimizer.lr", "-1", "--activation_checkpointing", "some"], 2),
+    ],
+)
+def test_help_and_wrong_settings_do_not_import_torch(flags: list[str], code: int) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_TORCH, *flags], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.stdout.splitlines()[-1] == f"[] {code}", done.stderr
+
+
+def test_a_run_folder_of_another_format_is_one_line_before_the_model_is_read(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text('{"format": 99}')
+    done = start(
+        "--model", str(tmp_path / "no-model"), "--run_dir", str(run), **{BAD_INPUT_NOTE: str(tmp_path / "note")}
+    )
+    assert done.returncode == 2, done.stderr
+    assert [line for line in done.stderr.splitlines() if "error" in line] == [
+        f"error {run}: a run folder of format 99, this version reads 1. Use the version that wrote it, or give "
+        "another folder."
+    ]
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "note").exists()
+
+
+def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = start("--model", "m", "--run_dir", str(tmp_path / "file" / "run"))
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error run_dir {tmp_path}/file/run: cannot be written (")
+
+
+def test_servers_and_api_are_asked_before_the_model_is_read(tmp_path: Path) -> None:
+    where = ["--model", str(tmp_path / "no-model"), "--run_dir", str(tmp_path / "run")]
+    done = start(*where, "--weights.servers", "http://127.0.0.1:9")
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith("error weights to http://127.0.0.1:9, phase health: ")
+    with api_server(tmp_path) as url:
+        done = start(*where, "--api.url", f"{url}/nothing-here")
+        assert done.stderr.splitlines()[-1].startswith(f"error POST {url}/nothing-here/contract answered HTTP 404")
+        done = start(*where, "--api.url", url)
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith(f"error model {tmp_path}/no-model: no config.json there")
+
+
+def test_supervise_does_not_start_bad_input_again(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "run.json").write_text('{"format": 99}')
+    words = ["supervise", "--name", "trainer", "--", sys.executable, str(ROOT / "trainer" / "main.py")]
+    done = subprocess.run(
+        [sys.executable, "-m", "environments.cli", *words, "--model", "m", "--run_dir", str(run)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.count("a run folder of format 99") == 1
+    assert done.stderr.splitlines()[-1].startswith("trainer: exit code 2: bad input, not started again")
+
+
+def test_a_command_that_does_not_exist_is_one_line_of_supervise() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "environments.cli", "supervise", "--", "no-such-program"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr.splitlines() == [
+        "error supervise: no-such-program: cannot be started (No such file or directory); give a program's name or "
+        "path after --"
+    ]
+
+
+INTERNAL = {"TryAgain", "Unusable", "Interrupted", "Dropped", "_Stopped", "WeightFolderError"}
+"""Errors that never end a process: they are caught where they were expected, or travel in a server's answer."""
+
+
+def test_every_error_of_the_project_has_an_exit_code() -> None:
+    outside = set()
+    for package in (environments, trainer):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if module.name.startswith("trainer.vllm_") or module.name.endswith("__main__"):
+                continue  # vLLM's processes import these
+            for name, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
+                if issubclass(kind, Exception) and kind.__module__.startswith(("environments", "trainer")):
+                    outside |= set() if issubclass(kind, LivecodeError) else {name}
+    assert outside <= INTERNAL, outside - INTERNAL
+    assert (LivecodeError("x").exit_code, ConfigError("x").exit_code) == (1, 2)
