@@ -6,7 +6,7 @@ import asyncio
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ from environments.dataset.similar import Match, Overlap, Signature, duplicates
 from environments.dataset.solutions import check_solutions
 from environments.dataset.sources import LCB, LCB_FILES, LCB_LICENCE, Recipe, Source, download, find_files
 from environments.dataset.stored import write_json, write_rows
-from environments.dataset.window import KNOWN_BAD, complaints
+from environments.dataset.window import KNOWN_BAD, KNOWN_BAD_BEFORE, complaints
 from environments.livecode.verifiers import VerifierError
 from environments.settings import ConfigError
 
-CLEANING = ("few_tests", "duplicate", "contaminated", "solution_fails")
+CLEANING = ("few_tests", "known_bad", "duplicate", "contaminated", "solution_fails")
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]
 
 
@@ -70,14 +70,16 @@ def build(recipe: Recipe, options: Options, say: Callable[[str], None], progress
     held_out = [row for source in sources if source.split != "train" for row in rows[source.name]]
     train = [row for source in sources if source.split == "train" for row in rows[source.name]]
     test = [row for source in sources if source.split == "test" for row in rows[source.name]]
+    validation = [row for source in sources if source.split == "validation" for row in rows[source.name]]
     if wrong := complaints(test):
         if not options.any_count:
             raise ConfigError(_other("the test split", wrong))
         say("the test split is not the known one: " + "; ".join(wrong))
     if options.leave_out_known_bad:
-        for row in test:
-            dropped[row["source"]]["known_bad"] += row["id"] in KNOWN_BAD
-        test = [row for row in test if row["id"] not in KNOWN_BAD]
+        test = _without_known_bad(test, KNOWN_BAD, dropped)
+    if "known_bad" not in skip:
+        train = _without_known_bad(train, KNOWN_BAD_BEFORE, dropped)
+        validation = _without_known_bad(validation, KNOWN_BAD_BEFORE, dropped)
 
     matches: list[Match] = []
     if "contaminated" not in skip:
@@ -87,8 +89,7 @@ def build(recipe: Recipe, options: Options, say: Callable[[str], None], progress
         matches = list(found.values())
         _report(options.out / "decontamination.jsonl", matches, [*train, *held_out])
         train = _without(train, found, "contaminated", dropped)
-    if "solution_fails" not in skip:
-        train = _by_solutions(train, options, progress, dropped)
+    train = _by_solutions(train, options, progress, dropped, leave_out="solution_fails" not in skip)
     # Last, so that of two equal problems the one whose solution passes is kept.
     if "duplicate" not in skip:
         with progress("near-duplicates", len(train)) as tick:
@@ -97,7 +98,7 @@ def build(recipe: Recipe, options: Options, say: Callable[[str], None], progress
 
     splits = {"train": train, "test": test}
     if options.validation_from:
-        splits["validation"] = rows["livecodebench_validation"]
+        splits["validation"] = validation
     try:
         for name, kept in splits.items():
             write_rows(options.out / name / "problems.parquet", kept)
@@ -162,6 +163,14 @@ def _ticking(rows: Sequence[dict[str, Any]], tick: Callable[[], None]) -> Any:
         tick()
 
 
+def _without_known_bad(
+    rows: list[dict[str, Any]], known: Mapping[str, str], dropped: dict[str, Counter[str]]
+) -> list[dict[str, Any]]:
+    for row in rows:
+        dropped[row["source"]]["known_bad"] += row["id"] in known
+    return [row for row in rows if row["id"] not in known]
+
+
 def _without(
     rows: list[dict[str, Any]], gone: dict[str, Match], reason: str, dropped: dict[str, Counter[str]]
 ) -> list[dict[str, Any]]:
@@ -172,12 +181,18 @@ def _without(
 
 
 def _by_solutions(
-    rows: list[dict[str, Any]], options: Options, progress: Progress, dropped: dict[str, Counter[str]]
+    rows: list[dict[str, Any]],
+    options: Options,
+    progress: Progress,
+    dropped: dict[str, Counter[str]],
+    leave_out: bool,
 ) -> list[dict[str, Any]]:
+    """The rows with the test set that their own solution passes; those that pass none only where they are to stay."""
     tests, cache = options.out / "tests", options.out / "parts" / "solutions.jsonl"
-    with progress("known solutions", sum(bool(row["solutions"]) for row in rows)) as tick:
+    judged = rows if leave_out else [row for row in rows if row["readings"]]
+    with progress("known solutions", sum(bool(row["solutions"]) for row in judged)) as tick:
         try:
-            found = asyncio.run(check_solutions(rows, tests, cache, options.workers, tick))
+            found = asyncio.run(check_solutions(judged, tests, cache, options.workers, tick))
         except VerifierError as error:
             raise ConfigError(
                 f"data build: known solutions: {error}. Run the same command again; where a test set is missing or "
@@ -186,12 +201,12 @@ def _by_solutions(
     kept = []
     for row in rows:
         sha = found.get(row["id"], row["tests_sha256"])
-        if sha is None:
+        if sha is None and leave_out:
             dropped[row["source"]]["solution_fails"] += 1
-        elif sha != row["tests_sha256"]:
-            kept.append(row | {"tests_sha256": sha, "tests_bytes": row["unwrapped"][1]})
-        else:
-            kept.append(row)
+            continue
+        sizes = dict(row["readings"]) | {row["tests_sha256"]: row["tests_bytes"]}
+        sha = sha or row["tests_sha256"]
+        kept.append(row | {"tests_sha256": sha, "tests_bytes": sizes[sha]})
     return kept
 
 

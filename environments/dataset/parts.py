@@ -10,16 +10,17 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from environments.dataset.readers import READERS
-from environments.dataset.rows import Dropped, Row
+from environments.dataset.dropped import Dropped
+from environments.dataset.readers import read_row
+from environments.dataset.rows import Row
 from environments.dataset.sources import Source, read_rows
 from environments.dataset.stored import write_json
 from environments.livecode.problems import Problem, ProblemError
 from environments.settings import ConfigError
-from verifier_app.judge.store import TestStore, encode_tests
+from verifier_app.judge.store import TestStore
 
 KEPT_SOLUTIONS = 3
-FORMAT = 1  # of a part: raised when its reader or its columns change
+FORMAT = 2  # of a part: raised when its reader or its columns change
 
 
 def make_part(source: Source, files: list[Path], out: Path, min_tests: int) -> dict[str, Any]:
@@ -52,7 +53,7 @@ def make_part(source: Source, files: list[Path], out: Path, min_tests: int) -> d
 
 
 def _read(source: Source, files: list[Path], out: Path, min_tests: int) -> dict[str, Any]:
-    store, reader = TestStore(out / "tests"), READERS[source.reader]
+    store = TestStore(out / "tests")
     counts: Counter[str] = Counter()
     dropped: Counter[str] = Counter()
     part, left_out = out / "parts" / f"{source.name}.jsonl.part", out / "parts" / f"{source.name}.dropped.jsonl"
@@ -64,7 +65,8 @@ def _read(source: Source, files: list[Path], out: Path, min_tests: int) -> dict[
                 try:
                     if isinstance(raw, Dropped):
                         raise raw
-                    row = reader(raw)
+                    row = read_row(source.reader, raw)
+                    del raw  # it may hold 200 MB, and its tests as much
                     if not _inside(source, row.date):
                         counts["outside_window"] += 1
                         continue
@@ -107,16 +109,14 @@ def _normal(source: Source, row: Row, number: int, store: TestStore, min_tests: 
         for value in fields.values():
             (value or "").encode()  # parquet holds no lone surrogates
         reference = store.put(row.tests)
-        unwrapped = store.put(row.unwrapped) if row.unwrapped else None
+        readings = [store.put(tests)["sha256"] for tests in row.readings]
     except (ValidationError, ProblemError, UnicodeEncodeError) as error:
         raise Dropped("invalid", str(error).replace("\n", " ")) from None
     return fields | {
         "tests_sha256": reference["sha256"],
         "tests_count": reference["count"],
-        "tests_bytes": len(encode_tests(row.tests)),
-        "unwrapped": None
-        if unwrapped is None or row.unwrapped is None
-        else [unwrapped["sha256"], len(encode_tests(row.unwrapped))],
+        "tests_bytes": store.path(reference["sha256"]).stat().st_size,
+        "readings": [[sha, store.path(sha).stat().st_size] for sha in readings],
         "solutions": list(row.solutions[:KEPT_SOLUTIONS]),
     }
 

@@ -9,8 +9,11 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from environments.dataset.rows import Dropped, Row, literal, need, pairs, solutions, split_tests
-from environments.livecode.problems import ProblemError, from_livecodebench
+from environments.dataset.dropped import Dropped
+from environments.dataset.results import wide_integers
+from environments.dataset.rows import Row, Test, function_name, literal, need, pairs, solutions, split_tests
+from environments.dataset.wrappers import unwrap
+from environments.livecode.problems import NoTests, ProblemError, from_livecodebench, iso_date
 
 Reader = Callable[[dict[str, Any]], Row]
 
@@ -19,9 +22,10 @@ def livecodebench(row: dict[str, Any]) -> Row:
     """livecodebench/code_generation_lite: private tests may be base64 over zlib over a pickle of a string."""
     try:
         problem = from_livecodebench(row)
+    except NoTests as error:
+        raise Dropped("no_tests", str(error)) from None
     except ProblemError as error:
-        reason = "no_tests" if "no tests" in str(error) else "unparsable_tests"
-        raise Dropped(reason, str(error)) from None
+        raise Dropped("unparsable_tests", str(error)) from None
     return Row(
         statement=problem.statement,
         tests=[{"input": test.input, "output": test.output} for test in problem.tests],
@@ -50,26 +54,18 @@ def deepcoder_primeintellect(row: dict[str, Any]) -> Row:
 
 
 def deepcoder_lcbv5(row: dict[str, Any]) -> Row:
-    """DeepCoder's `lcbv5`: tests [{input, output, testtype}], the function's name in metadata.func_name."""
-    tests = _list(literal(need(row, "tests"), "tests"))
-    kinds = {str(test.get("testtype", "stdin")) for test in tests}
-    if len(kinds) > 1:
-        raise Dropped("mixed_tests", ", ".join(sorted(kinds)))
-    metadata = literal(row.get("metadata") or "{}", "metadata")
-    fn_name = metadata.get("func_name") if isinstance(metadata, dict) and kinds == {"functional"} else None
-    if kinds == {"functional"} and not fn_name:
-        raise Dropped("missing_column", "metadata.func_name")
-    found, unwrapped = split_tests([(test.get("input"), test.get("output")) for test in tests], fn_name)
-    # a LiveCodeBench output is JSON text already; a one-element list is what the function returns
-    del unwrapped
-    return _row(row, need(row, "problem"), found, None, fn_name)
+    """DeepCoder's `lcbv5`: tests [{input, output, testtype}], the function's name in metadata.func_name.
+
+    Copies of it keep the metadata in each test instead of a column.
+    """
+    return _livecodebench_tests(row, need(row, "tests"), need(row, "problem"))
 
 
 def deepcoder_codeforces(row: dict[str, Any]) -> Row:
     """DeepCoder's `codeforces`: tests [{input, output}], all over stdin."""
     tests = _list(literal(need(row, "tests"), "tests"))
     found, _ = split_tests([(test.get("input"), test.get("output")) for test in tests], None)
-    return _row(row, need(row, "problem"), found, None, None)
+    return _row(row, need(row, "problem"), found, [], None)
 
 
 def synthetic1(row: dict[str, Any]) -> Row:
@@ -82,44 +78,68 @@ def synthetic1(row: dict[str, Any]) -> Row:
         raise Dropped("unparsable_tests", f"verification_info is a {type(info).__name__}")
     if str(info.get("language", "python")).lower() not in ("python", "python3"):
         raise Dropped("not_python", str(info["language"]))
-    cases = literal(info.get("test_cases", []), "test_cases")
-    return _test_cases(row, cases, statement=need(row, "prompt", "problem"))
+    statement = need(row, "prompt", "problem", "problem_statement")
+    if not info.get("test_cases") and info.get("ground_truth"):  # LiveCodeBench's problems in copies of the set
+        return _livecodebench_tests(row, info["ground_truth"], statement)
+    return _test_cases(row, literal(info.get("test_cases") or [], "test_cases"), statement)
 
 
 def rlvr(row: dict[str, Any]) -> Row:
-    """NousResearch/RLVR_Coding_Problems: tests {"input", "output"}; fn_name "none" or missing means stdin."""
+    """NousResearch/RLVR_Coding_Problems: tests {"input", "output"}; fn_name "none" or missing means stdin.
+
+    Results of LiveCodeBench's calls are JSON text, those of the other sources are wrapped in a list.
+    """
     tests = literal(need(row, "tests"), "tests")
-    fn_name = row.get("fn_name")
+    name = row.get("fn_name")
     if isinstance(tests, dict):
-        fn_name = tests.get("fn_name", fn_name)
+        name = tests.get("fn_name", name)
         given = pairs(tests.get("input"), tests.get("output"))
     else:
         given = [(test.get("input"), test.get("output")) for test in _list(tests)]
-    fn_name = None if fn_name in (None, "", "none", "None") else str(fn_name)
-    found, unwrapped = split_tests(given, fn_name)
-    return _row(row, need(row, "problem", "question", "prompt"), found, unwrapped, fn_name)
+    fn_name = None if name in ("none", "None") else function_name(name)
+    if fn_name is None and row.get("problem_type") == "func":
+        raise Dropped("missing_column", "fn_name")
+    found, readings = split_tests(given, fn_name, json_text=True)
+    return _row(row, need(row, "problem", "question", "prompt"), found, readings, fn_name)
 
 
-def _two_lists(row: dict[str, Any], tests: Any, statement: str) -> Row:
+def _livecodebench_tests(row: dict[str, Any], tests: Any, statement: Any) -> Row:
+    tests = _list(literal(tests, "tests"))
+    kinds = {str(test.get("testtype", "stdin")) for test in tests}
+    if len(kinds) > 1:
+        raise Dropped("mixed_tests", ", ".join(sorted(kinds)))
+    fn_name = None
+    if kinds == {"functional"}:
+        metadata = [literal(holder.get("metadata") or {}, "metadata") for holder in (row, tests[0])]
+        names = [each.get("func_name") for each in metadata if isinstance(each, dict)]
+        fn_name = function_name(next((name for name in names if name), None))
+        if fn_name is None:
+            raise Dropped("missing_column", "metadata.func_name")
+    # A LiveCodeBench output is JSON text already: a one-element list is what the function returns.
+    found, _ = split_tests([(test.get("input"), test.get("output")) for test in tests], fn_name, json_text=True)
+    return _row(row, statement, found, [], fn_name)
+
+
+def _two_lists(row: dict[str, Any], tests: Any, statement: Any) -> Row:
     kept = literal(tests, "tests")
     if not isinstance(kept, dict):
         raise Dropped("unparsable_tests", f"tests are a {type(kept).__name__}")
-    fn_name = kept.get("fn_name") or None
-    found, unwrapped = split_tests(pairs(kept.get("inputs", []), kept.get("outputs", [])), fn_name)
-    return _row(row, statement, found, unwrapped, fn_name)
+    fn_name = function_name(kept.get("fn_name"))
+    found, readings = split_tests(pairs(kept.get("inputs") or [], kept.get("outputs") or []), fn_name)
+    return _row(row, statement, found, readings, fn_name)
 
 
-def _test_cases(row: dict[str, Any], cases: Any, statement: str) -> Row:
+def _test_cases(row: dict[str, Any], cases: Any, statement: Any) -> Row:
     cases = _list(cases)
-    kinds = {str(case.get("type", "stdin_stdout")) for case in cases}
-    names = {case.get("fn_name") for case in cases}
+    kinds = {str(case.get("type") or case.get("testtype") or "stdin_stdout") for case in cases}
+    names = {function_name(case.get("fn_name")) for case in cases}
     if len(kinds) > 1 or len(names) > 1:
         raise Dropped("mixed_tests", ", ".join(sorted(kinds)))
-    fn_name = names.pop() if kinds == {"function_call"} and names else None
+    fn_name = names.pop() if kinds == {"function_call"} else None
     if kinds == {"function_call"} and not fn_name:
         raise Dropped("missing_column", "fn_name")
-    found, unwrapped = split_tests([(case.get("input"), case.get("output")) for case in cases], fn_name)
-    return _row(row, statement, found, unwrapped, fn_name)
+    found, readings = split_tests([(case.get("input"), case.get("output")) for case in cases], fn_name)
+    return _row(row, statement, found, readings, fn_name)
 
 
 def _list(value: Any) -> list[dict[str, Any]]:
@@ -131,22 +151,39 @@ def _list(value: Any) -> list[dict[str, Any]]:
 
 
 def _row(
-    row: dict[str, Any], statement: Any, tests: list[Any], unwrapped: list[Any] | None, fn_name: str | None
+    row: dict[str, Any], statement: Any, tests: list[Test], readings: list[list[Test]], fn_name: str | None
 ) -> Row:
     if not isinstance(statement, str):
         raise Dropped("missing_column", "the statement is no text")
+    statement, starter_code = unwrap(statement)
+    starter_code = row.get("starter_code") or (starter_code if fn_name and fn_name in starter_code else "")
+    if not isinstance(starter_code, str):
+        raise Dropped("invalid", f"starter_code is a {type(starter_code).__name__}")
     difficulty = row.get("difficulty")
-    date = row.get("contest_date") or row.get("date")
+    known = isinstance(difficulty, str) and difficulty and difficulty.lower() not in ("unknown_difficulty", "unknown")
+    try:
+        date = iso_date(row.get("contest_date") or row.get("date"))
+    except ValueError:
+        date = None  # nothing is chosen by it in these sources
     return Row(
         statement=statement,
         tests=tests,
-        unwrapped=unwrapped,
+        readings=readings,
         fn_name=fn_name,
-        starter_code=row.get("starter_code") or "",
+        starter_code=starter_code,
         solutions=solutions(next((row[name] for name in ("solutions", "gold_standard_solution") if row.get(name)), [])),
-        difficulty=difficulty.lower() if isinstance(difficulty, str) and difficulty else None,
-        date=date if isinstance(date, str) else None,
+        difficulty=str(difficulty).lower() if known else None,
+        date=date,
     )
+
+
+def read_row(name: str, raw: dict[str, Any]) -> Row:
+    """A source's row by the reader of that name; Dropped for one of any other shape, too."""
+    with wide_integers():
+        try:
+            return READERS[name](raw)
+        except (TypeError, ValueError, LookupError, AttributeError, RecursionError, OverflowError) as error:
+            raise Dropped("malformed", f"{type(error).__name__}: {error}") from None
 
 
 READERS: dict[str, Reader] = {

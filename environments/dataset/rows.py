@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import ast
 import json
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from environments.dataset.dropped import Dropped as Dropped
+from environments.dataset.results import MAX_DIGITS, dump, readings
+from environments.dataset.wrappers import program
+
 Test = dict[str, str]
-_FENCE = re.compile(r"```(?:python|py|Python)?[ \t]*\n(.*?)```", re.DOTALL)
-
-
-class Dropped(Exception):
-    """A row that is left out. `reason` is counted, `detail` says more about this one."""
-
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(f"{reason}: {detail}" if detail else reason)
-        self.reason, self.detail = reason, detail
 
 
 @dataclass(frozen=True)
 class Row:
     """One problem of a source.
 
-    `unwrapped` are the same tests with every one-element list that an output is taken out of its list: some sources
-    wrap the results of calls. Which of the two is meant, a known solution decides.
+    `readings` are the same tests with the results of calls read in other ways, the likelier first: sources do not say
+    whether a list wraps a result or "12" is a number. A known solution decides; without one, `tests` hold.
     """
 
     statement: str
@@ -38,7 +32,7 @@ class Row:
     difficulty: str | None = None
     date: str | None = None
     platform: str | None = None
-    unwrapped: list[Test] | None = field(default=None, repr=False)
+    readings: Sequence[list[Test]] = field(default=(), repr=False)
 
 
 def need(row: dict[str, Any], *names: str) -> Any:
@@ -55,8 +49,10 @@ def literal(value: Any, name: str) -> Any:
         return value
     try:
         return json.loads(value)
-    except (ValueError, RecursionError):
+    except (json.JSONDecodeError, RecursionError):
         pass
+    except ValueError:
+        raise Dropped("unparsable_tests", f"{name}: an integer of more than {MAX_DIGITS} digits") from None
     try:
         return ast.literal_eval(value)
     except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
@@ -81,24 +77,13 @@ def stdin_tests(pairs: Sequence[tuple[Any, Any]]) -> list[Test]:
     return [{"input": text(given), "output": text(wanted)} for given, wanted in pairs]
 
 
-def call_tests(pairs: Sequence[tuple[Any, Any]]) -> tuple[list[Test], list[Test] | None]:
-    """Tests of a function, and the same with unwrapped outputs where every output is a list of one value.
-
-    An input is a list of arguments, or text with one JSON value a line; an output is a value, or JSON text.
-    """
-    tests, unwrapped = [], []
-    for given, wanted in pairs:
-        if isinstance(given, str):
-            lines = [_json_line(line) for line in given.strip("\n").split("\n")]
-        elif isinstance(given, list):
-            lines = [_dump(argument) for argument in given]
-        else:
-            raise Dropped("unparsable_tests", f"a call's arguments are a {type(given).__name__}")
-        value = _value(wanted)
-        tests.append({"input": "\n".join(lines), "output": _dump(value)})
-        if isinstance(value, list) and len(value) == 1:
-            unwrapped.append({"input": "\n".join(lines), "output": _dump(value[0])})
-    return tests, unwrapped if tests and len(unwrapped) == len(tests) else None
+def arguments(given: Any) -> str:
+    """A call's arguments, one JSON value a line: from a list of values, or from text that is so already."""
+    if isinstance(given, str):
+        return "\n".join(_json_line(line) for line in given.strip("\n").split("\n") if line.strip())
+    if isinstance(given, list):
+        return "\n".join(dump(argument) for argument in given)
+    raise Dropped("unparsable_tests", f"a call's arguments are a {type(given).__name__}")
 
 
 def _json_line(line: str) -> str:
@@ -107,22 +92,6 @@ def _json_line(line: str) -> str:
     except (ValueError, RecursionError):
         raise Dropped("unparsable_tests", f"an argument is not JSON: {line[:60]!r}") from None
     return line
-
-
-def _value(wanted: Any) -> Any:
-    if not isinstance(wanted, str):
-        return wanted
-    try:
-        return json.loads(wanted)
-    except (ValueError, RecursionError):
-        return wanted  # a plain string, the value itself
-
-
-def _dump(value: Any) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError):
-        raise Dropped("unparsable_tests", "a value that JSON cannot hold") from None
 
 
 def pairs(inputs: Any, outputs: Any) -> list[tuple[Any, Any]]:
@@ -134,13 +103,33 @@ def pairs(inputs: Any, outputs: Any) -> list[tuple[Any, Any]]:
     return list(zip(inputs, outputs, strict=True))
 
 
-def split_tests(given: list[tuple[Any, Any]], fn_name: str | None) -> tuple[list[Test], list[Test] | None]:
-    """Tests of the kind that `fn_name` says; Dropped where there is none."""
+def split_tests(
+    given: list[tuple[Any, Any]], fn_name: str | None, json_text: bool = False
+) -> tuple[list[Test], list[list[Test]]]:
+    """Tests of the kind that `fn_name` says, and the other readings of a call's results; Dropped where there is none.
+
+    `json_text`: the source keeps results as JSON text (see `results.readings`).
+    """
     if not given:
         raise Dropped("no_tests")
     if fn_name is None:
-        return stdin_tests(given), None
-    return call_tests(given)
+        return stdin_tests(given), []
+    inputs = [arguments(each) for each, _ in given]
+    as_text = json_text or any(isinstance(each, str) for each, _ in given)
+    first, *others = [
+        [{"input": lines, "output": dump(value)} for lines, value in zip(inputs, values, strict=True)]
+        for values in readings([wanted for _, wanted in given], as_text)
+    ]
+    return first, others
+
+
+def function_name(value: Any) -> str | None:
+    """The function to call, None for a program over stdin; Dropped for a value that is no name."""
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise Dropped("unparsable_tests", f"fn_name is a {type(value).__name__}")
+    return value
 
 
 def solutions(value: Any) -> list[str]:
@@ -148,15 +137,10 @@ def solutions(value: Any) -> list[str]:
     if isinstance(value, str) and value.lstrip()[:1] == "[":
         try:
             value = json.loads(value)
-        except ValueError:
+        except (ValueError, RecursionError):
             value = [value]
     if isinstance(value, str):
         value = [value]
     if not isinstance(value, list):
         return []
-    found = []
-    for code in value:
-        if isinstance(code, str) and code.strip():
-            fenced = _FENCE.findall(code)
-            found.append(fenced[-1] if fenced else code)
-    return found
+    return [program(code) for code in value if isinstance(code, str) and code.strip()]

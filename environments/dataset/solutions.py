@@ -1,4 +1,4 @@
-"""Problems whose own solution fails are left out; which form of wrapped outputs is meant, the solution decides."""
+"""Problems whose own solution fails are left out; which reading of the results is meant, the solution decides."""
 
 from __future__ import annotations
 
@@ -27,25 +27,26 @@ async def check_solutions(
         VerifierError: the judge fails, or a test set is gone; the message names the problem.
     """
     known = _read(kept)
-    found: dict[str, str | None] = {}
-    waiting = [row for row in rows if row["solutions"]]
+    waiting: dict[str, list[dict[str, Any]]] = {}  # rows that repeat a problem (a source may have one a response)
+    for row in rows:
+        if row["solutions"]:
+            waiting.setdefault(_key(row), []).append(row)
     bound = asyncio.Semaphore(2 * workers)
     kept.parent.mkdir(parents=True, exist_ok=True)
     with kept.open("a", encoding="utf-8") as stream:
         async with LocalVerifier(workers=workers, tests_dir=tests) as verifier:
 
-            async def one(row: dict[str, Any]) -> None:
-                key = _key(row)
+            async def one(key: str, same: Sequence[dict[str, Any]]) -> None:
                 if key not in known:
                     async with bound:
-                        known[key] = await _first_that_passes(verifier, row)
+                        known[key] = await _first_that_passes(verifier, same[0])
                     stream.write(json.dumps([key, known[key]]) + "\n")
                     stream.flush()
-                found[row["id"]] = known[key]
-                progress()
+                for _ in same:
+                    progress()
 
-            await all_of([one(row) for row in waiting])
-    return found
+            await all_of([one(key, same) for key, same in waiting.items()])
+    return {row["id"]: known[key] for key, same in waiting.items() for row in same}
 
 
 async def _first_that_passes(verifier: LocalVerifier, row: dict[str, Any]) -> str | None:
@@ -70,10 +71,9 @@ async def _first_that_passes(verifier: LocalVerifier, row: dict[str, Any]) -> st
 
 
 def forms(row: dict[str, Any]) -> Iterator[str]:
-    """The test sets that may be meant."""
+    """The test sets that may be meant, the likelier first."""
     yield row["tests_sha256"]
-    if row["unwrapped"]:
-        yield row["unwrapped"][0]
+    yield from (sha for sha, _ in row["readings"])
 
 
 def _key(row: dict[str, Any]) -> str:

@@ -5,16 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
+import ijson
 import pyarrow.parquet as pq
 from pyarrow.lib import ArrowException
 
+from environments.dataset.dropped import Dropped
 from environments.dataset.readers import parse_line
-from environments.dataset.rows import Dropped
 from environments.settings import ConfigError
 
-BATCH_ROWS = 8  # of a parquet file in memory at a time: a row may hold tens of MB
+BATCH_BYTES = 32 << 20  # of a parquet file in memory at a time, by the mean of its rows; one row may hold 200 MB
+BATCH_ROWS = 256
 
 
 @dataclass(frozen=True)
@@ -148,6 +150,10 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Dropped]]:
         yield from _parquet_rows(path)
         return
     with path.open("rb") as stream:
+        _after_mark(stream)
+        if path.suffix == ".json" and _is_array(stream):
+            yield from _array_rows(path, stream)
+            return
         for number, line in enumerate(stream, start=1):
             if not line.strip():
                 continue
@@ -161,16 +167,50 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Dropped]]:
                 yield number, error
 
 
+def _after_mark(stream: BinaryIO) -> None:
+    """Leaves the stream behind a byte order mark, where there is one."""
+    start = 3 if stream.read(3) == b"\xef\xbb\xbf" else 0
+    stream.seek(start)
+
+
+def _is_array(stream: BinaryIO) -> bool:
+    start = stream.tell()
+    first = next((byte for byte in iter(lambda: stream.read(1), b"") if not byte.isspace()), b"")
+    stream.seek(start)
+    return first == b"["
+
+
+def _array_rows(path: Path, stream: BinaryIO) -> Iterator[tuple[int, dict[str, Any] | Dropped]]:
+    """The rows of a file that is one JSON array, one of them in memory at a time."""
+    number = 0
+    try:
+        for row in ijson.items(stream, "item", use_float=True):
+            number += 1
+            yield (
+                number,
+                row if isinstance(row, dict) else Dropped("invalid_json", f"a {type(row).__name__}, not an object"),
+            )
+    except (ijson.JSONError, ValueError) as error:
+        raise ConfigError(
+            f"data build: {path}: no whole JSON array after row {number} ({error}). Fetch the file again."
+        ) from None
+
+
 def _parquet_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     number = 0
     try:
         # By row group and through a small buffer: otherwise pyarrow keeps what it has read of the whole file.
         with pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False) as file:
             for group in range(file.num_row_groups):
-                for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], use_threads=False):
-                    for row in batch.to_pylist():
+                about = file.metadata.row_group(group)
+                rows = BATCH_BYTES * max(1, about.num_rows) // max(1, about.total_byte_size)
+                size = max(1, min(BATCH_ROWS, rows))
+                for batch in file.iter_batches(size, row_groups=[group], use_threads=False):
+                    waiting = [batch.slice(index, 1) for index in range(batch.num_rows)][::-1]
+                    del batch  # so that a large row is not held twice while it is read
+                    while waiting:
                         number += 1
-                        yield number, row
+                        yield number, waiting.pop().to_pylist()[0]
     except (ArrowException, OSError) as error:
         raise ConfigError(
             f"data build: {path}: cannot be read after row {number} ({error}). Fetch the file again."

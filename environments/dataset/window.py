@@ -10,8 +10,15 @@ from typing import Any
 SIZE = 454
 KINDS = {"stdin": 287, "function": 167}
 DIFFICULTIES = {"easy": 110, "medium": 141, "hard": 203}
-# Problems whose tests refuse right answers.
-KNOWN_BAD = {"arc185_c": "several answers are right and one is accepted", "arc189_a": "a test is wrong"}
+_SEVERAL, _INTERACTIVE = "several answers are right and one is accepted", "interactive: no program can solve it here"
+# Problems whose tests refuse right answers (LiveCodeBench's errata): in the window, and before it.
+KNOWN_BAD = {"arc185_c": _SEVERAL, "arc189_a": "a test is wrong"}
+KNOWN_BAD_BEFORE = {
+    **dict.fromkeys(("abc337_e", "abc355_e"), _INTERACTIVE),
+    **dict.fromkeys(
+        ("abc311_c", "abc326_d", "abc327_b", "abc333_e", "abc343_a", "abc343_e", "abc350_c", "abc362_c"), _SEVERAL
+    ),
+}
 
 
 def ids() -> frozenset[str]:

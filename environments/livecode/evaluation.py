@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from environments.dataset.window import KNOWN_BAD
+from environments.dataset.window import KNOWN_BAD, KNOWN_BAD_BEFORE
 from environments.errors import LivecodeError
 from environments.livecode.groups import Pipeline, all_of
 from environments.livecode.problems import Problem
@@ -173,7 +173,7 @@ def scores(problems: Sequence[Problem], samples: Sequence[Sample], cutoff: str |
         "per_template": per_template,
         "per_problem": per_problem,
         "by": breakdown(problems, per_problem, cutoff),
-        "without_known_bad": without(per_problem, KNOWN_BAD),
+        "without_known_bad": without(per_problem, KNOWN_BAD | KNOWN_BAD_BEFORE),
         "verdicts": dict(Counter(sample["status"] for sample in samples if sample["status"] is not None)),
     }
 

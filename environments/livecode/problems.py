@@ -5,6 +5,7 @@ livecodebench/code_generation_lite (`question_content`, `public_test_cases`, ...
 
     ValueError
     └── ProblemError    a row that cannot be used; the message names the file, the line and the problem's id
+        └── NoTests     a row without a test
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import pickle
 import zlib
 from collections.abc import Iterable
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -29,6 +31,10 @@ MAX_UNPACKED = 1 << 30
 
 class ProblemError(ConfigError):
     """A problem that cannot be used; the message names where it stands and its id."""
+
+
+class NoTests(ProblemError):
+    """A problem without a single test."""
 
 
 class TestCase(BaseModel):
@@ -70,8 +76,10 @@ class Problem(BaseModel):
             for part, lines in (("input", test.input.strip("\n").split("\n")), ("output", [test.output])):
                 try:
                     for line in lines:
-                        json.loads(line)
-                except ValueError:
+                        # parse_int: only the form is looked at, and an integer may have any number of digits
+                        if line.strip() or part == "output":
+                            json.loads(line, parse_int=str)
+                except (ValueError, RecursionError):
                     raise ValueError(
                         f"tests.{index}.{part} = {getattr(test, part)[:60]!r}: "
                         "a function's arguments and result are JSON, one value a line"
@@ -98,7 +106,7 @@ def load_problems(path: str | Path) -> list[Problem]:
             )
         return load_built(path)
     try:
-        stream = path.open(encoding="utf-8")
+        stream = path.open(encoding="utf-8-sig")
     except OSError as error:
         raise ProblemError(f"{path}: cannot be read ({error.strerror}). Give the path of a JSONL file.") from None
     problems: list[Problem] = []
@@ -142,7 +150,7 @@ def from_livecodebench(row: dict[str, Any]) -> Problem:
         _refuse(name, "public_test_cases, private_test_cases: every test needs input, output and testtype")
     kinds = sorted({str(test["testtype"]) for test in tests})
     if not kinds:
-        _refuse(name, "public_test_cases, private_test_cases: no tests. Leave the problem out")
+        raise NoTests(f"problem {name}: public_test_cases, private_test_cases: no tests. Leave the problem out.")
     if kinds not in (["stdin"], ["functional"]):
         _refuse(name, f"testtype = {', '.join(kinds)}: need all stdin or all functional")
     metadata = _json(row.get("metadata") or "{}", name, "metadata")
@@ -155,11 +163,43 @@ def from_livecodebench(row: dict[str, Any]) -> Problem:
         "statement": row["question_content"],
         "starter_code": row.get("starter_code") or "",
         "difficulty": row.get("difficulty"),
-        "date": row.get("contest_date"),
+        "date": _date(row.get("contest_date"), name),
         "platform": row.get("platform"),
         "tests": [{"input": test["input"], "output": test["output"]} for test in tests],
     }
     return _validate(fields, name)
+
+
+def iso_date(value: Any) -> str | None:
+    """A date in ISO form without a zone (UTC), None for an empty one.
+
+    Stores of LiveCodeBench's rows keep it as text, as a date or datetime, or as epoch milliseconds.
+
+    Raises:
+        ValueError: text that is no ISO date, a value of another type.
+    """
+    if value is None or value == "":
+        return None
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        seconds = value / 1000 if abs(value) > 1e11 else value
+        value = datetime.fromtimestamp(seconds, UTC)
+    elif isinstance(value, str):
+        text = value.strip()
+        value = datetime.fromisoformat(text)
+        if value.tzinfo is None and " " not in text:
+            return text
+    if isinstance(value, datetime):
+        return (value.astimezone(UTC).replace(tzinfo=None) if value.tzinfo else value).isoformat()
+    if isinstance(value, date):
+        return value.isoformat()
+    raise ValueError(f"{value!r} is no date")
+
+
+def _date(value: Any, name: str) -> str | None:
+    try:
+        return iso_date(value)
+    except (ValueError, OverflowError, OSError) as error:
+        _refuse(name, f"contest_date = {str(value)[:60]!r}: not a date in ISO form ({error})")
 
 
 def _parse(line: str, where: str) -> Problem:

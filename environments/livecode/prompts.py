@@ -28,6 +28,11 @@ WITHOUT_STARTER_CODE = (
     "the sample inputs). Enclose your code within delimiters as follows. Ensure that when the python program "
     "runs, it reads the inputs, runs the algorithm and writes output to STDOUT."
 )
+# Not LiveCodeBench's: all its functions come with starter code, those of TACO and PrimeIntellect do not.
+FUNCTION_BY_NAME = (
+    "You will write a Python function named `{name}` that takes the inputs as its arguments and returns the answer, "
+    "and enclose your code within delimiters. The function is called directly: do not read from stdin."
+)
 
 Style = Literal["livecodebench", "fewshot"]
 Scaffold = Literal["livecodebench", "plain"]
@@ -68,9 +73,14 @@ class Prompt:
     messages: list[Message] = field(default_factory=list)  # what the text was made from
 
 
-def user_message(question: str, starter_code: str = "") -> str:
-    """LiveCodeBench's user message for one problem, byte for byte."""
+def user_message(question: str, starter_code: str = "", fn_name: str | None = None) -> str:
+    """LiveCodeBench's user message for one problem, byte for byte.
+
+    A function without starter code has no form there: the message names the function, which the judge calls.
+    """
     form = WITH_STARTER_CODE if starter_code else WITHOUT_STARTER_CODE
+    if fn_name and not starter_code:
+        form = FUNCTION_BY_NAME.format(name=fn_name)
     return (
         f"### Question:\n{question}\n\n"
         f"### Format: {form}\n"
@@ -79,9 +89,11 @@ def user_message(question: str, starter_code: str = "") -> str:
     )
 
 
-def plain_message(question: str, starter_code: str = "") -> str:
-    """The question alone, with the starter code in a fence where there is one."""
-    return f"{question}\n\n```python\n{starter_code}\n```" if starter_code else question
+def plain_message(question: str, starter_code: str = "", fn_name: str | None = None) -> str:
+    """The question alone, with the starter code in a fence where there is one, or the name of the function to write."""
+    if starter_code:
+        return f"{question}\n\n```python\n{starter_code}\n```"
+    return f"{question}\n\nWrite the function `{fn_name}`." if fn_name else question
 
 
 def messages(problem: Problem, turns: Sequence[Turn] = (), scaffold: Scaffold = "livecodebench") -> list[Message]:
@@ -91,7 +103,7 @@ def messages(problem: Problem, turns: Sequence[Turn] = (), scaffold: Scaffold = 
     for turn in turns:
         chat.append({"role": "user", "content": ask(turn.question, turn.starter_code)})
         chat.append({"role": "assistant", "content": turn.answer})
-    chat.append({"role": "user", "content": ask(problem.statement, problem.starter_code)})
+    chat.append({"role": "user", "content": ask(problem.statement, problem.starter_code, problem.fn_name)})
     return chat
 
 

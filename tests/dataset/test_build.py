@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -164,7 +165,7 @@ async def test_built_problems_are_judged_from_their_own_folder(
 
 
 async def test_a_missing_test_set_is_an_error_with_its_file_and_no_verdict(sources: Path, tmp_path: Path) -> None:
-    run(sources, tmp_path, skip=frozenset({"solution_fails"}))
+    await asyncio.to_thread(run, sources, tmp_path, skip=frozenset({"solution_fails"}))
     (problem, *_) = load_problems(tmp_path / "train")
     assert isinstance(problem.tests, StoredTests)
     problem.tests.path.unlink()

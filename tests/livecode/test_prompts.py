@@ -58,6 +58,15 @@ def test_the_functional_message_is_livecodebenchs_byte_for_byte() -> None:
     )
 
 
+@pytest.mark.parametrize("ask", [user_message, plain_message])
+def test_a_function_without_starter_code_is_named_and_not_read_from_stdin(ask: Any) -> None:
+    assert "function `f`" in ask("Q", "", "f").replace("function named", "function")
+    assert "Read the inputs from stdin" not in ask("Q", "", "f")
+    assert ask("Q", "def f():\n", "f") == ask("Q", "def f():\n")
+    bare = CALL.model_copy(update={"starter_code": ""})
+    assert messages(bare)[-1]["content"] == user_message("Add one.", "", "f")
+
+
 def test_the_standard_style_is_system_and_one_user_message() -> None:
     assert messages(STDIN) == [
         {"role": "system", "content": SYSTEM},
