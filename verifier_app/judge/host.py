@@ -63,7 +63,7 @@ class TemplateHandle:
         finally:
             theirs.close()
         try:
-            _, fds = receive(self.channel, START_TIMEOUT_S)
+            message, fds = receive(self.channel, START_TIMEOUT_S)
         except (ChannelClosed, TimeoutError):
             self.close()
             raise JudgeError("sandbox_failed", "the template does not start (its stderr says why)") from None
@@ -72,6 +72,9 @@ class TemplateHandle:
             raise
         for fd in fds:
             os.close(fd)
+        if "failed" in message:
+            self.close()
+            raise JudgeError("sandbox_failed", f"the template does not start: {message['failed']}")
 
     def spawn(self, config: dict[str, Any]) -> ZygoteHandle:
         """Fork a zygote. JudgeError sandbox_failed when it cannot be confined."""

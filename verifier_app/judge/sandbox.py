@@ -12,11 +12,9 @@ from typing import Any
 
 from verifier_app.judge import kernel, landlock, rootfs, seccomp
 from verifier_app.judge.ground import Ground, become
+from verifier_app.judge.limits import MAX_FILE_BYTES, MAX_OPEN_FILES, MAX_TASKS, Limits
 from verifier_app.judge.watch import tree
 
-MAX_FILE_BYTES = 256 << 20
-MAX_OPEN_FILES = 256
-MAX_TASKS = 256
 PATH_FD = 240  # from here on, descriptors of the interpreter's folders, where the program's uid cannot walk to them
 SYSTEM_READABLE = [
     "/usr",
@@ -45,21 +43,22 @@ class Box:
     def __init__(self, ground: Ground, memory_mb: int, uid: int, scratch: str | None) -> None:
         self.ground, self.uid = ground, uid
         self.layers = ["rlimits"]
+        self.missing: dict[str, str] = {}  # what this host lacks -> why, or what covers for it
         self.own_proc = False
         self.address_space = address_space_bytes() + (memory_mb << 20)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._namespaces(memory_mb, scratch)
         self.proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
         self.folders = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY) for folder in self.scratch]
-        self._limits()
         self._confine()
+        self._limits()
         if not ground.root:
             self._paths_by_descriptor()
         self.files_at_start = self._files()
 
     @property
     def report(self) -> dict[str, Any]:
-        """The layers in force, "strong" or "weak", and why it is weak."""
+        """The layers in force, what is missing, "strong" or "weak", and why it is weak."""
         ground, weak = self.ground, []
         if not ground.pid and not ground.uid:
             weak.append(self._because("a program can signal the judge's own user's processes", "pid namespace", "uid"))
@@ -70,7 +69,8 @@ class Box:
         if not ground.seccomp:
             weak.append(self._because("no system call is refused", "seccomp"))
         level = "weak" if weak else "strong"
-        return {"level": level, "layers": self.layers, **({"weak": weak} if weak else {})}
+        report: dict[str, Any] = {"level": level, "layers": self.layers}
+        return report | ({"missing": self.missing} if self.missing else {}) | ({"weak": weak} if weak else {})
 
     def _because(self, what: str, *names: str) -> str:
         reasons = [f"{name}: {self.ground.reasons[name]}" for name in names if name in self.ground.reasons]
@@ -106,9 +106,8 @@ class Box:
         os.chdir(self.scratch[0])
 
     def _limits(self) -> None:
-        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-        if not self.ground.pid:
-            kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+        """After the layers that stand in for a limit which this kernel refuses."""
+        limits = Limits(self.layers)
         for which, value in (
             (resource.RLIMIT_AS, self.address_space),
             (resource.RLIMIT_CORE, 0),
@@ -117,13 +116,18 @@ class Box:
             (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
             (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
         ):
-            _, hard = resource.getrlimit(which)
-            value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-            resource.setrlimit(which, (value, value))
+            limits.lower(which, value)
+        # these two are for the tests' processes: the zygote's own time, and its user's processes, are not theirs
+        self.limits_cpu = limits.settable(resource.RLIMIT_CPU)
+        self.limits_tasks = (self.ground.uid or self.ground.user_namespace) and limits.settable(resource.RLIMIT_NPROC)
+        self.missing |= limits.missing
 
     def _confine(self) -> None:
         """What the tests' processes inherit: no new privileges, Landlock, the filter."""
         ground = self.ground
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+        if not ground.pid:
+            kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
         kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
         if ground.uid:
             self.layers.append("uid")
@@ -150,7 +154,7 @@ class Box:
 
     def enter(self, pipes: Sequence[int]) -> None:
         """In the test's process, before the program: the last limits, then the program's identity and its pipes."""
-        if self.ground.uid or self.ground.user_namespace:
+        if self.limits_tasks:
             resource.setrlimit(resource.RLIMIT_NPROC, (MAX_TASKS, MAX_TASKS))
         if self.ground.uid:
             for fd in pipes:  # or the program could not open /dev/stdin, which asks the pipe's owner

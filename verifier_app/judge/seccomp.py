@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import resource
 from collections.abc import Iterable
 
 from verifier_app.judge import kernel
@@ -60,6 +61,7 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "pidfd_getfd": (438, 438),
     "pivot_root": (155, 41),
     "prctl": (157, 167),
+    "prlimit64": (302, 261),
     "process_madvise": (440, 440),
     "process_mrelease": (448, 448),
     "process_vm_readv": (310, 270),
@@ -84,6 +86,7 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "setresgid": (119, 149),
     "setresuid": (117, 147),
     "setreuid": (113, 145),
+    "setrlimit": (160, 164),
     "settimeofday": (164, 170),
     "setuid": (105, 146),
     "shmget": (29, 194),
@@ -98,7 +101,7 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
 }
 
 # with an argument they are refused only in part, below; the groups of identity and of the filter itself stay allowed
-_IN_PART = {"clone", "clone3", "socket", "kill", "prctl"}
+_IN_PART = {"clone", "clone3", "socket", "kill", "prctl", "prlimit64", "setrlimit"}
 _ALLOWED = {"setgid", "setgroups", "setregid", "setresgid", "setresuid", "setreuid", "setuid", "seccomp"}
 DENIED = sorted(set(CALLS) - _IN_PART - _ALLOWED - {"landlock_create_ruleset"})
 _ABSENT = {"memfd_create", "io_uring_setup", "io_uring_enter", "io_uring_register", "memfd_secret"}
@@ -110,6 +113,8 @@ GROUPS = {
     "landlock": ["landlock_create_ruleset"],
     "seccomp": ["seccomp"],
 }
+# one limit each: rlimit_as, rlimit_core, ...
+LIMIT_GROUPS = {name.lower(): getattr(resource, name) for name in dir(resource) if name.startswith("RLIMIT_")}
 
 _LOAD = 0x20  # BPF_LD | BPF_W | BPF_ABS
 _EQUAL = 0x15  # BPF_JMP | BPF_JEQ | BPF_K
@@ -118,7 +123,13 @@ _ANY_BIT = 0x45  # BPF_JSET
 _RETURN = 0x06
 _ALLOW = 0x7FFF0000
 _ERRNO = 0x00050000
-_NUMBER, _ARCH, _ARG0 = 0, 4, 16  # offsets in struct seccomp_data; the arguments' low halves (little endian)
+_NUMBER, _ARCH, _ARG0, _ARG1, _ARG2 = (
+    0,
+    4,
+    16,
+    24,
+    32,
+)  # offsets in struct seccomp_data; the arguments' low halves (little endian)
 _MACHINES = {"x86_64": (_X86, 0xC000003E), "aarch64": (_ARM, 0xC00000B7)}
 _X32_BIT = 0x40000000
 _NAMESPACES = 0x7E020000  # the CLONE_NEW* flags
@@ -161,6 +172,16 @@ def _refuse_if(name: str, test: Instruction, error: int = errno.EPERM) -> list[I
     return [(_EQUAL, 0, 4, number), (_LOAD, 0, 0, _ARG0), test, (_RETURN, 0, 0, _ERRNO | error), back]
 
 
+def _refuse_limit(which: int) -> list[Instruction]:
+    """Refuse to set one resource limit; to read it stays allowed."""
+    number, back = _number("prlimit64"), (_LOAD, 0, 0, _NUMBER)
+    assert number is not None
+    refusal = (_RETURN, 0, 0, _ERRNO | errno.EPERM)
+    rules = [(_EQUAL, 0, 6, number), (_LOAD, 0, 0, _ARG1), (_EQUAL, 0, 3, which)]
+    rules += [(_LOAD, 0, 0, _ARG2), (_EQUAL, 1, 0, 0), refusal, back]  # argument 2: the new limit, or null
+    return rules + _refuse_if("setrlimit", (_EQUAL, 0, 1, which))
+
+
 def program_rules(protect_judge: bool) -> list[Instruction]:
     """The deny-list for programs. protect_judge: refuse kill(-1), where nothing else keeps it from the judge."""
     rules = [step for name in DENIED for step in refuse(name, errno.ENOSYS if name in _ABSENT else errno.EPERM)]
@@ -173,8 +194,10 @@ def program_rules(protect_judge: bool) -> list[Instruction]:
 
 
 def refusal_rules(groups: Iterable[str]) -> list[Instruction]:
-    """Rules that make a host look poorer: names of GROUPS."""
-    rules = [step for group in groups for name in GROUPS[group] for step in refuse(name)]
+    """Rules that make a host look poorer: names of GROUPS and of LIMIT_GROUPS."""
+    limits = [LIMIT_GROUPS[group] for group in groups if group in LIMIT_GROUPS]
+    rules = [step for which in limits for step in _refuse_limit(which)]
+    rules += [step for group in groups if group not in LIMIT_GROUPS for name in GROUPS[group] for step in refuse(name)]
     if "seccomp" in groups:
         rules += _refuse_if("prctl", (_EQUAL, 0, 1, kernel.PR_SET_SECCOMP))
     return rules

@@ -24,6 +24,7 @@ from typing import Any
 from verifier_app.judge import kernel
 from verifier_app.judge.channel import Channel, ChannelClosed, channel_from_fd
 from verifier_app.judge.ground import Ground
+from verifier_app.judge.limits import Limits
 from verifier_app.judge.prelude import RECURSION_LIMIT, STACK_BYTES, THREAD_STACK_BYTES, make_module
 from verifier_app.judge.sandbox import Box, make_scratch, remove_scratch, sweep_tree, sweep_uid
 from verifier_app.judge.watch import tree
@@ -143,8 +144,8 @@ def become_zygote(channel: Channel, ground: Ground, config: dict[str, Any], uid:
     kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         box = Box(ground, config["memory_mb"], uid, scratch)
-    except OSError as error:
-        channel.send({"error": f"the sandbox does not close: {error}"})
+    except Exception as error:  # whatever it is, the judge's answer must name it
+        channel.send({"error": f"the sandbox does not close: {type(error).__name__}: {error}"})
         return
     fds = [box.proc, *box.folders] if box.own_proc else []
     channel.send({"ready": box.report, "own_namespace": box.own_proc}, fds)
@@ -153,16 +154,28 @@ def become_zygote(channel: Channel, ground: Ground, config: dict[str, Any], uid:
 
 def main(argument: str) -> None:
     """Entry point of the exec'ed interpreter; the argument is JSON: fd, packages, modules, deny."""
+    config = json.loads(argument)
+    channel = channel_from_fd(config["fd"])
+    try:
+        ground = _start(config)
+    except Exception as error:  # whatever it is, the judge's answer must name it
+        channel.send({"failed": f"{type(error).__name__}: {error}"})
+        return
+    channel.send({"started": os.getpid()})
+    Template(channel, ground).serve()
+
+
+def _start(config: dict[str, Any]) -> Ground:
+    """Everything before the first zygote; with a stack that is too small this becomes a new interpreter."""
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
     if resource.getrlimit(resource.RLIMIT_STACK)[0] != stack:  # counts from the next exec on
         resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
+        os.set_inheritable(config["fd"], True)
         os.execv(sys.executable, sys.orig_argv)
-    config = json.loads(argument)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    Limits(["rlimits"]).lower(resource.RLIMIT_CORE, 0)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
-    channel = channel_from_fd(config["fd"])
     _standard_streams()
     _load(sys.argv[1], config["packages"], config["modules"])
     sys.modules["__main__"] = make_module("__main__")
@@ -170,5 +183,4 @@ def main(argument: str) -> None:
     ground.prepare()
     gc.collect()
     gc.freeze()
-    channel.send({"started": os.getpid()})
-    Template(channel, ground).serve()
+    return ground

@@ -113,7 +113,8 @@ class Zygote:
                 os.close(fd)
             os.close(self.complaints)
             os.setsid()
-            resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
+            if self.box.limits_cpu:
+                resource.setrlimit(resource.RLIMIT_CPU, (cpu_s, cpu_s + 1))
             self.box.enter((0, 1, 2) if self.fn_name is None else (0, 2))
             _signal.signal(_signal.SIGINT, _signal.default_int_handler)  # the zygote ignores it
             _random.Random.seed(random._inst)  # as os.fork does
