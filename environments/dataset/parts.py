@@ -32,7 +32,7 @@ def make_part(source: Source, files: list[Path], out: Path, min_tests: int) -> d
     record_path = out / "parts" / f"{source.name}.json"
     key = {
         "format": FORMAT,
-        "source": json.loads(json.dumps(asdict(source))),
+        "source": json.loads(json.dumps(asdict(source), default=str)),
         "min_tests": min_tests,
         "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
     }

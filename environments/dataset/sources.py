@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,7 +24,8 @@ class Source:
     """Files of one data set on the hub, read by one reader into one split.
 
     `after` and `before` bound the contest's date (ISO, before is exclusive). `expected` is the published number of
-    rows that come out of the reader; None where none is published.
+    rows that come out of the reader; None where none is published. `folder` holds the files of a source that comes with
+    the project.
     """
 
     name: str
@@ -36,17 +37,21 @@ class Source:
     after: str | None = None
     before: str | None = None
     expected: int | None = None
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Sources in their order, which decides who is kept of two that are the same."""
+    """Sources in their order, which decides who is kept of two that are the same.
+
+    `window`: its test split is LiveCodeBench's 454 problems, and is checked to be them.
+    """
 
     name: str
     sources: tuple[Source, ...]
     description: str
     clean: bool = True
-    extra: dict[str, Any] = field(default_factory=dict)
+    window: bool = True
 
 
 DEEPCODER = "agentica-org/DeepCoder-Preview-Dataset"
@@ -63,6 +68,13 @@ TEST = Source(
 def _deepcoder(config: str, expected: int) -> Source:
     pattern = (f"{config}/train-*.parquet",)
     return Source(f"deepcoder_{config}", DEEPCODER, pattern, f"deepcoder_{config}", "MIT", expected=expected)
+
+
+def _miniature(name: str, reader: str, expected: int, split: str = "train") -> Source:
+    return Source(
+        f"miniature_{name}", "atropos-livecode/miniature", (f"{name}.json*",), reader, "Apache-2.0, our own", split,
+        expected=expected, folder=Path(__file__).parent / "miniature" / "files",
+    )  # fmt: skip
 
 
 RECIPES = {
@@ -98,6 +110,17 @@ RECIPES = {
                 TEST,
             ),
             "NousResearch's published training problems, and LiveCodeBench v6",
+        ),
+        Recipe(
+            "miniature",
+            (
+                _miniature("taco", "taco_verified", 20),
+                _miniature("synthetic", "synthetic1", 20),
+                _miniature("early", "livecodebench", 20),
+                _miniature("test", "livecodebench", 20, "test"),
+            ),
+            "80 problems of our own in five steps of difficulty, in the forms of three sources: seconds, no network",
+            window=False,
         ),
     )
 }
