@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from environments.dataset.miniature.make import FILES
 from environments.livecode.problems import Problem, ProblemError, TestCase, load_problems, save_problems
 
 STDIN = {
@@ -156,10 +157,7 @@ def test_a_missing_or_empty_file_is_refused(tmp_path: Path) -> None:
         load_problems(write(tmp_path))
 
 
-SHARED = Path(__file__).resolve().parent.parent.parent / "shared" / "data" / "problems_small.jsonl"
-
-
-@pytest.mark.skipif(not SHARED.exists(), reason="the shared sample of real problems is not here")
-def test_real_livecodebench_rows_load() -> None:
-    problems = load_problems(SHARED)
-    assert (len(problems), sum(problem.kind == "stdin" for problem in problems)) == (125, 53)
+def test_livecodebench_rows_load() -> None:
+    problems = load_problems(FILES / "test.jsonl")
+    assert (len(problems), sum(problem.kind == "stdin" for problem in problems)) == (20, 10)
+    assert {len(problem.tests) for problem in problems} == {12}  # the private ones are packed

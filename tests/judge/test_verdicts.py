@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
+from environments.dataset.miniature.make import definitions
+from environments.dataset.miniature.make import tests as made_tests
 from verifier_app.judge import Judge, JudgeError, TestStore
 
 TESTS = [{"input": f"{n}\n", "output": f"{n * n}\n"} for n in range(5)]
 SQUARE = "n = int(input())\nprint(n * n)"
 WRONG_AT_3 = "n = int(input())\nprint(n * n if n != 3 else 10)"
-DATA = Path(__file__).resolve().parents[2] / ".." / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -156,25 +157,20 @@ def test_a_bad_request_is_an_error_and_no_verdict(judge: Judge) -> None:
         judge.verify({"code": SQUARE, "tests": []})
 
 
-def _shared_rows(name: str) -> list[dict[str, Any]]:
-    if not (DATA / name).is_file():
-        pytest.skip("the shared problem set is not here")
-    return [json.loads(line) for line in (DATA / name).read_text(encoding="utf-8").splitlines()]
-
-
 def test_the_known_solutions_get_the_known_verdicts(judge: Judge) -> None:
-    problems = {row["question_id"]: row for row in _shared_rows("problems_small.jsonl")}
+    """Eighty problems in five levels, each with its own solution and with that of another problem."""
+    problems = [problem for level in definitions() for problem in level]
+    kinds = [[problem for problem in problems if ("fn" in problem) is call] for call in (False, True)]
     mistakes = []
-    for row in _shared_rows("problems_small_solutions.jsonl"):
-        problem = problems[row["question_id"]]
-        tests = json.loads(problem["public_test_cases"]) + json.loads(problem["private_test_cases"])
-        fn_name = json.loads(problem["metadata"]).get("func_name") if tests[0]["testtype"] == "functional" else None
-        request = {"tests": [{key: test[key] for key in ("input", "output")} for test in tests], "fn_name": fn_name}
-        codes = [(code, True, 15.0) for code in row["correct"]] + [
-            (wrong["code"], False, 1.5) for wrong in row["wrong"]
-        ]
-        for code, good, limit in codes:
-            verdict = judge.verify({**request, "code": code, "time_limit_s": limit})
+    for problem, other in [pair for kind in kinds for pair in zip(kind, kind[1:] + kind[:1], strict=True)]:
+        made = made_tests(problem)
+        request: dict[str, Any] = {"tests": [{"input": given, "output": wanted} for given, wanted in made]}
+        if "fn" in problem:
+            tests = [{"input": "\n".join(map(json.dumps, each)), "output": json.dumps(out)} for each, out in made]
+            request = {"tests": tests, "fn_name": problem["fn"]}
+        wrong = other["solution"].replace(other.get("fn", "\0"), problem.get("fn", ""))
+        for code, good in ((problem["solution"], True), (wrong, False)):
+            verdict = judge.verify({**request, "code": code, "time_limit_s": 15.0 if good else 1.5})
             if (verdict["status"] == "accepted") != good:
-                mistakes.append((row["question_id"], good, verdict["status"], verdict["message"]))
+                mistakes.append((problem["name"], good, verdict["status"], verdict["message"]))
     assert mistakes == []
