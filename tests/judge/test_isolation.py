@@ -53,6 +53,7 @@ def test_a_host_with_nothing_reports_weak_and_why() -> None:
     assert layers(found) == {"rlimits", "no_new_privs"}
     assert found["level"] == "weak"
     assert len(found["weak"]) == 4
+    assert found["missing"].keys() == set().union(*LAYERS.values())
     assert "Operation not permitted" in found["weak"][0]
 
 
@@ -144,3 +145,38 @@ def test_without_root_no_attack_pays_either(deny: tuple[str, ...]) -> None:
     found = verdicts[0]["isolation"]
     assert "uid" not in layers(found)
     assert ("pid_namespace" in layers(found)) == (found["level"] == "strong") == (not deny)
+    assert deny or {"user_namespace", "private_root"} <= layers(found)
+
+
+DOCKER = {0, 1, 3, 4, 5, 6, 7, 8, 10, 13, 18, 27, 29, 31}  # the capabilities of root in a Docker container
+JUDGES = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from verifier_app.judge import Judge
+with Judge() as judge:
+    print(json.dumps([judge.verify(request) for request in json.loads(sys.argv[2])]))
+"""
+DROPS = """
+import ctypes, os, sys
+for number in map(int, sys.argv[1].split(",")):
+    ctypes.CDLL(None).prctl(24, number, 0, 0, 0)  # PR_CAPBSET_DROP
+os.execv(sys.executable, [sys.executable, "-c", *sys.argv[2:]])
+"""
+
+
+@NEEDS_ROOT
+@pytest.mark.parametrize("kept", [DOCKER, set()], ids=["docker", "none"])
+def test_root_of_a_container_makes_its_layers_in_a_user_namespace_where_the_kernel_allows(kept: set[int]) -> None:
+    last = int(Path("/proc/sys/kernel/cap_last_cap").read_text())
+    dropped = ",".join(str(number) for number in range(last + 1) if number not in kept)
+    command = [sys.executable, "-c", DROPS, dropped, JUDGES, str(REPOSITORY), json.dumps(HARMFUL)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
+    verdicts = json.loads(done.stdout)
+    assert [verdict["status"] == "accepted" for verdict in verdicts] == [True, False, False, False]
+    found = verdicts[0]["isolation"]
+    if "user_namespace" in layers(found):
+        assert found["level"] == "strong"
+        assert LAYERS["unshare"] <= layers(found)
+    if kept:  # without CAP_SETFCAP Linux maps no uid 0; gVisor does
+        assert {"user_namespace", "uid"} <= layers(found)

@@ -5,11 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable
+from typing import NoReturn
 
 from verifier_app.judge import kernel, landlock, rootfs, seccomp
 
 UID_BASE = 1_000_000_000  # far above accounts; below 2**31
 UID_SPAN = 1 << 30
+LAYERS = ("pid_namespace", "net_namespace", "ipc_namespace", "private_root", "uid", "seccomp", "landlock")
+_UIDS, _GIDS = 1, 2  # bits of an exit status
 
 
 class Ground:
@@ -29,12 +32,19 @@ class Ground:
         if self.deny:
             seccomp.install(seccomp.refusal_rules(self.deny))
         self.interpreter = rootfs.interpreter_paths(self.packages)
-        if os.geteuid() != 0:
-            self.user_namespace = self._try("user namespace", _enter_user_namespace)
+        root = os.geteuid() == 0
+        # root without CAP_SYS_ADMIN, as in a container, makes namespaces in a user namespace of its own too
+        if not (root and self._works("namespaces", lambda: kernel.unshare(kernel.CLONE_NEWNS | kernel.CLONE_NEWPID))):
+            works = self._works("user namespace", _enter_user_namespace)  # there is no way back from half of one
+            self.user_namespace = works and self._try("user namespace", _enter_user_namespace)
+        if not root:
+            self.reasons["uid"] = "the judge does not run as root"
         elif self._try("uid", self._find_uids):
             self.uid = self._works("uid", lambda: _become(self.uid_base + 1))
         self.seccomp = self._works("seccomp", lambda: seccomp.install(seccomp.program_rules(False)))
         self.landlock = landlock.version()
+        if not self.landlock:
+            self.reasons["landlock"] = "this kernel has none"
         if self.landlock and not self._works("landlock", lambda: landlock.restrict(["/"], [])):
             self.landlock = 0
         self.ipc = self._works("ipc namespace", lambda: kernel.unshare(kernel.CLONE_NEWIPC))
@@ -130,18 +140,76 @@ class Ground:
             raise OSError(int(number or 0), text or "the process between died")
         return int(answer)
 
+    def missing(self, layers: list[str]) -> dict[str, str]:
+        """Layer that this host does not offer -> why."""
+        names = {name: name.replace("_", " ") for name in LAYERS} | {"private_root": "mount namespace"}
+        there = " ".join(layers)
+        return {layer: self.reasons.get(name, "it failed") for layer, name in names.items() if layer not in there}
+
     def uid_for(self, number: int) -> int:
         """A uid of its own for the number-th zygote of this template."""
         return self.uid_base + ((os.getpid() << 10) + number % 1024) % self.uid_span
 
 
 def _enter_user_namespace() -> None:
-    """A user namespace in which this uid has all capabilities and stays itself."""
+    """A user namespace in which this uid has all capabilities and stays itself.
+
+    All uids of the namespace before are mapped to themselves, where a process there may do that; otherwise this one.
+    """
     uid, gid = os.geteuid(), os.getegid()
-    kernel.unshare(kernel.CLONE_NEWUSER)
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{uid} {uid} 1"), ("gid_map", f"{gid} {gid} 1")):
-        with contextlib.suppress(FileNotFoundError), open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
+    gate, opener = os.pipe()
+    mapper = os.fork()
+    if mapper == 0:
+        os.close(opener)
+        _map_all_ids(gate)
+    os.close(gate)
+    try:
+        kernel.unshare(kernel.CLONE_NEWUSER)
+        os.write(opener, b"1")
+    finally:
+        os.close(opener)
+        _, status = os.waitpid(mapper, 0)
+    left = os.waitstatus_to_exitcode(status)
+    kernel.prctl(kernel.PR_SET_DUMPABLE, 1)  # or these files of /proc are root's
+    try:
+        if left & _GIDS:
+            with contextlib.suppress(FileNotFoundError):
+                _write("/proc/self/setgroups", "deny")
+            _write("/proc/self/gid_map", f"{gid} {gid} 1")
+        if left & _UIDS:
+            _write("/proc/self/uid_map", f"{uid} {uid} 1")
+    finally:
+        kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
+
+
+def _map_all_ids(gate: int) -> NoReturn:
+    """In a child: once the parent is in its namespace, write its maps; exit with the bits of those that are left."""
+    left, parent = _UIDS | _GIDS, os.getppid()
+    try:
+        maps = {name: _identity_map(name) for name in ("gid_map", "uid_map")}
+        if os.read(gate, 1) and os.geteuid() == 0:
+            for bit, (name, text) in zip((_GIDS, _UIDS), maps.items(), strict=True):
+                with contextlib.suppress(OSError):
+                    _write(f"/proc/{parent}/{name}", text)
+                    left &= ~bit
+    finally:
+        os._exit(left)
+
+
+def _identity_map(name: str) -> str:
+    """A map of all ids of this user namespace to themselves."""
+    with open(f"/proc/self/{name}") as file:
+        lines = [line.split() for line in file]
+    return "\n".join(f"{start} {start} {count}" for start, _, count in lines)
+
+
+def _write(path: str, text: str) -> None:
+    """Write to a file of /proc. (Where gVisor lacks it, open(path, "w") is EACCES, since that would create it.)"""
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.write(fd, text.encode())
+    finally:
+        os.close(fd)
 
 
 def _become(uid: int) -> None:

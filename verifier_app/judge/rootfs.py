@@ -99,8 +99,12 @@ def mount_scratch(size_mb: int, interpreter: Sequence[str] = ()) -> list[str]:
     folders = ["/tmp", "/dev/shm"]
     covered = [path for path in interpreter if path.startswith(tuple(f"{folder}/" for folder in folders))]
     held = [os.open(path, os.O_PATH | os.O_DIRECTORY) for path in covered]
+    options = f"size={size_mb}m,mode=1777"
     for folder in folders:
-        kernel.mount("scratch", folder, "tmpfs", flags, f"size={size_mb}m,mode=1777,nr_inodes=65536")
+        try:
+            kernel.mount("scratch", folder, "tmpfs", flags, f"{options},nr_inodes=65536")
+        except OSError:  # gVisor before 2026 knows no nr_inodes; a file's name and inode are then bounded by the size
+            kernel.mount("scratch", folder, "tmpfs", flags, options)
     for path, fd in zip(covered, held, strict=True):
         _bind(f"/proc/self/fd/{fd}", path)
         os.close(fd)

@@ -52,6 +52,7 @@ class Box:
         self.folders = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY) for folder in self.scratch]
         self._confine()
         self._limits()
+        self.missing |= ground.missing(self.layers)
         if not ground.root:
             self._paths_by_descriptor()
         self.files_at_start = self._files()
@@ -185,9 +186,10 @@ class Box:
             shared = sum(1 for _ in left_behind(self.uid)) if self.ground.uid else 0
             return shared + sum(len(os.listdir(folder)) for folder in self.folders)
         count = 0
-        for folder in self.folders:
+        for path, folder in zip(self.scratch, self.folders, strict=True):
             usage = os.fstatvfs(folder)
-            count += usage.f_files - usage.f_ffree
+            # gVisor's tmpfs counts no files; what lies deeper lies in a folder here
+            count += usage.f_files - usage.f_ffree if usage.f_files else len(os.listdir(path))
         return count
 
     def clean(self) -> bool:
