@@ -25,6 +25,14 @@ log = logging.getLogger(__name__)
 START_TIMEOUT_S = 60.0  # a cold disk and a loaded machine; importing takes 0.1 s
 # what the prelude does not bring and small programs use; every page more makes every fork dearer
 MODULES = ["threading", "atexit", "array", "decimal", "fractions", "time", "cmath", "types"]
+# one malloc arena: threads hold the interpreter's lock, and an arena of its own takes each 64 MB of address space
+ENVIRONMENT = {
+    "PATH": "/usr/bin:/bin",
+    "LANG": "C.UTF-8",
+    "MALLOC_ARENA_MAX": "1",
+    "OPENBLAS_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": "1",
+}
 BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from verifier_app.judge.template import main; main(sys.argv[2])"
 
 
@@ -52,7 +60,7 @@ class TemplateHandle:
                 [sys.executable, "-I", "-S", "-X", "utf8", "-c", BOOT, home, json.dumps(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env={"PATH": "/usr/bin:/bin", "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", "LANG": "C.UTF-8"},
+                env=ENVIRONMENT,
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
                 cwd="/",

@@ -8,7 +8,7 @@ from __future__ import annotations
 import resource
 
 MAX_FILE_BYTES = 256 << 20
-MAX_OPEN_FILES = 256
+MAX_OPEN_FILES = 1024
 MAX_TASKS = 256
 COVERED = {  # the layer that does a refused limit's work, and how; a limit that is not here must be set
     resource.RLIMIT_CORE: ("rlimits", "a dump is a file like any other, and bounded as one"),
@@ -33,11 +33,11 @@ class Limits:
         self.layers = layers
         self.missing: dict[str, str] = {}
 
-    def lower(self, which: int, value: int) -> None:
-        """Set soft and hard limit, where they are not lower already."""
+    def lower(self, which: int, value: int, room: int = 0) -> None:
+        """Set soft and hard limit, where they are not lower already; `room`: the hard one is so much higher."""
         _, hard = resource.getrlimit(which)
-        value = value if hard == resource.RLIM_INFINITY else min(value, hard)
-        self._set(which, (value, value))
+        most = value + room if hard == resource.RLIM_INFINITY else min(value + room, hard)
+        self._set(which, (min(value, most), most))
 
     def settable(self, which: int) -> bool:
         """Whether a limit that is for the tests' processes alone can be set."""

@@ -30,10 +30,15 @@ STACK_BYTES = 256 << 20  # lru_cache recursion 1e5 deep overflows 32 MiB
 THREAD_STACK_BYTES = 64 << 20  # the same depth fits; more would fill a small address space with few threads
 
 
+def import_lines() -> str:
+    """The prelude as source."""
+    return "".join(f"from {module} import *\n" for module in STAR_IMPORTS) + "".join(
+        f"import {module}\n" for module in PLAIN_IMPORTS
+    )
+
+
 def make_module(name: str) -> types.ModuleType:
     """A fresh module with the prelude's names in it: the program's globals."""
-    source = "".join(f"from {module} import *\n" for module in STAR_IMPORTS)
-    source += "".join(f"import {module}\n" for module in PLAIN_IMPORTS)
     module = types.ModuleType(name)
-    exec(source, module.__dict__)
+    exec(import_lines(), module.__dict__)
     return module

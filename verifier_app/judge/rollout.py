@@ -30,6 +30,7 @@ from verifier_app.judge.watch import Watch
 log = logging.getLogger(__name__)
 
 COMPILE_LIMIT_S = 15.0
+WAITING = ("epoll", "add_reader", "connect_read_pipe", "Selector")  # with these a program may wait for its input
 MESSAGE_CHARS = 300
 ONE_PROGRAMS = ("judge_fault", "host_overloaded", "sandbox_failed")  # faults that the next program need not have
 
@@ -245,7 +246,8 @@ def run_test(zygote: ZygoteHandle, request: Request, index: int) -> TestResult |
     cap = OUTPUT_CAP
     if call:  # the answer's JSON is at most so long: a digit may stand for a number of 309 digits
         cap = min(cap, 400 * len(request.tests.outputs[index]) + 4096)
-    pump = Pump(request.tests.inputs[index].encode("utf-8", "surrogatepass"), call, cap)
+    waits = any(word in request.code for word in WAITING)
+    pump = Pump(request.tests.inputs[index].encode("utf-8", "surrogatepass"), call, cap, waits)
     try:
         memory = request.memory_limit_mb << 20
         watch = Watch(zygote.proc, zygote.pid, zygote.own_namespace, limit, memory, zygote.scratch)

@@ -13,9 +13,10 @@ from typing import Any
 from verifier_app.judge import kernel, landlock, rootfs, seccomp
 from verifier_app.judge.ground import Ground, become
 from verifier_app.judge.limits import MAX_FILE_BYTES, MAX_OPEN_FILES, MAX_TASKS, Limits
+from verifier_app.judge.threads import ALLOWANCE_BYTES
 from verifier_app.judge.watch import tree
 
-PATH_FD = 240  # from here on, descriptors of the interpreter's folders, where the program's uid cannot walk to them
+PATH_FD = 960  # from here on, descriptors of the interpreter's folders, where the program's uid cannot walk to them
 SYSTEM_READABLE = [
     "/usr",
     "/bin",
@@ -117,7 +118,7 @@ class Box:
             (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
             (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
         ):
-            limits.lower(which, value)
+            limits.lower(which, value, ALLOWANCE_BYTES if which == resource.RLIMIT_AS else 0)
         # these two are for the tests' processes: the zygote's own time, and its user's processes, are not theirs
         self.limits_cpu = limits.settable(resource.RLIMIT_CPU)
         self.limits_tasks = (self.ground.uid or self.ground.user_namespace) and limits.settable(resource.RLIMIT_NPROC)

@@ -21,7 +21,7 @@ import threading
 import time
 from typing import Any
 
-from verifier_app.judge import kernel
+from verifier_app.judge import kernel, threads
 from verifier_app.judge.channel import Channel, ChannelClosed, channel_from_fd
 from verifier_app.judge.ground import Ground
 from verifier_app.judge.limits import Limits
@@ -34,18 +34,25 @@ BURY_TIMEOUT_S = 20.0
 
 
 def _standard_streams() -> None:
-    """Point 0, 1 and 2 at pipes and reopen Python's streams on them: they behave as a program's under a judge."""
+    """Point 0 at a file, 1 and 2 at a pipe, and reopen Python's streams on them, as a program under a judge has them.
+
+    A stream asks once whether it can seek; where a test's input comes by a pipe it finds out when it does.
+    """
     reader, writer = os.pipe()
-    for fd, end in ((0, reader), (1, writer), (2, writer)):
+    try:
+        file = os.memfd_create("stdin")
+    except OSError:
+        file = os.dup(reader)
+    for fd, end in ((0, file), (1, writer), (2, writer)):
         os.dup2(end, fd)
-    os.close(reader)
-    os.close(writer)
+    for fd in (reader, writer, file):
+        os.close(fd)
     for name, fd, mode, errors in (
         ("stdin", 0, "r", "surrogateescape"),
         ("stdout", 1, "w", "surrogateescape"),
         ("stderr", 2, "w", "backslashreplace"),
-    ):
-        stream = io.open(fd, mode, encoding="utf-8", errors=errors, closefd=False)  # noqa: SIM115, UP020
+    ):  # no newline is translated, as in CPython on Linux: a carriage return is data
+        stream = io.open(fd, mode, encoding="utf-8", errors=errors, newline="\n", closefd=False)  # noqa: SIM115, UP020
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
 
@@ -62,6 +69,7 @@ def _load(home: str, packages: list[str], modules: list[str]) -> None:
             importlib.import_module(name)
     sys.setrecursionlimit(RECURSION_LIMIT)
     threading.stack_size(THREAD_STACK_BYTES)
+    threads.install()
 
 
 class Template:

@@ -22,7 +22,7 @@ import sys
 import types
 from typing import Any
 
-from verifier_app.judge import kernel, runner
+from verifier_app.judge import ending, kernel, respawn, runner
 from verifier_app.judge.channel import Channel, ChannelClosed
 
 FILENAME = "solution.py"
@@ -45,11 +45,12 @@ class Zygote:
     def __init__(self, channel: Channel, main: types.ModuleType, box: Any) -> None:
         self.channel = channel
         self.main = main
-        self.prelude_end = next(reversed(main.__dict__))
         self.box = box
         self.channel_fd = channel.fileno()
         self.code: types.CodeType | None = None
         self.fn_name: str | None = None
+        self.writes_late = False
+        self.respawned: str | None = None  # the source, when processes may be started that read it again
         # a child that cannot be confined says so here; it closes the pipe before the program runs
         self.complaints, self.alarm = os.pipe()
         os.set_blocking(self.complaints, False)
@@ -73,7 +74,10 @@ class Zygote:
                 "solution"  # a main guard does not run (LiveCodeBench)
             )
             sys.modules["solution"] = self.main
-        self.code, problem = compile_program(message["load"])
+        source = message["load"].removeprefix("\ufeff")  # a byte order mark, as CPython reads a file
+        self.code, problem = compile_program(source)
+        self.writes_late = ending.may_write_late(source)
+        self.respawned = source if respawn.may_start(source) else None
         gc.freeze()  # or a collection in a test's process would copy every page
         return {"compiled": self.code is not None, "message": problem[:300]}
 
@@ -124,6 +128,6 @@ class Zygote:
         os.close(self.alarm)
         assert self.code is not None
         if self.fn_name is None:
-            runner.run_stdin(self.code, self.main, self.prelude_end)
+            runner.run_stdin(self.code, self.main, self.writes_late, self.respawned)
         else:
             runner.run_call(self.code, self.main, self.fn_name)
