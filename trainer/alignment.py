@@ -7,6 +7,7 @@ shifted label or other weights look like a noisy run for days; here they end it 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -43,7 +44,16 @@ class Alignment:
     other_temperature: float
 
     def check(self) -> None:
-        """Raises Misaligned above REFUSE, or where a wrong reading of the tokens fits better; warns above WARN."""
+        """Raises Misaligned above REFUSE, or where a wrong reading of the tokens fits better; warns above WARN.
+
+        What is not a number is refused too: NaN is in no comparison larger than a limit.
+        """
+        if not all(map(math.isfinite, (self.distance, self.token_earlier, self.token_later, self.other_temperature))):
+            raise Misaligned(
+                f"the difference of trainer and sampler is {self.distance} nats a token, "
+                f"{self.other_temperature} at another temperature: the trainer's log-probabilities are not finite; "
+                "check the model's weights, and that its dtype holds them"
+            )
         if self.distance > NOISE:
             rivals = {
                 "the token before": self.token_earlier,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from environments.settings import Section, Settings, without_password
 from trainer.objective_table import OBJECTIVES
@@ -15,6 +15,8 @@ Recompute = Literal["full", "selective", "none"]
 
 class ObjectiveConfig(Section):
     """The policy objective. An empty clip bound takes the objective's own default."""
+
+    model_config = ConfigDict(allow_inf_nan=False)
 
     name: str = Field("dapo", description="Policy objective: grpo, dapo, gspo, gspo+ or dr_grpo.")
     clip_low: float | None = Field(None, gt=0, lt=1, description="Lower clip range; empty: the objective's own.")
@@ -37,7 +39,7 @@ class ObjectiveConfig(Section):
     sequence_mask_high: float | None = Field(
         None, ge=1, description="Leave out sequences whose geometric mean weight is above this; empty: none."
     )
-    optimizer_steps_per_batch: int = Field(1, ge=1, description="Optimizer steps taken on one batch.")
+    optimizer_steps_per_batch: int = Field(1, ge=1, description="Optimizer steps on one batch, at most one a group.")
     overlong_baseline: Literal["include", "exclude"] = Field(
         "include", description="Whether truncated rollouts count in the group's mean and std and in N and S."
     )
@@ -60,7 +62,28 @@ class ObjectiveConfig(Section):
                 f"old_logprobs 'sampler' with {self.name}: the sampler's numerical noise exceeds its clip range "
                 f"{table.clip_low:g}/{table.clip_high:g}; set old_logprobs: recompute"
             )
+        self._refuse_what_does_nothing()
         return self
+
+    def _refuse_what_does_nothing(self) -> None:
+        """ValueError for the first option that was moved from its default and that the others make ineffective."""
+        moved = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
+        weight = "none" if self.old_logprobs == "sampler" else self.importance_weight
+        why = {
+            name: f"old_logprobs '{self.old_logprobs}' and importance_weight '{self.importance_weight}' weigh no token "
+            f"by it; set old_logprobs: recompute and importance_weight: {owner}, or leave it out"
+            for name, owner in (("tis_cap", "tis"), ("icepop_low", "icepop"), ("icepop_high", "icepop"))
+            if weight != owner
+        }
+        if self.old_logprobs == "recompute" and self.optimizer_steps_per_batch == 1:
+            ones = (
+                "with old_logprobs 'recompute' and one optimizer step per batch every ratio is 1; set "
+                "optimizer_steps_per_batch to 2 or more, or old_logprobs: sampler, or leave it out"
+            )
+            why |= dict.fromkeys(("clip_low", "clip_high", "dual_clip", "kl_coefficient"), ones)
+        for name in moved:
+            if name in why:
+                raise ValueError(f"{name} {getattr(self, name)} has no effect: {why[name]}")
 
 
 class OptimizerConfig(Section):
@@ -161,13 +184,21 @@ class InitFromConfig(Section):
     select: str = Field("best", description="'best' (the run's checkpoints/best), 'latest' or a step's name.")
     optimizer: Literal["keep", "reset"] = Field("reset", description="AdamW's moments and schedule.")
 
+    @model_validator(mode="after")
+    def _needs_a_run(self) -> InitFromConfig:
+        for name in ("select", "optimizer"):
+            value = getattr(self, name)
+            if self.run is None and value != type(self).model_fields[name].default:
+                raise ValueError(f"{name} {value!r} has no effect without a run: set init_from.run, or leave it out")
+        return self
+
 
 class TrainerConfig(Settings):
     """Everything that `torchrun trainer/main.py` can be told."""
 
     model: Path = Field(description="Folder of a Hugging Face causal language model (safetensors).")
     run_dir: Path = Field(description="Folder of this run: config, metrics, checkpoints.")
-    steps: int = Field(10, ge=1, description="Optimizer steps counted in batches: one weight version each.")
+    steps: int = Field(10, ge=1, description="Batches to train on: one weight version each.")
     seed: int = Field(0, ge=0, description="Seed of everything random in the trainer.")
     activation_checkpointing: Recompute = Field(
         "full",
@@ -216,7 +247,15 @@ class TrainerConfig(Settings):
         ):
             twin = {"gspo": "grpo", "gspo+": "dapo"}[chosen.name]
             raise ValueError(
-                f"objective.name {chosen.name} with one optimizer step per batch equals {twin}: every ratio is 1; "
-                f"set objective.optimizer_steps_per_batch to 2 or more, or objective.name to {twin}"
+                f"objective.name {chosen.name} with one optimizer step per batch: every ratio is 1, so nothing is "
+                f"clipped, and it differs from {twin} only by averaging the sampler's mismatch over a sequence; set "
+                f"objective.optimizer_steps_per_batch to 2 or more, or objective.name to {twin}"
+            )
+        if chosen.optimizer_steps_per_batch > self.batch.groups:
+            raise ValueError(
+                f"objective.optimizer_steps_per_batch {chosen.optimizer_steps_per_batch} with {self.batch.groups} "
+                f"groups in a batch: a group is never cut, so no more than {self.batch.groups} steps can be taken; set "
+                f"it to {self.batch.groups} or less, or batch.rollouts to "
+                f"{chosen.optimizer_steps_per_batch * self.batch.group_size} or more"
             )
         return self

@@ -56,7 +56,10 @@ class Group:
 
 
 def staleness(group: Group, step: int) -> int:
-    """Optimizer steps between the oldest trained token of `group` and `step`; 0 without a trained token."""
+    """Batches, each of which makes one weight version, between the oldest trained token of `group` and `step`.
+
+    0 without a trained token.
+    """
     oldest = group.oldest_version
     return 0 if oldest is None else step - oldest
 

@@ -90,7 +90,7 @@ METRICS: dict[str, Metric] = {
     "length_failed": Metric("Mean sampled tokens of finished rollouts that failed.", "mean"),
     "length_overlong": Metric("Mean sampled tokens of truncated rollouts.", "mean"),
     "length_max": Metric("Most sampled tokens of a rollout.", "max"),
-    "staleness": Metric("Step minus weight version of a group's oldest trained token, mean over groups.", "mean"),
+    "staleness": Metric("Batches between a group's oldest trained token and this step, mean over groups.", "mean"),
     "staleness_max": Metric("The same, of the oldest group.", "max"),
     "dropped_all_pass": Metric("Groups dropped because every rollout passed.", "count"),
     "dropped_all_fail": Metric("Groups dropped because every rollout failed.", "count"),
@@ -99,7 +99,10 @@ METRICS: dict[str, Metric] = {
         "Groups dropped because the finished rollouts have one score (truncated ones left out).", "count"
     ),
     "dropped_stale": Metric("Groups dropped because they were older than the bound.", "count"),
-    "skipped_batches": Metric("Batches without a single trained token, for which no step was taken.", "count"),
+    "skipped_batches": Metric("Batches for which no optimizer step was taken.", "count"),
+    "skipped_optimizer_steps": Metric(
+        "Optimizer steps left out: every sequence was masked, or the gradient was exactly zero.", "count"
+    ),
     # time and size
     "micro_batches": Metric("Micro-batches of one rank on this batch.", "same"),
     "packed_tokens": Metric("Tokens that went through the model, shared prompts once.", "count"),

@@ -48,15 +48,17 @@ class Mismatch:
 
 
 def sequence_mean(values: Tensor, sequence: Tensor, length: Tensor) -> Tensor:
-    """Mean over each sequence's tokens: values [K], sequence [K] in 0..B-1, length [B] -> [B]; 0 for an empty one."""
-    return values.new_zeros(length.shape[0]).index_add(0, sequence, values) / length.clamp(min=1)
+    """Mean over each sequence's tokens: values [K], sequence [K] in 0..B-1, length [B] -> float64 [B]; 0 if empty."""
+    total = values.new_zeros(length.shape[0], dtype=torch.float64).index_add(0, sequence, values.double())
+    return total / length.clamp(min=1)
 
 
 def kept_sequences(
     old_logprob: Tensor, sampler_logprob: Tensor, sequence: Tensor, length: Tensor, mismatch: Mismatch
 ) -> Tensor:
     """Which sequences the mismatch mask keeps: [K], [K], [K], [B] -> bool [B]. Known before the step's first loss."""
-    mean = sequence_mean(old_logprob.detach() - sampler_logprob, sequence, length)
+    # In float64 whoever calls: the divisor's count and the loss must not differ on a sequence at the bound.
+    mean = sequence_mean(old_logprob.detach().double() - sampler_logprob.double(), sequence, length)
     geometric = mean.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     low, high = mismatch.sequence_bounds
     return (geometric >= low) & (geometric <= high)
@@ -64,7 +66,7 @@ def kept_sequences(
 
 def off_policy_weight(old_logprob: Tensor, sampler_logprob: Tensor, mismatch: Mismatch) -> Tensor:
     """Weight of each token for the sampler's mismatch, without gradient: [K], [K] -> [K]."""
-    rho = (old_logprob.detach() - sampler_logprob.detach()).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    rho = (old_logprob - sampler_logprob).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     if mismatch.weight == "tis":
         return rho.clamp(max=mismatch.cap)
     if mismatch.weight == "icepop":

@@ -22,6 +22,8 @@ class Update(NamedTuple):
     grad_norm: float
     """L2 norm over all parameters and ranks, before clipping."""
     lr: float
+    taken: bool = True
+    """False where the gradient was exactly zero: the weights were left as they were."""
 
 
 class PolicyOptimizer:
@@ -53,7 +55,10 @@ class PolicyOptimizer:
         return self.config.lr * (update + 1) / self.config.warmup_steps
 
     def step(self) -> Update:
-        """Clips, updates the weights and clears the gradients. Raises NonFiniteGradient instead of updating."""
+        """Clips, updates the weights and clears the gradients. Raises NonFiniteGradient instead of updating.
+
+        A gradient that is zero everywhere updates nothing: AdamW's moments would move every weight without a signal.
+        """
         norm = clip_grad_norm(self.parameters, self.config.max_grad_norm)
         if not norm < float("inf"):
             self.zero_grad()
@@ -62,6 +67,9 @@ class PolicyOptimizer:
                 "batch's log-probabilities and lower optimizer.lr"
             )
         lr = self.lr_at(self.updates)
+        if norm == 0:
+            self.zero_grad()
+            return Update(0.0, lr, taken=False)
         for group in self.adamw.param_groups:
             group["lr"] = lr
         self.adamw.step()

@@ -29,12 +29,11 @@ from trainer.config import TrainerConfig
 from trainer.export import save_hf
 from trainer.groups import Group
 from trainer.metrics import Metrics
-from trainer.objectives import check_before_update
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import all_reduce_sums, broadcast, distributed, together
 from trainer.policy import Policy
 from trainer.publishing.served import Served, ServersAreBack
-from trainer.step import Batch, accumulate_gradient, chosen_objective, describe, prepare, set_old_logprobs
+from trainer.step import Batch, describe, prepare, set_old_logprobs, take_steps
 from trainer.stopping import StopRequest
 from trainer.weights import make_publisher
 
@@ -248,30 +247,11 @@ class Run:
             self._aligned = True
 
     def optimize(self, batch: Batch) -> None:
-        """One optimizer step for each part of the batch; a batch without a trained token is skipped and counted."""
-        if not batch.tokens:
-            log.warning("step %d: no trained token in the batch, skipped", self.step)
-            self.metrics.add("skipped_batches", int(self.parallel.is_main))
-            return
+        """One optimizer step for each part of the batch that has a gradient; the others are skipped and counted."""
         with self._timed("seconds_train"):
-            for index, part in enumerate(batch.parts):
-                outside = accumulate_gradient(part, self.policy, self.config, self.parallel, self.metrics)
-                if index == 0:
-                    self._check_before_update(*outside)
-                update = self.optimizer.step()
-                self.metrics.add("grad_norm", update.grad_norm)
-                self.metrics.add("learning_rate", update.lr)
-        self.metrics.add("optimizer_steps", len(batch.parts))
-        self.metrics.add("sequences", batch.parts[-1].counts.sequences)
-        self.metrics.add("tokens", batch.parts[-1].counts.tokens)
-        self.metrics.add("micro_batches", sum(len(part.micro_batches) for part in batch.parts))
-
-    def _check_before_update(self, outside: float, sequences: int) -> None:
-        """Counts what is clipped before the batch's first update; ClippedBeforeUpdate where it dominates."""
-        self.metrics.add("clipped_before_update", outside, sequences)
-        if self.config.objective.old_logprobs == "recompute":
-            sums = all_reduce_sums({"outside": outside, "sequences": sequences}, self.parallel)
-            check_before_update(chosen_objective(self.config), sums["outside"] / max(sums["sequences"], 1))
+            taken = take_steps(batch, self.policy, self.optimizer, self.config, self.parallel, self.metrics)
+        if not taken:
+            log.warning("step %d: nothing in the batch has a gradient, skipped", self.step)
 
     def publish(self, version: int) -> None:
         """Puts the policy's weights into every vLLM server under `version`; WeightSyncError when one fails."""

@@ -15,10 +15,21 @@ from trainer.config import TrainerConfig
 from trainer.groups import Group
 from trainer.metrics import Metrics, group_stats
 from trainer.mismatch import Mismatch, kept_sequences
-from trainer.objectives import Denominators, Objective, denominators, objective, policy_loss
+from trainer.objectives import (
+    Denominators,
+    Objective,
+    check_before_update,
+    denominators,
+    objective,
+    policy_loss,
+)
+from trainer.optimizer import PolicyOptimizer
 from trainer.packing import MicroBatch, pack
 from trainer.parallel import Parallel, all_reduce_sums
 from trainer.policy import Policy
+
+WITHOUT_A_STEP = ("masked_sequences", "mismatch_abs", "mismatch_abs_max", "mismatch_kl")
+"""Statistics of `policy_loss` that say something where no loss is taken: the sampler against the trainer."""
 
 
 @dataclass
@@ -40,7 +51,7 @@ class Batch:
     dropped: dict[str, DropReason]
     """Why a group of this id carries none."""
     tokens: int
-    """Trained tokens of all ranks."""
+    """Trained tokens of all ranks; what the mask for the sampler's mismatch leaves out does not count."""
 
 
 def chosen_objective(config: TrainerConfig) -> Objective:
@@ -123,6 +134,7 @@ def set_old_logprobs(batch: Batch, policy: Policy, config: TrainerConfig, parall
             part.old_logprobs = [policy.logprobs(micro)[0] for micro in part.micro_batches]
         if masks:
             part.counts = _counts_of_kept(part, mismatch, parallel)
+    batch.tokens = sum(part.counts.tokens for part in batch.parts)
 
 
 def _counts_of_kept(part: Part, mismatch: Mismatch, parallel: Parallel) -> Denominators:
@@ -173,6 +185,72 @@ def accumulate_gradient(
         outside += float(stats["outside_clip_sequences"][0])
         sequences += int(stats["outside_clip_sequences"][1])
     return outside, sequences
+
+
+def take_steps(
+    batch: Batch,
+    policy: Policy,
+    optimizer: PolicyOptimizer,
+    config: TrainerConfig,
+    parallel: Parallel,
+    metrics: Metrics,
+) -> int:
+    """One optimizer step for each part that has a gradient; returns how many were taken. A collective.
+
+    A part whose sequences are all masked, or whose gradient is zero on every weight of every rank, takes none: AdamW's
+    moments would move the weights without a signal. Such parts are counted. Raises ClippedBeforeUpdate.
+    """
+    taken: list[Part] = []
+    updated = False
+    for part in batch.parts:
+        if not part.counts.tokens:  # over all ranks, so all of them skip it
+            observe(part, config, metrics)
+            continue
+        outside, sequences = accumulate_gradient(part, policy, config, parallel, metrics)
+        if not updated:
+            _check_before_update(outside, sequences, config, parallel, metrics)
+        update = optimizer.step()
+        metrics.add("grad_norm", update.grad_norm)
+        if update.taken:
+            updated = True
+            metrics.add("learning_rate", update.lr)
+            taken.append(part)
+    metrics.add("optimizer_steps", len(taken))
+    metrics.add("skipped_optimizer_steps", (len(batch.parts) - len(taken)) * int(parallel.is_main))
+    metrics.add("skipped_batches", int(not taken and parallel.is_main))
+    if taken:
+        metrics.add("sequences", taken[-1].counts.sequences)
+        metrics.add("tokens", taken[-1].counts.tokens)
+        metrics.add("micro_batches", sum(len(part.micro_batches) for part in taken))
+    return len(taken)
+
+
+def _check_before_update(
+    outside: float, sequences: int, config: TrainerConfig, parallel: Parallel, metrics: Metrics
+) -> None:
+    """Counts what is clipped before the batch's first update; ClippedBeforeUpdate where it dominates."""
+    metrics.add("clipped_before_update", outside, sequences)
+    if config.objective.old_logprobs == "recompute":
+        sums = all_reduce_sums({"outside": outside, "sequences": sequences}, parallel)
+        check_before_update(chosen_objective(config), sums["outside"] / max(sums["sequences"], 1))
+
+
+def observe(part: Part, config: TrainerConfig, metrics: Metrics) -> None:
+    """Adds the statistics of a part that is not trained on: a mask that left all of it out must not hide why."""
+    for micro, old in zip(part.micro_batches, part.old_logprobs, strict=True):
+        _, stats = policy_loss(
+            chosen_objective(config),
+            old,
+            old,
+            micro.sequence,
+            micro.advantage,
+            micro.length,
+            part.counts,
+            max_length=config.batch.context,
+            sampler_logprob=micro.sampler_logprob,
+            mismatch=chosen_mismatch(config),
+        )
+        metrics.update({name: stats[name] for name in WITHOUT_A_STEP})
 
 
 def describe(batch: Batch, step: int, metrics: Metrics) -> None:

@@ -16,7 +16,7 @@ def may_begin(*, oldest: int, ahead: int, groups_per_batch: int, max_staleness: 
     Args:
         oldest: the weight version at which the oldest unfinished group began, the served one where there is none.
         ahead: groups of all steps that are trained, queued, or unfinished.
-        max_staleness: optimizer steps between a group's oldest token and the step that trains on it; 0 is on-policy.
+        max_staleness: batches between a group's oldest token and the step that trains on it; 0 is on-policy.
         total_steps: steps of the run; no group begins that no step would train on.
     """
     return ahead < min(oldest + max_staleness + 1, total_steps) * groups_per_batch

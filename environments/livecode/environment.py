@@ -59,7 +59,7 @@ class LivecodeEnv(FixedBaseEnv):
             super().__init__(config, server_configs(run.servers, run.model))
         except OSError as error:
             raise ConfigError(f"tokenizer {run.tokenizer_path}: cannot be loaded ({error})") from None
-        self.served = 0  # the weight version (optimizer step) that the servers have now
+        self.served = 0  # the weight version (batches trained) that the servers have now
         self.sent = 0  # groups that the API has, those of an earlier process of this run included
         self.api_groups = 0  # groups that the API ever got, whoever sent them
         self.in_flight: dict[asyncio.Task[None], Begun] = {}

@@ -254,7 +254,7 @@ async def make_group(
     a server that refuses raises, since no further group could be made either.
 
     Args:
-        version: the weight version that is served now (an optimizer step).
+        version: the weight version that is served now: the number of batches that were trained.
         group_id: drawn where none is given.
         shuffle_seed: the control experiment: deals the scores out at random, by this seed and the group's id.
     """

@@ -259,7 +259,7 @@ class ServerChecks:
 
 
 def parse_version(version: Any) -> int:
-    """vLLM's version label as the optimizer step; its own start label `default` is step 0.
+    """vLLM's version label as the number of batches trained; its own start label `default` is step 0.
 
     Raises:
         ServerRefused: a label that is neither.
@@ -270,7 +270,7 @@ def parse_version(version: Any) -> int:
         return int(version)
     except (TypeError, ValueError):
         raise ServerRefused(
-            f"weight version {version!r} is not an optimizer step. Only this project's trainer may set it: "
+            f"weight version {version!r} is not a number of batches. Only this project's trainer may set it: "
             "POST /update_weight_version with a decimal number."
         ) from None
 

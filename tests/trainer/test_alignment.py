@@ -71,3 +71,13 @@ def test_log_probabilities_before_the_temperature_are_named(alone: Parallel) -> 
 
 def test_tokens_of_older_weights_do_not_count(alone: Parallel) -> None:
     assert aligned(alone, Sampler(), Sampler(), version=1) is None
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_is_not_a_number_is_refused(place: int, value: float) -> None:
+    distances = [0.001, 2.0, 2.0, 0.5]
+    Alignment(64, *distances).check()
+    distances[place] = value
+    with pytest.raises(Misaligned, match="not finite"):
+        Alignment(64, *distances).check()
