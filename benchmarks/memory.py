@@ -4,10 +4,11 @@
 
 Steps: small random models, the trainer's own policy, packing, objective and optimizer, on one CPU process or two over
 gloo. Measured is the second step (AdamW's moments exist), of two ranks the least of five, and what
-`trainer.planning.memory.LiveBytes` saw of its tensors at the most; predicted is `trainer.planning.timeline.plan` for the same pack. Speed: the share of a large
-product's speed that the first run reaches gives the tokens/s predicted for the others, per CPU second of one thread,
-so that other processes do not count. Log-probabilities: K tokens over V entries, forward and backward, by chunks as
-the trainer does and by whole logits; what would not fit here runs on shapes alone.
+`trainer.planning.memory.LiveBytes` saw of its tensors at the most; predicted is `trainer.planning.timeline.plan` for
+the same pack. Speed: the share of a large product's speed that the first run reaches gives the tokens/s predicted for
+the others, per CPU second of one thread, so that other processes do not count. Log-probabilities: K tokens over V
+entries, forward and backward, by chunks as the trainer does and by whole logits; what would not fit here runs on shapes
+alone.
 """
 
 from __future__ import annotations
