@@ -9,11 +9,11 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
 
 from environments.errors import BAD_INPUT_NOTE, ConfigError, note_bad_input
@@ -23,6 +23,7 @@ __all__ = [
     "ConfigError",
     "Section",
     "Settings",
+    "empty_is_none",
     "explain",
     "load",
     "note_bad_input",
@@ -33,10 +34,34 @@ __all__ = [
 ]
 
 
+_EMPTY = ("", "null", "none")
+
+
+def empty_is_none(model: type[BaseModel], values: Any) -> Any:
+    """A field that may be empty is None however that is written: nothing, null or None, in a file or by a flag."""
+    if not isinstance(values, dict):
+        return values
+    fields = model.model_fields
+    return {
+        name: None
+        if isinstance(value, str)
+        and value.strip().lower() in _EMPTY
+        and name in fields
+        and type(None) in get_args(fields[name].annotation)
+        else value
+        for name, value in values.items()
+    }
+
+
 class Section(BaseModel):
     """A part of a configuration: unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_none(cls, values: Any) -> Any:
+        return empty_is_none(cls, values)
 
 
 class Settings(BaseSettings):
@@ -45,6 +70,11 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         extra="forbid", cli_avoid_json=True, cli_implicit_flags=False, cli_hide_none_type=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_none(cls, values: Any) -> Any:
+        return empty_is_none(cls, values)
 
     @classmethod
     def settings_customise_sources(

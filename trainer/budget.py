@@ -210,12 +210,12 @@ def check_memory(config: TrainerConfig, world_size: int, device: torch.device) -
     try:
         model = model_config(config.model)
         budget = plan(model, setup(config, world_size, cuda=cuda))
-        if budget.needed > memory:
-            message = refusal(model, config, world_size, budget, memory, cuda)
-            raise DoesNotFitMemory(f"{message}; memory_gib: 0 begins without this check")
+        message = refusal(model, config, world_size, budget, memory, cuda) if budget.needed > memory else None
     except (ConfigError, Untraceable) as error:
         log.warning("memory is not checked: %s", error)
         return
+    if message is not None:
+        raise DoesNotFitMemory(f"{message}; memory_gib: 0 begins without this check")
     log.info("%.1f GiB of %.1f needed at the peak, %s", budget.needed / GIB, memory / GIB, budget.peak.phase)
 
 

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import random
-import re
 import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -29,20 +28,30 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
-from environments.errors import LivecodeError
+from trainer.checkpoint_folder import (
+    FORMAT,
+    CheckpointError,
+    UnusableCheckpoint,
+    complete_checkpoints,
+    find_checkpoint,
+    point_best,
+    pointed_to,
+    read_meta,
+)
 from trainer.durable import publish_folder, write_text
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel, barrier, broadcast, together
 from trainer.policy import Policy
 
-FORMAT = 2
-"""Version of the folder's layout; a checkpoint of another one is refused."""
-
-_NAME = re.compile(r"step-\d{8}")
-
-
-class CheckpointError(LivecodeError, RuntimeError):
-    """A checkpoint that was asked for cannot be used, or one could not be written."""
+__all__ = [
+    "FORMAT",
+    "CheckpointError",
+    "Checkpoints",
+    "Restored",
+    "complete_checkpoints",
+    "find_checkpoint",
+    "point_best",
+]
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,7 @@ class Checkpoints:
         """Puts a checkpoint's state in place. which: "latest", "best", a name in this folder (or in `folder`, another
         run's), or a path.
 
+        An optimizer gets its moments and count of updates from the checkpoint; its options stay the configuration's.
         optimizer None: its moments, its schedule and the random state are left alone, as for the beginning of a new
         stage. The random state of a rank that did not save is left as it is. Raises CheckpointError when there is
         none, it is incomplete, or it belongs to another model.
@@ -156,8 +166,8 @@ class Checkpoints:
             raise found
         path = Path(found)
         with together(self.parallel):
-            meta = json.loads((path / "meta.json").read_text(encoding="utf-8"))
-            _check_meta(path, meta, _shapes(policy))
+            meta = read_meta(path)
+            _check_shapes(path, meta, _shapes(policy))
         state = _state(policy, optimizer)
         try:
             dcp.load(state, checkpoint_id=path, process_group=self._group)
@@ -171,6 +181,7 @@ class Checkpoints:
             options=None if optimizer else StateDictOptions(strict=True),
         )
         if optimizer is not None:
+            optimizer.apply_options()
             optimizer.updates = meta["updates"]
             saved = path / f"random-{self.parallel.rank}.pt"
             if saved.is_file():
@@ -191,7 +202,7 @@ class Checkpoints:
 
     def _retain(self, newest: Path) -> None:
         # By time of writing: after a resume from an older step, the higher numbers belong to an abandoned line.
-        kept = {newest.name, _pointed_to(self.folder / "best")}
+        kept = {newest.name, pointed_to(self.folder / "best")}
         others = sorted(
             (path for path in self.complete() if path.name not in kept), key=lambda path: path.stat().st_mtime
         )
@@ -199,40 +210,6 @@ class Checkpoints:
             # Its meta.json goes first, so that a half-removed checkpoint is never taken for a complete one.
             (old / "meta.json").unlink()
             shutil.rmtree(old)
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints in a folder, oldest first; none where the folder does not exist."""
-    if not folder.is_dir():
-        return []
-    return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name) and (path / "meta.json").is_file())
-
-
-def find_checkpoint(folder: Path, which: str) -> Path:
-    """The folder of "latest", "best", a name in `folder`, or a path; CheckpointError unless it is complete."""
-    path = Path(which)
-    if which in ("latest", "best"):
-        name = _pointed_to(folder / which)
-        if name is None:
-            raise CheckpointError(
-                f"checkpoint {which!r}: {folder} has none; give a checkpoint's folder, or start without one"
-            )
-        path = folder / name
-    elif _NAME.fullmatch(which):
-        path = folder / which
-    if not (path / "meta.json").is_file():
-        known = ", ".join(one.name for one in complete_checkpoints(folder)) or "none"
-        raise CheckpointError(f"checkpoint {which!r}: {path} is missing or incomplete; complete ones here: {known}")
-    return path
-
-
-def point_best(folder: Path, name: str) -> None:
-    """Has `best` name a complete checkpoint of the folder, which retention then spares; CheckpointError otherwise."""
-    write_text(folder / "best", find_checkpoint(folder, name).name + "\n")
-
-
-def _pointed_to(pointer: Path) -> str | None:
-    return pointer.read_text(encoding="utf-8").strip() if pointer.is_file() else None
 
 
 def _reason(error: CheckpointException) -> str:
@@ -250,13 +227,11 @@ def _shapes(policy: Policy) -> dict[str, list[int]]:
     return {name: list(weight.shape) for name, weight in policy.model.named_parameters()}
 
 
-def _check_meta(path: Path, meta: dict[str, Any], shapes: dict[str, list[int]]) -> None:
-    if meta["format"] != FORMAT:
-        raise CheckpointError(f"checkpoint {path}: format {meta['format']}, this version reads {FORMAT}")
+def _check_shapes(path: Path, meta: dict[str, Any], shapes: dict[str, list[int]]) -> None:
     for name in sorted(set(meta["shapes"]) | set(shapes)):
         theirs, ours = meta["shapes"].get(name), shapes.get(name)
         if theirs != ours:
-            raise CheckpointError(
+            raise UnusableCheckpoint(
                 f"checkpoint {path} is of another model: {name} has shape {theirs or 'none'} there and "
                 f"{ours or 'none'} in the model; set `model` to the folder that the run began with"
             )

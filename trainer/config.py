@@ -167,9 +167,9 @@ class CheckpointConfig(Section):
     every: int = Field(50, ge=0, description="Steps between checkpoints; 0: only at the end.")
     keep_last: int = Field(2, ge=1, description="Checkpoints kept.")
     resume: str | None = Field(
-        None,
-        description="'latest', 'best', 'auto' (the latest where there is one), a checkpoint's folder, or empty: "
-        "start from the model.",
+        "auto",
+        description="'auto' (go on from the latest checkpoint where the run folder has one), 'latest', 'best', a "
+        "checkpoint's folder, or empty: start from the model, refused in a folder that was used.",
     )
     stop_deadline_s: float = Field(
         600.0, gt=0, description="After SIGTERM: the step is ended and saved; later than this the process is gone."

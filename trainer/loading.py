@@ -17,6 +17,7 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 
 from environments.errors import ConfigError
 from trainer import attention
+from trainer.weight_files import INDEX, SINGLE, checkpoint_files
 
 
 class UnsupportedModel(ConfigError):
@@ -34,11 +35,7 @@ def build(path: Path) -> PreTrainedModel:
 
     Raises UnsupportedModel for a folder without a model, missing or unknown tensors, and other shapes.
     """
-    if not (path / "config.json").is_file():
-        raise UnsupportedModel(f"model {path}: no config.json there; give the folder of a Hugging Face model")
-    files = sorted(path.glob("*.safetensors"))
-    if not files:
-        raise UnsupportedModel(f"model {path}: no *.safetensors there; convert the weights to safetensors")
+    files = weight_files(path)
     try:
         config = AutoConfig.from_pretrained(path, local_files_only=True)
         with torch.device("meta"):
@@ -69,12 +66,33 @@ def build(path: Path) -> PreTrainedModel:
     return model
 
 
+def weight_files(path: Path) -> list[Path]:
+    """The files that a model folder's weights are in, as transformers finds them; nothing is read of them.
+
+    model.safetensors where there is one, else what model.safetensors.index.json names: other files, such as shards of
+    an older save or the same weights in another layout, are not the model's. Raises UnsupportedModel.
+    """
+    if not (path / "config.json").is_file():
+        raise UnsupportedModel(f"model {path}: no config.json there; give the folder of a Hugging Face model")
+    try:
+        files = checkpoint_files(path)
+    except ValueError as error:
+        raise UnsupportedModel(f"model {path}: {error}") from None
+    if not files:
+        others = ", ".join(file.name for file in sorted(path.glob("*.safetensors"))[:3])
+        raise UnsupportedModel(
+            f"model {path}: neither {SINGLE} nor {INDEX} there"
+            + (f", beside {others}; give the whole folder" if others else "; convert the weights to safetensors")
+        )
+    return files
+
+
 @torch.no_grad()
 def fill(model: PreTrainedModel, path: Path, device: torch.device) -> None:
     """Gives the sharded model of `build` its memory on `device`, and this rank's part of the folder's weights."""
     model.to_empty(device=device)
     waiting = {name: value for name, value in model.state_dict().items() if name not in tied_names(model)}
-    for file in sorted(path.glob("*.safetensors")):
+    for file in weight_files(path):
         with safe_open(str(file), framework="pt") as tensors:
             for name in tensors.keys() & waiting.keys():
                 _copy_own_rows(waiting[name], tensors.get_slice(name))

@@ -36,17 +36,19 @@ class PolicyOptimizer:
         self.config = config
         self.updates = 0
         self.parameters = [weight for weight in policy.parameters() if weight.requires_grad]
-        groups = [
-            {"params": [weight for weight in self.parameters if weight.ndim >= 2], "weight_decay": config.weight_decay},
-            {"params": [weight for weight in self.parameters if weight.ndim < 2], "weight_decay": 0.0},
-        ]
-        self.adamw = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=config.lr,
-            betas=config.betas,
-            eps=config.eps,
-            fused=True,
-        )
+        matrices = [weight for weight in self.parameters if weight.ndim >= 2]
+        vectors = [weight for weight in self.parameters if weight.ndim < 2]
+        groups = [{"params": group} for group in (matrices, vectors) if group]
+        self.adamw = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        self.apply_options()
+
+    def apply_options(self) -> None:
+        """Sets lr, betas, eps and weight decay as configured; loading a checkpoint brings those it was saved with."""
+        for group in self.adamw.param_groups:
+            group["lr"] = self.config.lr
+            group["betas"] = self.config.betas
+            group["eps"] = self.config.eps
+            group["weight_decay"] = self.config.weight_decay if group["params"][0].ndim >= 2 else 0.0
 
     def lr_at(self, update: int) -> float:
         """Learning rate of update 0, 1, ...: linear over `warmup_steps` to the full rate, then constant."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
 import random
@@ -10,7 +9,6 @@ import resource
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -18,9 +16,7 @@ import numpy as np
 import torch
 
 from environments.contract import terms
-from environments.errors import ConfigError, LivecodeError
-from environments.run_folder import append_line, claim
-from environments.settings import write_yaml
+from environments.run_folder import append_line
 from trainer.alignment import measure
 from trainer.batches import AtroposClient, BatchError, StopWaiting, broadcast_groups
 from trainer.budget import check_memory
@@ -28,27 +24,19 @@ from trainer.checkpoints import Checkpoints
 from trainer.config import TrainerConfig
 from trainer.export import save_hf
 from trainer.groups import Group
+from trainer.loading import weight_files
 from trainer.metrics import Metrics
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import all_reduce_sums, broadcast, distributed, together
 from trainer.policy import Policy
 from trainer.publishing.served import Served, ServersAreBack
+from trainer.start import Beginning, RecordError, taken
 from trainer.step import Batch, describe, prepare, set_old_logprobs, take_steps
 from trainer.stopping import StopRequest
+from trainer.tracking import Tracker, tracking
 from trainer.weights import make_publisher
 
 log = logging.getLogger(__name__)
-
-
-class RecordError(LivecodeError, RuntimeError):
-    """What was trained on cannot be written down, so it must not count."""
-
-
-def _cannot_write(folder: Path, error: OSError) -> LivecodeError:
-    """A full disk may be emptied before the next start; anything else is the setting's."""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return RecordError(f"run_dir {folder}: {error.strerror}; free space on that disk and start again")
-    return ConfigError(f"run_dir {folder}: cannot be written ({error.strerror}); give another folder")
 
 
 class Run:
@@ -88,9 +76,16 @@ class Run:
         self.served: Served | None = None
         self.client: AtroposClient | None = None
         # What needs no weights comes before the model is read, which takes minutes: folder, servers, API, memory.
+        found: Beginning | None = None
+        self.tracker: Tracker | None = None
         with together(self.parallel):
             if self.parallel.is_main:
-                self._claim_folder()
+                found = opened.enter_context(taken(config))
+                self.tracker = opened.enter_context(tracking(config))
+        self.beginning = broadcast(found, self.parallel)
+        with together(self.parallel):
+            weight_files(config.model)
+            check_memory(config, self.parallel.world_size, self.parallel.device)
         if config.weights.servers:
             with together(self.parallel):
                 publisher = make_publisher(
@@ -100,8 +95,6 @@ class Run:
         with together(self.parallel):
             if self.parallel.is_main:
                 self._reach_out(opened)
-        with together(self.parallel):
-            check_memory(config, self.parallel.world_size, self.parallel.device)
         with together(self.parallel):
             self.policy = Policy(
                 config.model,
@@ -122,28 +115,18 @@ class Run:
         self._step_started = time.monotonic()
 
     def _restore(self) -> None:
-        """The checkpoint to go on from, or the stage before, or neither."""
-        resume, stage = self.config.checkpoint.resume, self.config.init_from
-        if resume == "auto":
-            resume = broadcast("latest" if self.checkpoints.complete() else None, self.parallel)
-        if resume is not None:
-            self.step = self.checkpoints.load(resume, self.policy, self.optimizer).step
-            self._saved = self.step
+        """The state of the checkpoint that the run begins with, if there is one."""
+        begin = self.beginning
+        if begin.checkpoint is None:
+            return
+        stage = self.config.init_from
+        kept = self.optimizer if begin.resumed or stage.optimizer == "keep" else None
+        self.checkpoints.load(str(begin.checkpoint), self.policy, kept)
+        if begin.resumed:
+            self.step = self._saved = begin.step
             log.info("resumed after step %d", self.step)
-        elif stage.run is not None:
-            kept = self.optimizer if stage.optimizer == "keep" else None
-            found = self.checkpoints.load(stage.select, self.policy, kept, folder=stage.run / "checkpoints")
-            log.info("began with %s, optimizer: %s", found.path, stage.optimizer)
-
-    def _claim_folder(self) -> None:
-        """On rank 0: makes the run's folder, or refuses one of another format."""
-        config = self.config
-        try:
-            claim(config.run_dir)
-            write_yaml(config, config.run_dir / "config" / "trainer.yaml")
-        except OSError as error:
-            raise _cannot_write(config.run_dir, error) from None
-        self._tracker = _wandb(config) if config.use_wandb else None
+        else:
+            log.info("began with %s, optimizer: %s", begin.checkpoint, stage.optimizer)
 
     def _reach_out(self, opened: ExitStack) -> None:
         """On rank 0: the vLLM servers answer, and the Atropos API has no side that differs from this one."""
@@ -277,11 +260,11 @@ class Run:
                     append_line(path, json.dumps(line))
                 except OSError as error:
                     raise RecordError(
-                        f"{path}: cannot be written ({error.strerror}): free space on that disk and start again with "
-                        "--checkpoint.resume auto"
+                        f"{path}: cannot be written ({error.strerror}): free space on that disk; then {self._way_on()} "
+                        "goes on"
                     ) from None
-            if self._tracker is not None:
-                self._tracker.log({f"train/{name}": value for name, value in row.items()}, step=self.step)
+            if self.tracker is not None:
+                self.tracker.log(row)
             log.info(
                 "step %d: loss %.4g, grad norm %.4g, %d groups",
                 self.step,
@@ -304,9 +287,13 @@ class Run:
         self.checkpoints.wait()
         self._acknowledge()
         if self.step < self.config.steps:
-            log.warning("saved after step %d of %d; --checkpoint.resume latest goes on", self.step, self.config.steps)
+            log.warning("saved after step %d of %d; %s goes on", self.step, self.config.steps, self._way_on())
         elif self.config.checkpoint.export:
             save_hf(self.policy, self.config.run_dir / "export", self.config.model)
+
+    def _way_on(self) -> str:
+        """What the user starts to go on from the last checkpoint."""
+        return "the same command" if self.config.checkpoint.resume == "auto" else "--checkpoint.resume auto"
 
     def _save(self) -> None:
         with self._timed("seconds_checkpoint"):
@@ -331,14 +318,3 @@ def _peak_memory_gib() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-
-
-def _wandb(config: TrainerConfig) -> Any:
-    import wandb
-
-    return wandb.init(
-        project="atropos-livecode",
-        group=config.run_dir.name,
-        config=config.model_dump(mode="json"),
-        dir=str(config.run_dir),
-    )

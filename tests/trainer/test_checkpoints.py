@@ -90,7 +90,7 @@ def test_what_one_rank_saved_two_ranks_go_on_with(
 
 def test_a_missing_checkpoint_is_an_error_on_every_rank(two_ranks: dict[Any, Any]) -> None:
     for rank in (two_ranks["missing"], two_ranks["missing of rank 1"]):
-        assert rank.startswith("CheckpointError: checkpoint 'step-00000009'")
+        assert rank.startswith("UnusableCheckpoint: checkpoint 'step-00000009'")
         assert rank.endswith("complete ones here: step-00000002")
 
 
