@@ -5,7 +5,9 @@ No rank ever holds a whole copy, and the type is converted on the way, row by ro
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +20,8 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from environments.errors import ConfigError
 from trainer import attention
 from trainer.weight_files import INDEX, SINGLE, checkpoint_files
+
+_ROWS = 8192
 
 
 class UnsupportedModel(ConfigError):
@@ -63,7 +67,35 @@ def build(path: Path) -> PreTrainedModel:
                 f"model {path}: {problem} {sorted(names)[:3]}: the folder is incomplete or its config.json belongs to "
                 "another model"
             )
+    _check_stored_aliases(model, path, files, found)
     return model
+
+
+def _check_stored_aliases(
+    model: PreTrainedModel, path: Path, files: list[Path], found: dict[str, tuple[int, ...]]
+) -> None:
+    """A tied head that the files hold as well has to be the embedding: transformers and vLLM use the stored one."""
+    for name in tied_names(model) & found.keys():
+        main = model.all_tied_weights_keys[name]
+        if found[name] != found[main] or not _equal(files, name, main):
+            raise UnsupportedModel(
+                f"model {path}: config.json ties {name} to {main}, and the files hold a {name} that differs, which "
+                "transformers and vLLM compute with: set tie_word_embeddings to false in its config.json"
+            )
+
+
+def _equal(files: list[Path], one: str, other: str) -> bool:
+    """Whether two tensors of a folder are the same, compared some rows at a time."""
+    with ExitStack() as opened:
+        slices: dict[str, Any] = {}
+        for file in files:
+            tensors = opened.enter_context(safe_open(str(file), framework="pt"))
+            slices |= {name: tensors.get_slice(name) for name in {one, other} & set(tensors.keys())}
+        rows = slices[one].get_shape()[0]
+        return all(
+            torch.equal(slices[one][row : row + _ROWS].float(), slices[other][row : row + _ROWS].float())
+            for row in range(0, rows, _ROWS)
+        )
 
 
 def weight_files(path: Path) -> list[Path]:

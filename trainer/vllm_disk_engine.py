@@ -17,8 +17,11 @@ from vllm.distributed.weight_transfer.base import (
     WeightTransferUpdateInfo,
 )
 
+from trainer.weight_files import checkpoint_files
+
 logger = logging.getLogger("vllm.atropos.disk_weights")
 
+HEAD = "lm_head.weight"
 UNCHANGED = "the served weights are unchanged"
 """Stands in the message of every refusal that came before a weight was touched; the publisher looks for it."""
 
@@ -75,8 +78,7 @@ class DiskWeightTransferEngine(WeightTransferEngine[DiskInitInfo, DiskUpdateInfo
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
         started = time.perf_counter()
-        files = sorted(Path(update_info.folder).glob("*.safetensors"))
-        self._check(update_info.folder, files)
+        files = self._checked(Path(update_info.folder))
         expected = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
         loaded = self.model.load_weights(_tensors(files))
@@ -90,18 +92,29 @@ class DiskWeightTransferEngine(WeightTransferEngine[DiskInitInfo, DiskUpdateInfo
         logger.info("weights loaded from %s in %.2f s", update_info.folder, time.perf_counter() - started)
 
     def _tied(self) -> set[str]:
-        return {"lm_head.weight"} if getattr(self.model_config.hf_text_config, "tie_word_embeddings", False) else set()
+        """Names that no published folder needs: a head that is the embedding, by the configuration or by its values.
 
-    def _check(self, folder: str, files: list[Path]) -> None:
+        Where a checkpoint stores a head although its configuration ties it, vLLM takes the configuration back to
+        untied, loads the head, and ties it after all if it equals the embedding; the configuration is not told.
+        """
+        config = self.model_config
+        if getattr(config.hf_text_config, "tie_word_embeddings", False):
+            return {HEAD}
+        own = {name for name, _ in self.model.named_parameters()}  # a shared one is listed once
+        return {HEAD} if getattr(config, "word_embeddings_untied_by_checkpoint", False) and HEAD not in own else set()
+
+    def _checked(self, folder: Path) -> list[Path]:
+        """The folder's weight files, when they fit the served model; else WeightFolderError."""
+        try:
+            files = checkpoint_files(folder)
+            new = _shapes(files)
+        except (ValueError, SafetensorError) as error:
+            raise WeightFolderError(f"{folder} holds a broken file: {error} ({UNCHANGED})") from error
         if not files:
             raise WeightFolderError(f"no safetensors in {folder}: is it shared with this machine? ({UNCHANGED})")
-        try:
-            new = _shapes(files)
-        except SafetensorError as error:
-            raise WeightFolderError(f"{folder} holds a broken file: {error} ({UNCHANGED})") from error
-        base = _shapes(sorted(Path(self.model_config.model).glob("*.safetensors")))
+        base = _shapes(checkpoint_files(Path(self.model_config.model)))
         if not base:  # a model that was not started from a local folder: names are checked after loading only
-            return
+            return files
         for name in self._tied():
             new.pop(name, None)
             base.pop(name, None)
@@ -112,6 +125,7 @@ class DiskWeightTransferEngine(WeightTransferEngine[DiskInitInfo, DiskUpdateInfo
                 f"{folder} does not fit the served model: {len(differ)} tensors differ, first {first}: "
                 f"shape {new.get(first)} here, {base.get(first)} there ({UNCHANGED})"
             )
+        return files
 
 
 def refresh_packed_weights(model: torch.nn.Module) -> None:

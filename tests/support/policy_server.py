@@ -29,6 +29,8 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from transformers import AutoModelForCausalLM
 
+from trainer.weight_files import checkpoint_files
+
 START_LABEL = "default"
 """vLLM's name for the weights that it was started with."""
 
@@ -156,7 +158,7 @@ class Engine:
                 raise Refused("start_weight_update must be called before update_weights.")
             if not self.paused:
                 raise Refused("weights were sent without a pause")
-            files = sorted(folder.glob("*.safetensors"))
+            files = checkpoint_files(folder)
             if not files:
                 self.updating = False
                 raise Refused(f"no safetensors in {folder} (the served weights are unchanged)")

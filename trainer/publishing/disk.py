@@ -18,6 +18,7 @@ from trainer.parallel import Parallel, together
 from trainer.policy import Policy
 from trainer.publishing.servers import DTYPES, PauseMode, PublishStats, WeightServer, WeightSyncError, check_all
 from trainer.publishing.updates import Update, slowest
+from trainer.weight_files import checkpoint_files
 
 logger = logging.getLogger(__name__)
 
@@ -207,7 +208,7 @@ class DiskPublisher:
         if self._last is None:
             return None
         changed = total = 0
-        for path in sorted(self._last.glob("*.safetensors")):
+        for path in checkpoint_files(self._last):
             with safe_open(str(path), framework="pt") as old:
                 for name in old.keys():  # noqa: SIM118  (not a mapping)
                     if name in tensors:
