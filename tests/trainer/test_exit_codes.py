@@ -78,7 +78,11 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 
 
 def test_servers_and_api_are_asked_before_the_model_is_read(tmp_path: Path) -> None:
-    where = ["--model", str(tmp_path / "no-model"), "--run_dir", str(tmp_path / "run")]
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    (model / "model.safetensors").write_text("not read unless everything else is in place")
+    where = ["--model", str(model), "--run_dir", str(tmp_path / "run")]
     done = start(*where, "--weights.servers", "http://127.0.0.1:9")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error weights to http://127.0.0.1:9, phase health: ")
@@ -87,7 +91,7 @@ def test_servers_and_api_are_asked_before_the_model_is_read(tmp_path: Path) -> N
         assert done.stderr.splitlines()[-1].startswith(f"error POST {url}/nothing-here/contract answered HTTP 404")
         done = start(*where, "--api.url", url)
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].startswith(f"error model {tmp_path}/no-model: no config.json there")
+    assert done.stderr.splitlines()[-1].startswith(f"error model {model}: cannot be loaded: ")
 
 
 def test_supervise_does_not_start_bad_input_again(tmp_path: Path) -> None:
