@@ -155,7 +155,7 @@ def _other(what: str, wrong: Sequence[str]) -> str:
 
 
 def _signature(row: dict[str, Any]) -> Signature:
-    return Signature(row["id"], row["statement"], row["tests_sha256"])
+    return Signature(row["id"], row["statement"], row["tests_sha256"], frozenset(row["inputs"]))
 
 
 def _ticking(rows: Sequence[dict[str, Any]], tick: Callable[[], None]) -> Any:

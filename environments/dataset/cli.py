@@ -111,20 +111,23 @@ def check(
 def _signatures(path: Path) -> list[Signature]:
     import hashlib
 
-    from environments.dataset.similar import Signature
+    from environments.dataset.similar import Signature, hashed_inputs
     from environments.dataset.stored import StoredTests
     from environments.livecode.problems import load_problems
     from verifier_app.judge.store import encode_tests
 
-    found = []
-    for problem in load_problems(path):
-        tests = problem.tests
-        sha = (
-            tests.sha256
-            if isinstance(tests, StoredTests)
-            else hashlib.sha256(encode_tests([test.model_dump() for test in tests])).hexdigest()
-        )
-        found.append(Signature(problem.id, problem.statement, sha))
+    found, problems = [], load_problems(path)
+    with _progress(f"reading the tests of {path}", len(problems)) as tick:
+        for problem in problems:
+            tests = problem.tests
+            if isinstance(tests, StoredTests):
+                plain, sha = tests.plain(), tests.sha256
+            else:
+                plain = [test.model_dump() for test in tests]
+                sha = hashlib.sha256(encode_tests(plain)).hexdigest()
+            inputs = hashed_inputs(test["input"] for test in plain)
+            found.append(Signature(problem.id, problem.statement, sha, inputs))
+            tick()
     return found
 
 

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from environments.dataset.dropped import Dropped
 from environments.dataset.readers import read_row
 from environments.dataset.rows import Row
+from environments.dataset.similar import hashed_inputs
 from environments.dataset.sources import Source, read_rows
 from environments.dataset.stored import write_json
 from environments.livecode.problems import Problem, ProblemError
@@ -20,7 +21,7 @@ from environments.settings import ConfigError
 from verifier_app.judge.store import TestStore
 
 KEPT_SOLUTIONS = 3
-FORMAT = 2  # of a part: raised when its reader or its columns change
+FORMAT = 3  # of a part: raised when its reader or its columns change
 
 
 def make_part(source: Source, files: list[Path], out: Path, min_tests: int) -> dict[str, Any]:
@@ -116,6 +117,7 @@ def _normal(source: Source, row: Row, number: int, store: TestStore, min_tests: 
         "tests_sha256": reference["sha256"],
         "tests_count": reference["count"],
         "tests_bytes": store.path(reference["sha256"]).stat().st_size,
+        "inputs": sorted(hashed_inputs(test["input"] for test in row.tests)),
         "readings": [[sha, store.path(sha).stat().st_size] for sha in readings],
         "solutions": list(row.solutions[:KEPT_SOLUTIONS]),
     }

@@ -1,4 +1,4 @@
-"""Which problems are the same: equal statements, shared n-grams, near-duplicates, equal test sets."""
+"""Which problems are the same: equal statements, shared n-grams, near-duplicates, equal test sets or test inputs."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ CONTAINED = 0.5  # of a statement's n-grams found in another one's: the same pro
 NEAR = 0.75  # estimated Jaccard similarity of shingles
 COMMON = 5  # an n-gram of so many statements is boilerplate ("given from standard input in the following format")
 PERMUTATIONS, BANDS, SEED = 128, 32, 1
+LONG_INPUT = 20  # characters: shorter inputs are shared by problems that have nothing else in common
+KEPT_INPUTS = 64  # of a problem, those with the smallest hashes
+SHARED_INPUTS = 3  # at least so many, and half of the smaller set: the same problem told anew
 _WORD = re.compile(r"[^\W_]+")
 
 
@@ -26,11 +29,14 @@ class Signature:
     id: str
     statement: str
     tests_sha256: str = ""
+    inputs: frozenset[str] = frozenset()  # of its tests, see `hashed_inputs`
 
 
 @dataclass(frozen=True)
 class Match:
-    """Two problems that are the same. `how`: exact, ngram, near or tests; `score` is 1 where it is no estimate."""
+    """Two problems that are the same. `how`: exact, tests, ngram, inputs or near; `score` is 1 where it is no estimate,
+    for ngram and inputs the share of them that is in both.
+    """
 
     id: str
     other: str
@@ -54,6 +60,13 @@ def sketch(statement: str) -> RMinHash:
     hashed = RMinHash(num_perm=PERMUTATIONS, seed=SEED)
     hashed.update(sorted({" ".join(parts[i : i + SHINGLE]) for i in range(max(1, len(parts) - SHINGLE + 1))}))
     return hashed
+
+
+def hashed_inputs(inputs: Iterable[str]) -> frozenset[str]:
+    """Hashes of a problem's long test inputs, the smallest ones of many."""
+    long = (text for each in inputs if len(text := each.strip()) >= LONG_INPUT)
+    hashed = {blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest() for text in long}
+    return frozenset(sorted(hashed)[:KEPT_INPUTS])
 
 
 def _ngrams(statement: str) -> set[bytes]:
@@ -111,6 +124,14 @@ class Overlap:
             self._own[name] = len(rare)
             for gram in rare:
                 self._grams[gram].append(name)
+        frequent = Counter(text for problem in known for text in problem.inputs)
+        self._inputs: dict[str, list[str]] = defaultdict(list)
+        self._sizes: dict[str, int] = {}
+        for problem in known:
+            rare_inputs = [text for text in problem.inputs if frequent[text] < COMMON]
+            self._sizes[problem.id] = len(rare_inputs)
+            for text in rare_inputs:
+                self._inputs[text].append(problem.id)
 
     def match(self, problem: Signature) -> Match | None:
         """The known problem that this one is, by the surest sign first."""
@@ -124,5 +145,17 @@ class Overlap:
         share, name = max(scored, default=(0.0, ""))
         if share >= CONTAINED:
             return Match(problem.id, name, "ngram", round(share, 3))
+        if (by_inputs := self._by_inputs(problem)) is not None:
+            return by_inputs
         best = _best(sketch(problem.statement), self._index, self._sketches)
         return None if best is None else Match(problem.id, best[0], "near", best[1])
+
+    def _by_inputs(self, problem: Signature) -> Match | None:
+        shared = Counter(name for text in problem.inputs for name in self._inputs.get(text, ()))
+        scored = [
+            (count / min(len(problem.inputs), self._sizes[name]), name)
+            for name, count in shared.items()
+            if count >= SHARED_INPUTS
+        ]
+        share, name = max(scored, default=(0.0, ""))
+        return Match(problem.id, name, "inputs", round(share, 3)) if share >= CONTAINED else None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from environments.dataset import window
-from environments.dataset.similar import Overlap, Signature, duplicates
+from environments.dataset.similar import Overlap, Signature, duplicates, hashed_inputs
 from tests.dataset.conftest import statement
 
 BOILERPLATE = (
@@ -62,3 +62,31 @@ def test_the_window_is_known_by_its_ids_kinds_and_difficulties() -> None:
         "by kind {'function': 168, 'stdin': 286} instead of {'stdin': 287, 'function': 167}",
     ]  # fmt: skip
     assert window.complaints(rows[1:])[0] == "453 problems instead of 454"
+
+
+def _inputs(start: int, count: int = 6) -> frozenset[str]:
+    return hashed_inputs(f"{number} long enough to be this problem's own\n" for number in range(start, start + count))
+
+
+@pytest.mark.parametrize(
+    ("inputs", "share"),
+    [
+        pytest.param(_inputs(0), 1.0, id="all of them"),
+        pytest.param(_inputs(0) | _inputs(100, 40), 1.0, id="among others"),
+        pytest.param(_inputs(3), 0.5, id="half of them"),
+        pytest.param(_inputs(4), None, id="a third of them"),
+        pytest.param(_inputs(0, 2), None, id="two are no sign"),
+        pytest.param(frozenset(), None, id="none"),
+    ],
+)
+def test_a_problem_told_anew_is_found_by_its_test_inputs(inputs: frozenset[str], share: float | None) -> None:
+    known = [Signature("a", statement("a"), "", _inputs(0)), Signature("b", statement("b"), "", _inputs(50))]
+    match = Overlap(known).match(Signature("c", statement("c"), "", inputs))
+    assert (match and (match.other, match.how, match.score)) == (share and ("a", "inputs", share))
+
+
+def test_inputs_that_are_short_or_that_many_problems_have_say_nothing() -> None:
+    assert hashed_inputs(["1\n", "[1, 2, 3, 4, 5]", " 1 2 3   \n"]) == frozenset()
+    known = [Signature(name, statement(name), "", _inputs(0)) for name in "abcde"]
+    assert Overlap(known).match(Signature("f", statement("f"), "", _inputs(0))) is None
+    assert len(hashed_inputs(str(10**20 + number) for number in range(1000))) == 64
