@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from verifier_app.judge.channel import Channel, ChannelClosed
+from verifier_app.judge.memory import Loose
+from verifier_app.judge.procfs import fields_of
 from verifier_app.judge.protocol import JudgeError
-from verifier_app.judge.watch import PATIENCE, TICK
+from verifier_app.judge.watch import PATIENCE, TICK, Watch
 
 log = logging.getLogger(__name__)
 
@@ -139,6 +141,8 @@ class ZygoteHandle:
         self.proc = -1
         self.scratch: list[int] = []  # descriptors of the zygote's tmpfs folders
         self.own_namespace = False
+        self.loose: Loose | None = None  # its files, where it has no folders of its own
+        self.reaped_s = 0.0  # CPU time of the processes that it waited for
         self.open = True
         self.status: int | None = None  # how it ended, where that is known
 
@@ -154,13 +158,35 @@ class ZygoteHandle:
             raise JudgeError("sandbox_failed", message["error"])
         self.report = message["ready"]
         self.own_namespace = message["own_namespace"]
-        self.scratch = fds[1:]
-        self.proc = fds[0] if fds else os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+        self.proc = fds.pop(0) if self.own_namespace else os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+        self.scratch = fds
+        if message["loose"] is not None:
+            folder, shared, uid = message["loose"]
+            self.loose = Loose(folder, shared, uid, since=time.time() - 1)
+
+    def watch(self, time_limit_s: float, memory_bytes: int) -> Watch:
+        """The clock of the next test, which begins now."""
+        own = self.own_namespace
+        if not own and (fields := self._stat()):  # here it waits for its sweepers, too
+            self.reaped_s = sum(map(int, fields[13:15])) / TICK
+        return Watch(
+            self.proc,
+            self.pid,
+            own,
+            time_limit_s,
+            memory_bytes,
+            self.scratch,
+            loose=self.loose,
+            own_network="net_namespace" in self.report["layers"],
+            control=self.channel.fileno(),
+            reaped_s=self.reaped_s,
+        )
 
     def load(self, source: str, fn_name: str | None, limit_s: float) -> dict[str, Any] | None:
         """Have it compile the program: {"compiled", "message"}; a crash and too much CPU time are the source's.
 
-        None: it was killed, as by the kernel when memory is short, and is closed. What the source does, it does again.
+        None: it was killed, as by the kernel when memory is short, or waits for something that never comes, and is
+        closed. What the source does, it does again.
 
         Raises:
             JudgeError: host_overloaded.
@@ -168,19 +194,22 @@ class ZygoteHandle:
         started = time.monotonic()
         try:
             self.channel.send({"load": source, "fn_name": fn_name})
-            left = limit_s
+            left, spent = limit_s, -1.0
             while True:
                 try:
                     answer: dict[str, Any] = receive(self.channel, left)[0]
                     return answer
                 except TimeoutError:
                     # Compiling waits for nothing but a core, so its own time is what it took.
-                    spent, passed = self.cpu_s(), time.monotonic() - started
+                    before, spent, passed = spent, self.cpu_s(), time.monotonic() - started
                 if spent >= limit_s:
                     return {"compiled": False, "message": f"compiling took more than {limit_s:g} s"}
+                if spent == before and self._stat()[:1] == [b"S"]:  # stuck: it will not answer any more
+                    self.close()
+                    return None
                 if passed > limit_s * PATIENCE:
                     raise JudgeError("host_overloaded", f"compiling: {passed:.0f} s passed, {spent:.1f} s of CPU time")
-                left = max(limit_s - spent, 0.05)
+                left = min(max(limit_s - spent, 0.05), 1.0)
         except ChannelClosed:
             self.close()
             if self.status is None or self.status == signal.SIGKILL:
@@ -189,15 +218,14 @@ class ZygoteHandle:
 
     def cpu_s(self) -> float:
         """CPU time of the zygote itself; 0 for one that is gone."""
-        if not self.open:
-            return 0.0
+        return sum(map(int, self._stat()[11:13])) / TICK
+
+    def _stat(self) -> list[bytes]:
+        """Its own stat, empty for one that is gone."""
         try:
-            fd = os.open(f"{1 if self.own_namespace else self.pid}/stat", os.O_RDONLY, dir_fd=self.proc)
+            return fields_of(f"{1 if self.own_namespace else self.pid}/stat", self.proc) if self.open else []
         except OSError:
-            return 0.0
-        with open(fd, "rb") as file:
-            fields = file.read().rpartition(b")")[2].split()
-        return sum(map(int, fields[11:13])) / TICK
+            return []
 
     def close(self) -> None:
         """Kill it with all its processes."""

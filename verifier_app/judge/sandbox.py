@@ -13,8 +13,8 @@ from typing import Any
 from verifier_app.judge import kernel, landlock, rootfs, seccomp
 from verifier_app.judge.ground import Ground, become
 from verifier_app.judge.limits import MAX_FILE_BYTES, MAX_OPEN_FILES, MAX_TASKS, Limits
+from verifier_app.judge.procfs import listing, tree
 from verifier_app.judge.threads import ALLOWANCE_BYTES
-from verifier_app.judge.watch import tree
 
 PATH_FD = 960  # from here on, descriptors of the interpreter's folders, where the program's uid cannot walk to them
 SYSTEM_READABLE = [
@@ -28,7 +28,8 @@ SYSTEM_READABLE = [
     "/proc",
     "/sys/devices",
 ]
-SHARED = ("/tmp", "/var/tmp", "/dev/shm")
+SHARED_MEMORY = "/dev/shm"
+SHARED = ("/tmp", "/var/tmp", SHARED_MEMORY)
 DEVICES = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"]
 
 
@@ -46,6 +47,7 @@ class Box:
         self.layers = ["rlimits"]
         self.missing: dict[str, str] = {}  # what this host lacks -> why, or what covers for it
         self.own_proc = False
+        self.path_fds_end = PATH_FD
         self.address_space = address_space_bytes() + (memory_mb << 20)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._namespaces(memory_mb, scratch)
@@ -73,6 +75,19 @@ class Box:
         level = "weak" if weak else "strong"
         report: dict[str, Any] = {"level": level, "layers": self.layers}
         return report | ({"missing": self.missing} if self.missing else {}) | ({"weak": weak} if weak else {})
+
+    @property
+    def tmpfs(self) -> list[int]:
+        """Descriptors of the folders that are file systems of this rollout alone."""
+        return self.folders if self.ground.root else []
+
+    @property
+    def loose(self) -> tuple[str, list[str], int] | None:
+        """Without a private root: the scratch folder, the host's folders where else it can write, and who writes."""
+        if self.ground.root:
+            return None
+        shared = [SHARED_MEMORY] if self.ground.landlock else list(SHARED)
+        return self.scratch[0], shared, self.uid if self.ground.uid else os.getuid()
 
     def _because(self, what: str, *names: str) -> str:
         reasons = [f"{name}: {self.ground.reasons[name]}" for name in names if name in self.ground.reasons]
@@ -152,6 +167,7 @@ class Box:
                 os.dup2(fd, PATH_FD + number)
                 os.close(fd)
                 sys.path[number] = f"/proc/self/fd/{PATH_FD + number}"
+                self.path_fds_end = PATH_FD + number + 1
         sys.path_importer_cache.clear()
 
     def enter(self, pipes: Sequence[int]) -> None:
@@ -178,14 +194,14 @@ class Box:
         elif self.ground.uid:
             sweep_uid(self.uid)
         else:
-            sweep_tree(self.proc, os.getpid())
+            sweep_tree(os.getpid())
         return False
 
     def _files(self) -> int:
         """Files in the scratch folders."""
         if not self.ground.root:
             shared = sum(1 for _ in left_behind(self.uid)) if self.ground.uid else 0
-            return shared + sum(len(os.listdir(folder)) for folder in self.folders)
+            return shared + sum(len(listing(".", folder)) for folder in self.folders)
         count = 0
         for path, folder in zip(self.scratch, self.folders, strict=True):
             usage = os.fstatvfs(folder)
@@ -220,10 +236,19 @@ def sweep_uid(uid: int) -> None:
     os.waitpid(pid, 0)
 
 
-def sweep_tree(proc: int, root: int, spare: frozenset[int] = frozenset()) -> None:
+def descendants(root: int, spare: frozenset[int] = frozenset()) -> dict[int, list[bytes]]:
+    """pid -> fields of stat, of all processes below `root` but the subtrees of `spare`."""
+    proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        return tree(proc, root, False, spare)
+    finally:
+        os.close(proc)
+
+
+def sweep_tree(root: int, spare: frozenset[int] = frozenset()) -> None:
     """Kill all descendants of `root` but the subtrees of `spare`, stopping them first so that none forks away."""
     for _ in range(100):
-        found = tree(proc, root, False, spare)
+        found = descendants(root, spare)
         if all(fields[0] == b"Z" for fields in found.values()):
             return
         for number in (signal.SIGSTOP, signal.SIGKILL):

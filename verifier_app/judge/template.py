@@ -26,8 +26,7 @@ from verifier_app.judge.channel import Channel, ChannelClosed, channel_from_fd
 from verifier_app.judge.ground import Ground
 from verifier_app.judge.limits import Limits
 from verifier_app.judge.prelude import RECURSION_LIMIT, STACK_BYTES, THREAD_STACK_BYTES, make_module
-from verifier_app.judge.sandbox import Box, make_scratch, remove_scratch, sweep_tree, sweep_uid
-from verifier_app.judge.watch import tree
+from verifier_app.judge.sandbox import Box, descendants, make_scratch, remove_scratch, sweep_tree, sweep_uid
 from verifier_app.judge.zygote import Zygote
 
 BURY_TIMEOUT_S = 20.0
@@ -55,6 +54,10 @@ def _standard_streams() -> None:
         stream = io.open(fd, mode, encoding="utf-8", errors=errors, newline="\n", closefd=False)  # noqa: SIM115, UP020
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
+    null = os.open(os.devnull, os.O_RDWR)  # nobody reads the pipes: who fills one here would wait for ever
+    for fd in (0, 1, 2):
+        os.dup2(null, fd)
+    os.close(null)
 
 
 def _load(home: str, packages: list[str], modules: list[str]) -> None:
@@ -79,7 +82,6 @@ class Template:
         self.channel, self.ground = channel, ground
         self.zygotes: dict[int, tuple[int, str | None]] = {}  # pid -> uid, scratch folder
         self.count = 0
-        self.proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
 
     def serve(self) -> None:
         """Answer until the judge hangs up, then leave with every zygote."""
@@ -134,13 +136,13 @@ class Template:
         """Kill and collect every descendant that belongs to no living zygote; return when none is left."""
         give_up = time.monotonic() + BURY_TIMEOUT_S
         while time.monotonic() < give_up:
-            left = tree(self.proc, os.getpid(), False, frozenset(self.zygotes))
+            left = descendants(os.getpid(), frozenset(self.zygotes))
             if not left:
                 return
             if self.ground.uid:
                 sweep_uid(uid)
             else:
-                sweep_tree(self.proc, os.getpid(), frozenset(self.zygotes))
+                sweep_tree(os.getpid(), frozenset(self.zygotes))
             for pid in left:
                 with contextlib.suppress(ChildProcessError):
                     os.waitpid(pid, os.WNOHANG)
@@ -155,8 +157,8 @@ def become_zygote(channel: Channel, ground: Ground, config: dict[str, Any], uid:
     except Exception as error:  # whatever it is, the judge's answer must name it
         channel.send({"error": f"the sandbox does not close: {type(error).__name__}: {error}"})
         return
-    fds = [box.proc, *box.folders] if box.own_proc else []
-    channel.send({"ready": box.report, "own_namespace": box.own_proc}, fds)
+    fds = [box.proc] if box.own_proc else []
+    channel.send({"ready": box.report, "own_namespace": box.own_proc, "loose": box.loose}, fds + box.tmpfs)
     Zygote(channel, sys.modules["__main__"], box).serve()
 
 

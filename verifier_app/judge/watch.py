@@ -2,21 +2,32 @@
 
 Fair time is wall time less the time in which the test waited for a core, or may have waited for the judge, which had
 none itself or stood still: then nobody takes the test's output. /proc/PID/task/TID/schedstat says how long each task
-waited; of one look the longest wait and the judge's count, and all together never more than has passed. The kernel
-books a wait when it ends, so one that still lasts (a runnable task that did not move since) is added before time is
-called.
+waited; of one look the longest wait and the judge's count, and all together never more than has passed less what the
+test itself ran: where its own crowd keeps it waiting, nobody took anything from it. The kernel books a wait when it
+ends, so one that still lasts (a runnable task that did not move since) is added before time is called.
+
+CPU time is a running total. What a process ran is in its own count as long as it is there, later in that of the parent
+that waited for it, or in the zygote's for orphans. A parent that ignores SIGCHLD has it thrown away, so what was seen
+of each process counts on; once time was lost so, what runs at the looks tells the rest.
 """
 
 from __future__ import annotations
 
 import os
+import select
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from verifier_app.judge.memory import Hidden, Loose, own_bytes, socket_bytes
+from verifier_app.judge.procfs import below, everything, fields_of, listing, read
 
 FIRST_LOOK_S = 0.02
 LOOK_EVERY_S = 0.05
+LOOK_AT_LEAST_S = 0.3  # however long a look takes
 PATIENCE = 10.0  # a starved test, or compiler, may take this many times its limit before the host counts as overloaded
 MAX_PROCESSES = 128
+READINGS = 3  # of the memory, before it is too much
+CORES = len(os.sched_getaffinity(0))
 SPIN_ROUNDS = 30_000  # about a millisecond
 TICK = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGESIZE")
@@ -33,7 +44,7 @@ class Look:
         runnable: bool = False,
         waited_ns: dict[str, int] | None = None,
         ran_ns: int = 0,
-        headless_bytes: int = 0,
+        awake: bool = True,
     ) -> None:
         self.pids = pids or []
         self.cpu_s = cpu_s
@@ -41,60 +52,21 @@ class Look:
         self.runnable = runnable
         self.waited_ns = waited_ns or {}  # by task
         self.ran_ns = ran_ns  # of all tasks
-        self.headless_bytes = headless_bytes  # of rss_bytes: of processes whose main thread has ended
+        self.awake = awake  # the zygote is busy, or waits for a core
+        self.sizes: dict[str, bytes] = {}  # address space by process, each as its path in /proc
+        self.base_bytes = 0  # the zygote's own address space
+        self.own_s: dict[tuple[int, bytes], float] = {}  # by process, zombies included
+        self.reaped_s = 0.0  # of those that the zygote waited for, since it began
+        self.running: dict[str, int] = {}  # tasks that run or want to: nanoseconds that each ran
 
 
-def _read(path: str, dir_fd: int, size: int = 4096) -> bytes:
-    fd = os.open(path, os.O_RDONLY, dir_fd=dir_fd)
+def _living_thread(pid: int, proc: int) -> tuple[str, list[bytes]] | None:
+    """Name and stat of a thread that outlives its process's main one, which looks like a zombie; None: it is one."""
     try:
-        return os.read(fd, size)
-    finally:
-        os.close(fd)
-
-
-def _list(path: str, dir_fd: int) -> list[str]:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY, dir_fd=dir_fd)
-    try:
-        return os.listdir(fd)
-    finally:
-        os.close(fd)
-
-
-def tree(proc: int, root: int, own_namespace: bool, spare: frozenset[int] = frozenset()) -> dict[int, list[bytes]]:
-    """pid -> fields of stat after the name, of all processes below `root` (left out, as are `spare`'s).
-
-    proc: descriptor of /proc; in a pid namespace of its own that is everything but pid 1.
-    """
-    found: dict[int, list[bytes]] = {}
-    for name in os.listdir(proc):
-        if name.isdigit():
-            try:
-                found[int(name)] = _read(f"{name}/stat", proc).rpartition(b")")[2].split()
-            except OSError:
-                continue
-    if own_namespace:
-        found.pop(1, None)
-        return found
-    children: dict[int, list[int]] = {}
-    for pid, fields in found.items():
-        children.setdefault(int(fields[1]), []).append(pid)
-    below, queue = {}, children.get(root, [])[:]
-    while queue:
-        pid = queue.pop()
-        if pid in spare:
-            continue
-        below[pid] = found[pid]
-        queue += children.get(pid, [])
-    return below
-
-
-def _living_thread(pid: int, proc: int) -> list[bytes] | None:
-    """stat of a thread that outlives its process's main one, which looks like a zombie then; None: it is one."""
-    try:
-        for task in _list(f"{pid}/task", proc):
-            fields = _read(f"{pid}/task/{task}/stat", proc).rpartition(b")")[2].split()
+        for task in listing(f"{pid}/task", proc):
+            fields = fields_of(f"{pid}/task/{task}/stat", proc)
             if fields[0] not in (b"Z", b"X"):
-                return fields
+                return task, fields
     except (OSError, IndexError):
         pass
     return None
@@ -103,36 +75,54 @@ def _living_thread(pid: int, proc: int) -> list[bytes] | None:
 def look(proc: int, root: int, own_namespace: bool, schedstat: bool = True) -> Look:
     """Sum up the tree; processes that end meanwhile count as far as they were seen."""
     result = Look()
-    for pid, fields in tree(proc, root, own_namespace).items():
-        result.cpu_s += sum(map(int, fields[11:15])) / TICK  # its own and that of the children it waited for
+    found = everything(proc)
+    zygote = found.pop(1, None) if own_namespace else found.get(root)
+    if not own_namespace:
+        found = below(found, root)
+    if zygote is not None:
+        result.awake = zygote[0] in (b"R", b"D")
+        result.reaped_s = sum(map(int, zygote[13:15])) / TICK
+        result.base_bytes = int(zygote[20])
+    for pid, fields in found.items():
+        times = [int(ticks) / TICK for ticks in fields[11:15]]
+        result.own_s[pid, fields[19]] = times[0] + times[1]
+        result.cpu_s += sum(times)  # its own and that of the children it waited for
+        where = str(pid)
         if fields[0] == b"Z":
             living = _living_thread(pid, proc)
             if living is None:
                 continue
-            fields = living
-            result.headless_bytes += int(fields[21]) * _PAGE
+            where, fields = f"{pid}/task/{living[0]}", living[1]
         result.pids.append(pid)
+        result.sizes[where] = fields[20]
         result.runnable |= fields[0] == b"R"
         result.rss_bytes += int(fields[21]) * _PAGE
         if schedstat:
-            try:
-                for task in _list(f"{pid}/task", proc):
-                    ran, waited = _read(f"{pid}/task/{task}/schedstat", proc).split()[:2]
-                    result.waited_ns[task] = int(waited)
-                    result.ran_ns += int(ran)
-                    state = _read(f"{pid}/task/{task}/stat", proc).rpartition(b")")[2].split()[0]
-                    result.runnable |= state == b"R"
-            except (OSError, IndexError, ValueError):
-                continue
+            _add_tasks(result, pid, proc)
     return result
+
+
+def _add_tasks(result: Look, pid: int, proc: int) -> None:
+    try:
+        for task in listing(f"{pid}/task", proc):
+            ran, waited = map(int, read(f"{pid}/task/{task}/schedstat", proc).split()[:2])
+            result.waited_ns[task] = waited
+            result.ran_ns += ran
+            if fields_of(f"{pid}/task/{task}/stat", proc)[0] == b"R":
+                result.runnable = True
+                result.running[task] = ran
+    except (OSError, IndexError, ValueError):
+        return
 
 
 class Crowd(Exception):
     """A test has more than MAX_PROCESSES processes."""
 
 
-def proportional_bytes(proc: int, root: int, own_namespace: bool, pids: list[int], enough: int) -> int | None:
-    """The processes' memory, shared pages divided among their sharers (PSS); None where that cannot be read.
+def proportional_bytes(
+    proc: int, root: int, own_namespace: bool, paths: Iterable[int | str], enough: int
+) -> int | None:
+    """The processes' memory without shared one, common pages divided among their sharers; None: it cannot be read.
 
     It is read as far as it is not above `enough`. A process that forks all the time gives its shares only between two
     forks, so those of a fork bomb are long to read on a busy host, and it grows meanwhile.
@@ -141,18 +131,16 @@ def proportional_bytes(proc: int, root: int, own_namespace: bool, pids: list[int
         Crowd: there are too many processes by now.
     """
     total = 0
-    for pid in pids:
+    for path in paths:
         try:
-            for line in _read(f"{pid}/smaps_rollup", proc).splitlines():
-                if line.startswith(b"Pss:"):
-                    total += int(line.split()[1]) << 10
-        except ProcessLookupError:
+            total += own_bytes(path, proc)
+        except (FileNotFoundError, ProcessLookupError, KeyError):  # it ended meanwhile
             continue
         except OSError:
             return None
         if total > enough:
             break
-        entries = sum(name.isdigit() for name in os.listdir(proc))
+        entries = sum(name.isdigit() for name in listing(".", proc))
         if entries > MAX_PROCESSES and len(look(proc, root, own_namespace, schedstat=False).pids) > MAX_PROCESSES:
             raise Crowd
     return total
@@ -199,8 +187,54 @@ def heartbeat() -> Heartbeat:
     return _heartbeat
 
 
+class CpuTime:
+    """CPU seconds of one test's tree, whoever reaped what. before_s: what the zygote had waited for until then."""
+
+    def __init__(self, before_s: float) -> None:
+        self.before_s = before_s
+        self.total_s = 0.0
+        self._seen: dict[tuple[int, bytes], float] = {}
+        self._seen_s = 0.0  # their sum
+        self._sampled_s = 0.0
+        self._excess_s = 0.0
+        self._lost = False
+        self._running: dict[str, tuple[int, int]] = {}
+
+    def add(self, seen: Look, interval: float) -> None:
+        """Count what this look shows."""
+        for process, own_s in seen.own_s.items():
+            more = own_s - self._seen.get(process, 0.0)
+            if more > 0:
+                self._seen[process] = own_s
+                self._seen_s += more
+        found_s = seen.cpu_s + max(0.0, seen.reaped_s - self.before_s)
+        # Counts come in ticks, each rounded; a process that ends under the look is missing in this one only.
+        excess_s = self._seen_s - found_s - (len(seen.own_s) + 2) / TICK
+        self._lost |= min(excess_s, self._excess_s) > 0
+        self._excess_s = excess_s
+        self._sampled_s += self._sample(seen, interval)
+        self.total_s = max(self.total_s, found_s, self._seen_s, self._sampled_s if self._lost else 0.0)
+
+    def _sample(self, seen: Look, interval: float) -> float:
+        """What this interval cost, from the tasks that run or want to now and the share of time in which such ran."""
+        ran = waited = 0
+        now = {}
+        for task, total in seen.running.items():
+            now[task] = total, seen.waited_ns[task]
+            before = self._running.get(task, (0, 0))
+            ran += now[task][0] - before[0]
+            waited += now[task][1] - before[1]
+        self._running = now
+        busy = len(now) * ran / (ran + waited) if ran > 0 and waited >= 0 else 0.0
+        return min(busy, CORES) * interval
+
+
 class Watch:
-    """The clock of one test. `scratch`: descriptors of its tmpfs folders, whose contents count as memory."""
+    """The clock of one test.
+
+    scratch: descriptors of its tmpfs folders, whose contents count as memory; loose: its files where it has none of its
+    own; control: descriptor on which the zygote answers; reaped_s: CPU time of what the zygote waited for before.
+    """
 
     def __init__(
         self,
@@ -211,10 +245,15 @@ class Watch:
         memory_bytes: int,
         scratch: Sequence[int] = (),
         schedstat: bool = True,
+        *,
+        loose: Loose | None = None,
+        own_network: bool = False,
+        control: int = -1,
+        reaped_s: float = 0.0,
     ) -> None:
         self.proc, self.root, self.own_namespace = proc, root, own_namespace
         self.time_limit_s, self.memory_bytes, self.scratch = time_limit_s, memory_bytes, scratch
-        self.schedstat = schedstat
+        self.schedstat, self.loose, self.own_network, self.control = schedstat, loose, own_network, control
         self.start = self.last = time.monotonic()
         self.next_look = self.start + FIRST_LOOK_S
         self.waited_ns: dict[str, int] = {}
@@ -223,12 +262,17 @@ class Watch:
         self.progress: tuple[int, int] = (0, 0)
         self.moved = self.start
         self.starved_s = 0.0
-        self.cpu_s = 0.0
+        self.cpu = CpuTime(reaped_s)
+        self.hidden = Hidden()
         self.peak_bytes = 0
 
     @property
     def wall_s(self) -> float:
         return time.monotonic() - self.start
+
+    @property
+    def cpu_s(self) -> float:
+        return self.cpu.total_s
 
     def seconds_left(self) -> float:
         """Until the next look is due."""
@@ -236,34 +280,26 @@ class Watch:
 
     def check(self) -> str | None:
         """Look once; the status to stop the test with, "host_overloaded", or None to let it run."""
-        late = max(0.0, time.monotonic() - self.next_look)
+        began = time.monotonic()
+        late = max(0.0, began - self.next_look)
+        if self._answered():  # there is nothing to see any more
+            self.next_look = began + LOOK_EVERY_S
+            return None
         seen = look(self.proc, self.root, self.own_namespace, self.schedstat)
         now = time.monotonic()
-        interval, self.last = now - self.last, now
-        wall = now - self.start
-        own_before, self.own_wait_ns = self.own_wait_ns, own_wait_ns()
-        away = max(late, (self.own_wait_ns - own_before) / 1e9)
-        self.starved_s = min(wall, self.starved_s + self._starved(seen, interval) + away)
-        progress = seen.ran_ns, sum(seen.waited_ns.values())
-        if progress != self.progress or not seen.runnable:
-            self.progress, self.moved = progress, now
-        self.waited_ns = seen.waited_ns
-        self.cpu_s = max(self.cpu_s, seen.cpu_s)
+        self._clock(seen, now, late)
         if len(seen.pids) > MAX_PROCESSES:
             return "too_many_processes"
-        files = sum(usage.f_frsize * (usage.f_blocks - usage.f_bfree) for usage in map(os.fstatvfs, self.scratch))
-        held = seen.rss_bytes + files
-        if held > self.memory_bytes:  # resident sizes count a shared page once for every sharer
-            try:
-                shares = proportional_bytes(self.proc, self.root, self.own_namespace, seen.pids, self.memory_bytes)
-            except Crowd:
-                return "too_many_processes"
-            # Of a process without its main thread no shares can be read.
-            held = held if shares is None else shares + seen.headless_bytes + files
+        try:
+            held = self._held(seen)
+        except Crowd:
+            return "too_many_processes"
         self.peak_bytes = max(self.peak_bytes, held)
-        self.next_look = time.monotonic() + LOOK_EVERY_S
+        ended = time.monotonic()
+        self.next_look = ended + min(max(LOOK_EVERY_S, 4 * (ended - began)), LOOK_AT_LEAST_S)
         if held > self.memory_bytes:
             return "memory_limit_exceeded"
+        wall = now - self.start
         pending = now - self.moved if seen.waited_ns else 0.0  # a wait that is not booked yet
         if self.cpu_s > self.time_limit_s or wall - self.starved_s - pending > self.time_limit_s:
             return "time_limit_exceeded"
@@ -271,13 +307,58 @@ class Watch:
             return "host_overloaded"
         return None
 
-    def _starved(self, seen: Look, interval: float) -> float:
+    def _answered(self) -> bool:
+        """Whether the zygote has said how the test ended."""
+        if self.control < 0:
+            return False
+        poll = select.poll()
+        poll.register(self.control, select.POLLIN)
+        return bool(poll.poll(0))
+
+    def _clock(self, seen: Look, now: float, late: float) -> None:
+        """CPU time and starved time until now."""
+        interval, self.last = now - self.last, now
+        wall = now - self.start
+        own_before, self.own_wait_ns = self.own_wait_ns, own_wait_ns()
+        away = max(late, (self.own_wait_ns - own_before) / 1e9)
+        before_s = self.cpu_s
+        self.cpu.add(seen, interval)
+        starved_s = self.starved_s + self._starved(seen, interval, self.cpu_s - before_s) + away
+        # On all cores nothing more could have run than the test itself did not run.
+        self.starved_s = max(0.0, min(starved_s, wall - self.cpu_s / CORES))
+        progress = seen.ran_ns, sum(seen.waited_ns.values())
+        if progress != self.progress or not seen.runnable:
+            self.progress, self.moved = progress, now
+        self.waited_ns = seen.waited_ns
+
+    def _starved(self, seen: Look, interval: float, ran_s: float) -> float:
         """Seconds of this interval in which the test wanted a core and had none, or was not there at all."""
         if not (seen.pids and self.there):  # a slow host is starting it, or clears up after it
-            self.there = bool(seen.pids)
-            return interval
+            first, self.there = not self.there, self.there or bool(seen.pids)
+            # A zygote that sleeps has a test to wait for. That none is to be seen is then no fault of the host's.
+            return interval if first or seen.awake else 0.0
         if seen.waited_ns:
             waits = [ns - self.waited_ns.get(task, 0) for task, ns in seen.waited_ns.items()]
             return max(waits, default=0) / 1e9
-        idle = interval - max(0.0, seen.cpu_s - self.cpu_s) if seen.runnable else 0.0  # runnable, and yet no CPU time
+        idle = interval - ran_s if seen.runnable else 0.0  # runnable, and yet no CPU time
         return max(idle, interval * heartbeat().starved_share())
+
+    def _held(self, seen: Look) -> int:
+        """Bytes that the test's processes and files hold. What is shared counts once where that decides."""
+        usages = map(os.fstatvfs, self.scratch)
+        files = sum(usage.f_frsize * (usage.f_blocks - usage.f_bfree) for usage in usages)
+        if self.loose is not None and seen.sizes:
+            files += self.loose.bytes(self.proc, seen.sizes)
+        files += socket_bytes(self.proc, seen.sizes, self.own_network) if self.proc >= 0 else 0
+        spaces = sum(max(0, int(size) - seen.base_bytes) for size in seen.sizes.values())
+        if spaces + files > self.memory_bytes:  # more is mapped than may be held
+            files += self.hidden.bytes(self.proc, seen.sizes)
+        held = seen.rss_bytes + files
+        # Resident sizes count a shared page once for every sharer and a mapped file as a file too. Shares, read one
+        # after the other while sharers end, add up to too much at times, but not again and again.
+        for _ in range(READINGS if held > self.memory_bytes else 0):
+            shares = proportional_bytes(self.proc, self.root, self.own_namespace, seen.sizes, self.memory_bytes)
+            held = min(held, held if shares is None else shares + files)
+            if held <= self.memory_bytes:
+                break
+        return held
