@@ -53,7 +53,7 @@ def make_group(number: int, rollouts: int, tokens: int) -> dict[str, Any]:
 
 def watch(url: str, stop: Any, longest: Any) -> None:
     """Asks for /status every 20 ms and keeps the longest wait."""
-    with httpx.Client(timeout=120) as client:
+    with httpx.Client(timeout=120, trust_env=False) as client:
         while not stop.is_set():
             start = time.monotonic()
             client.get(f"{url}/status")
@@ -74,7 +74,7 @@ def serving(name: str, folder: Path) -> Iterator[str]:
     try:
         while True:
             try:
-                httpx.get(f"{url}/").raise_for_status()
+                httpx.get(f"{url}/", trust_env=False).raise_for_status()
                 break
             except httpx.TransportError:
                 assert process.poll() is None
@@ -96,7 +96,7 @@ def measure(name: str, bodies: list[bytes], gzipped: bool, rollouts: int, folder
         "num_steps": 1,
     }
     stop, longest = multiprocessing.Event(), multiprocessing.Value("d", 0.0)
-    with serving(name, folder) as url, httpx.Client(timeout=300) as client:
+    with serving(name, folder) as url, httpx.Client(timeout=300, trust_env=False) as client:
         client.post(f"{url}/register", json=registration).raise_for_status()
         watcher = multiprocessing.Process(target=watch, args=(url, stop, longest))
         watcher.start()

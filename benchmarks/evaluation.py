@@ -189,7 +189,7 @@ def main() -> None:
             url = f"http://127.0.0.1:{port.get(timeout=120)}"
             while True:
                 try:
-                    httpx.get(f"{url}/health")
+                    httpx.get(f"{url}/health", trust_env=False)
                     break
                 except httpx.HTTPError:
                     time.sleep(0.1)

@@ -176,7 +176,7 @@ async def take_batches(url: str, generation: Generation) -> None:
         "batch_size": 2 * GROUP, "max_token_len": -1, "save_checkpoint_interval": -1, "starting_step": 0,
         "num_steps": 10_000,
     }  # fmt: skip
-    async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+    async with httpx.AsyncClient(base_url=url, timeout=30, trust_env=False) as http:
         (await http.post("/register", json=body)).raise_for_status()
         while True:
             if (await http.get("/batch")).json()["batch"]:

@@ -98,7 +98,7 @@ def service(folder: Path) -> Iterator[str]:
     try:
         for _ in range(600):
             with contextlib.suppress(httpx.TransportError):
-                httpx.get(f"http://127.0.0.1:{port}/health")
+                httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False)
                 break
             time.sleep(0.05)
         yield f"http://127.0.0.1:{port}"

@@ -9,6 +9,8 @@ import math
 
 import msgspec
 
+from environments.livecode.asking import is_busy
+
 NOT_A_LOGPROB = -9999.0  # vLLM writes NaN and -inf as this number
 
 
@@ -49,6 +51,7 @@ class Answer(msgspec.Struct):
     """A route's answer."""
 
     choices: list[Choice] | None = None
+    error: msgspec.Raw = msgspec.Raw(b"null")
 
 
 class _Top(msgspec.Struct):
@@ -63,15 +66,31 @@ class Unusable(ValueError):
     """An answer that is no rollout; the message says what is wrong with it."""
 
 
+class NoChoice(Unusable):
+    """An answer without a choice, such as a gateway's error with status 200: a later try may have one."""
+
+
 def only_choice(body: bytes) -> Choice:
     """The one rollout of a route's answer; Unusable where it is something else."""
     try:
-        choices = _ANSWERS.decode(body).choices or []
+        answer = _ANSWERS.decode(body)
     except msgspec.DecodeError as error:
         raise Unusable(f"not an answer of vLLM: {error}") from None
+    choices = answer.choices or []
+    if not choices:
+        fault = msgspec.json.decode(answer.error)
+        kind = Unusable if is_final(fault) else NoChoice
+        raise kind(f"0 choices, need one{f': {str(fault)[:300]}' if fault else ''}")
     if len(choices) != 1:
         raise Unusable(f"{len(choices)} choices, need one")
     return choices[0]
+
+
+def is_final(fault: object) -> bool:
+    """Whether an `error` in an answer's body says by its code that no other try can help."""
+    code = fault.get("code") if isinstance(fault, dict) else None
+    code = int(code) if isinstance(code, str) and code.isdecimal() else code
+    return isinstance(code, int) and 400 <= code < 500 and not is_busy(code)
 
 
 def from_completions(choice: Choice, version: str | None) -> Choice:

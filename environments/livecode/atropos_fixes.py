@@ -23,6 +23,7 @@ from atroposlib.envs.server_handling.server_baseline import APIServerConfig
 
 from environments.errors import LivecodeError
 from environments.livecode import apart
+from environments.livecode.asking import is_busy, pause_s
 
 logger = logging.getLogger(__name__)
 
@@ -101,34 +102,42 @@ class FixedBaseEnv(BaseEnv):
     _reached = False
 
     def open_api(self) -> httpx.AsyncClient:
-        """One client for all calls; Atropos opens a new session for each."""
-        self.api = httpx.AsyncClient(base_url=self.config.rollout_server_url.rstrip("/"), timeout=120.0)
+        """One client for all calls; Atropos opens a new session for each.
+
+        Straight to the server, which is the run's own: no proxy of the environment's variables stands between.
+        """
+        url = self.config.rollout_server_url.rstrip("/")
+        self.api = httpx.AsyncClient(base_url=url, timeout=120.0, trust_env=False)
         return self.api
 
     async def call_api(self, method: str, path: str, **request: Any) -> Any:
         """One answer of the API as JSON.
 
         Atropos retries three times and then raises tenacity's RetryError, which names nothing; and any 4xx makes
-        it drop a group silently. Here connection faults and 5xx are retried, and the rest stops with the reason.
+        it drop a group silently. Here connection faults, 5xx, and what says that a later try may help are retried, and
+        the rest stops with the reason. 409 is the server's own word: two sides that differ.
 
         Raises:
             ApiUnreachable: eight tries failed, and for ten minutes where the server had been reached before.
             AtroposError: a 4xx.
         """
         pause, started = 0.25, time.monotonic()
+        wait_s = 0.0
         for attempt in itertools.count(1):
             try:
                 response = await self.api.request(method, path, **request)
             except httpx.TransportError as error:
                 reason = f"{type(error).__name__} {error}".strip()
+                wait_s = 0.0
             else:
                 if response.status_code < 400:
                     self._reached = True
                     return response.json()
+                wait_s = pause_s(response.headers, 0.0)
                 reason = f"status {response.status_code}: {response.text[:500]}"
                 if response.status_code == 404:
                     reason += "; start the server by `atropos run-api`"
-                if response.status_code < 500:
+                if not is_busy(response.status_code) or response.status_code == httpx.codes.CONFLICT:
                     raise AtroposError(f"{self.config.rollout_server_url}{path} refuses: {reason}")
             if attempt >= _TRIES and not (self._reached and time.monotonic() - started < _AWAY_S):
                 raise ApiUnreachable(
@@ -136,7 +145,7 @@ class FixedBaseEnv(BaseEnv):
                     f"last: {reason}. Is `atropos run-api` running there?"
                 )
             logger.warning("%s%s: %s; trying again", self.config.rollout_server_url, path, reason)
-            await asyncio.sleep(pause * random.uniform(0.5, 1.0))
+            await asyncio.sleep(max(pause * random.uniform(0.5, 1.0), wait_s))
             pause = min(pause * 2, _LONGEST_PAUSE_S)
         raise AssertionError("unreachable: count() does not end")
 

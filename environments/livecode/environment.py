@@ -131,12 +131,27 @@ class LivecodeEnv(FixedBaseEnv):
     async def setup(self) -> None:
         """The problems, every one with a prompt that fits, and the order they come in."""
         problems = await asyncio.to_thread(load_set, self.config.problems, self.config.seed)
-        await asyncio.to_thread(self.prompts.check, problems)
+        problems = await asyncio.to_thread(self.fitting, self.config.problems, problems)
         self.sampler = build_sampler(
             self.config.problem_sampling, problems, self.config.seed, self.config.sampling_floor_epochs
         )
         self._problems = problems
         logger.info("%d problems from %s", len(problems), self.config.problems)
+
+    def fitting(self, name: str, problems: Sequence[Problem]) -> list[Problem]:
+        """The problems of a set whose prompt leaves room for the answer; each other one is recorded, and counted in
+        the log by its source. PromptError when none is left."""
+        fit, too_long = self.prompts.fitting(problems)
+        if too_long:
+            sources = Counter(error.problem.source for error in too_long)
+            logger.warning(
+                "%s: %d of %d problems are left out, their prompts have more than %d tokens (env.context - "
+                "env.max_new_tokens): %s; see %s",
+                name, len(too_long), len(problems), self.prompts.limit,
+                ", ".join(f"{source} {count}" for source, count in sources.most_common()),
+                self.records.left_out(name, too_long),
+            )  # fmt: skip
+        return fit
 
     def _turns(self) -> Callable[[Problem], Sequence[Turn]]:
         count = self.config.fewshot_turns

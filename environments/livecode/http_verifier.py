@@ -16,6 +16,7 @@ from typing import Any, Self
 
 import httpx
 
+from environments.livecode.asking import is_busy, pause_s, remote_client
 from environments.livecode.remote import (
     NoVerdict,
     TestSetMissing,
@@ -63,7 +64,9 @@ class HttpVerifier:
         self._bound = asyncio.Semaphore(concurrency)
         self._sets = LargeSets()
         token = token or os.environ.get("VERIFIER_TOKEN")
-        self._http = httpx.AsyncClient(
+        self._http = remote_client(
+            "env.verifier_urls",
+            urls,
             headers={"Authorization": f"Bearer {token}"} if token else {},
             timeout=httpx.Timeout(deadline_s, connect=10.0),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=concurrency),
@@ -133,7 +136,10 @@ class HttpVerifier:
                 raise TryAgain("test_set_missing", str(error), broken=True) from None
         except TryAgain as error:
             if error.broken:
-                service.down_until = time.monotonic() + COOLDOWN_S
+                now = time.monotonic()
+                service.down_until = now + max(COOLDOWN_S, error.wait_s)
+                if any(other.down_until <= now for other in self._services):
+                    error.wait_s = 0.0  # another one is asked meanwhile
             raise
         finally:
             service.running -= 1
@@ -159,11 +165,15 @@ class HttpVerifier:
         except httpx.HTTPError as error:
             raise TryAgain("unreachable", f"{service.url}: {type(error).__name__} {error}", broken=True) from error
         except (ValueError, RecursionError):
-            raise TryAgain("not_json", f"{service.url}: status {response.status_code}, not JSON", broken=True) from None
+            reason = f"{service.url}: status {response.status_code}, not JSON"
+            raise TryAgain("not_json", reason, broken=True, wait_s=pause_s(response.headers, 0.0)) from None
         if response.is_success and isinstance(answer, dict):
             return answer
         fault = answer.get("error") if isinstance(answer, dict) else None
         if not isinstance(fault, dict):
             fault = {}
         kind, message = fault.get("kind", response.status_code), fault.get("message", str(answer)[:300])
+        if "kind" not in fault and is_busy(response.status_code):  # a gateway's word, not the service's
+            wait_s = pause_s(response.headers, 0.0)
+            raise TryAgain(str(kind), f"{service.url}: {kind}: {message}", broken=True, wait_s=wait_s)
         return raise_fault(str(kind), f"{service.url}: {message}")

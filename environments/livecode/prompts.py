@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from environments.errors import ConfigError
+from environments.livecode.asking import whole
 from environments.livecode.problems import Problem
 
 SYSTEM = (
@@ -41,6 +42,22 @@ Message = dict[str, str]
 
 class PromptError(ConfigError):
     """A prompt that cannot be made; the message names the problem or the file and the fix."""
+
+
+class PromptTooLong(PromptError):
+    """A prompt that leaves no room for the answer.
+
+    Args:
+        tokens: its length.
+        limit: the most that it may have.
+    """
+
+    def __init__(self, problem: Problem, tokens: int, limit: int) -> None:
+        super().__init__(
+            f"problem {problem.id}: its prompt has {tokens} tokens, room is {limit} "
+            "(env.context - env.max_new_tokens). Raise env.context or lower env.max_new_tokens."
+        )
+        self.problem, self.tokens, self.limit = problem, tokens, limit
 
 
 class Turn(Protocol):
@@ -128,7 +145,7 @@ def read_turns(path: str | Path) -> list[FileTurn]:
                 f"env.fewshot_path = {path}: entry {index} has no question or no answer. "
                 'Need [{"question": ..., "answer": ...}, ...].'
             )
-        turns.append(FileTurn(question, str(fields.get("starter_code") or ""), fields["answer"]))
+        turns.append(FileTurn(whole(question), whole(str(fields.get("starter_code") or "")), whole(fields["answer"])))
     return turns
 
 
@@ -175,28 +192,41 @@ class PromptBuilder:
             prompt = self._made[problem.id] = self._make(problem)
         return prompt
 
-    def check(self, problems: Sequence[Problem]) -> None:
-        """Makes every prompt; PromptError names all problems whose prompt leaves no room for the answer."""
-        refused = []
+    def fitting(self, problems: Sequence[Problem]) -> tuple[list[Problem], list[PromptTooLong]]:
+        """Makes every prompt: the problems whose prompt leaves room for the answer, and why each other one does not.
+
+        Raises:
+            PromptError: none does, or a prompt cannot be made at all.
+        """
+        fit, refused = [], []
         for problem in problems:
             try:
                 self(problem)
-            except PromptError as error:
-                refused.append(str(error))
-        if refused:
-            shown = refused[:5] + ([f"... and {len(refused) - 5} more"] if len(refused) > 5 else [])
-            raise PromptError("\n  ".join(shown))
+                fit.append(problem)
+            except PromptTooLong as error:
+                refused.append(error)
+        if not fit:
+            shown = [str(error) for error in refused[:5]]
+            shown += [f"... and {len(refused) - 5} more"] if len(refused) > 5 else []
+            raise PromptError("no problem is left:\n  " + "\n  ".join(shown))
+        return fit, refused
 
     def _make(self, problem: Problem) -> Prompt:
         chat = messages(problem, self.turns(problem), self.scaffold)
         # transformers 5 returns a BatchEncoding by default; its iteration gives keys where ids belong.
-        ids = self.tokenizer.apply_chat_template(
-            chat, add_generation_prompt=True, tokenize=True, return_dict=False, **self._kwargs
-        )
-        text = self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False, **self._kwargs)
+        ids = self._templated(problem, chat, tokenize=True, return_dict=False)
+        text = self._templated(problem, chat, tokenize=False)
         if len(ids) > self.limit:
-            raise PromptError(
-                f"problem {problem.id}: its prompt has {len(ids)} tokens, room is {self.limit} "
-                "(env.context - env.max_new_tokens). Leave the problem out or raise env.context."
-            )
+            raise PromptTooLong(problem, len(ids), self.limit)
         return Prompt([int(token) for token in ids], text, text.rstrip().endswith("<think>"), chat)
+
+    def _templated(self, problem: Problem, chat: list[Message], **options: Any) -> Any:
+        try:
+            return self.tokenizer.apply_chat_template(chat, add_generation_prompt=True, **options, **self._kwargs)
+        except Exception as error:  # a template is a program of the model's folder: it may raise anything
+            roles = ", ".join(dict.fromkeys(message["role"] for message in chat))
+            raise PromptError(
+                f"tokenizer: its chat template fails on the chat of problem {problem.id} (roles: {roles}): "
+                f"{type(error).__name__}: {' '.join(str(error).split())[:300]}. Use a model whose template takes "
+                "these roles, or mend chat_template in its tokenizer's folder."
+            ) from None

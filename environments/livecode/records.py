@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from environments.dataset.stored import StoredTests
+from environments.livecode.asking import whole
 from environments.livecode.groups import Group
 from environments.livecode.problems import Problem, TestCase
+from environments.livecode.prompts import PromptTooLong
 from environments.livecode.test_sets import INLINE_BYTES
 from environments.livecode.verifiers import Verdict
 from environments.run_folder import append_line
@@ -51,6 +53,23 @@ class Records:
             for index in range(min(self._per_group, len(group.rollouts))):
                 append_line(path, _line(rollout_record(group, index)))
         self._finished += 1
+
+    def left_out(self, name: str, problems: Sequence[PromptTooLong]) -> Path:
+        """A line for each problem of the set `name` that is not used, once however often a run starts; the file."""
+        path = self.run_dir / "left_out.jsonl"
+        known = set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
+        for error in problems:
+            row = {
+                "set": name,
+                "problem_id": error.problem.id,
+                "source": error.problem.source,
+                "prompt_tokens": error.tokens,
+                "room": error.limit,
+                "reason": "prompt too long",
+            }
+            if (line := _line(row)) not in known:
+                append_line(path, line)
+        return path
 
 
 def group_record(group: Group, *, sent: bool) -> dict[str, Any]:
@@ -137,4 +156,4 @@ def failing_test(problem: Problem, verdict: Verdict | None) -> dict[str, str] | 
 
 
 def _line(record: dict[str, Any]) -> str:
-    return json.dumps(record, ensure_ascii=False, separators=(",", ":"))
+    return whole(json.dumps(record, ensure_ascii=False, separators=(",", ":")))

@@ -17,11 +17,17 @@ BACKOFF_S = (0.1, 5.0)  # first and longest pause between two tries
 
 
 class TryAgain(RuntimeError):
-    """This try failed on the service's side. `kind` is what is counted; `broken`: better ask another service."""
+    """This try failed on the service's side.
 
-    def __init__(self, kind: str, message: str, *, broken: bool = False) -> None:
+    Args:
+        kind: what is counted.
+        broken: better ask another service.
+        wait_s: for so long the service wants to be left alone.
+    """
+
+    def __init__(self, kind: str, message: str, *, broken: bool = False, wait_s: float = 0.0) -> None:
         super().__init__(message)
-        self.kind, self.broken = kind, broken
+        self.kind, self.broken, self.wait_s = kind, broken, wait_s
 
 
 class NoVerdict(VerifierError):
@@ -53,7 +59,7 @@ async def until_deadline(attempt: Callable[[], Awaitable[T]], deadline_s: float,
                 except JudgeFault:
                     causes["judge_fault"] += 1
                     raise
-                await asyncio.sleep(pause * random.uniform(0.5, 1.5))
+                await asyncio.sleep(max(pause * random.uniform(0.5, 1.5), last.wait_s))
                 pause = min(2 * pause, BACKOFF_S[1])
     except TimeoutError:
         causes["deadline"] += 1

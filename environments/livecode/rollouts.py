@@ -16,9 +16,11 @@ from typing import Any
 import httpx
 
 from environments.livecode import apart
-from environments.livecode.answers import Choice, Unusable, from_completions, only_choice, sampled
+from environments.livecode.answers import Choice, NoChoice, Unusable, from_completions, only_choice, sampled
+from environments.livecode.asking import BUSY, is_busy, pause_s
 from environments.livecode.prompts import Prompt
 from environments.livecode.servers import (
+    BUSY_S,
     UNNAMED,
     RolloutDeadlineExceeded,
     RolloutError,
@@ -184,6 +186,9 @@ class RolloutClient:
                 last = "every server was started again and waits for the current weights, or is not ready"
                 await asyncio.sleep(min(_WAIT_FOR_WEIGHTS_S, max(left, 0.0)))
                 continue
+            if (busy := server.busy_until - time.monotonic()) > 0:  # and so is every other one
+                await asyncio.sleep(min(busy + random.uniform(0.0, _BACKOFF_S[0]), left))
+                continue
             server.running += 1
             try:
                 choice = await self._ask_while_heard(server, body, left)
@@ -200,6 +205,7 @@ class RolloutClient:
                 if server.down_until < now:  # one line for the server, not one for each of its rollouts
                     logger.warning("a server is in trouble, its rollouts are sent again: %s", last)
                 server.down_until = now + _COOLDOWN_S
+                server.busy_until = now + error.wait_s
             finally:
                 server.running -= 1
             await asyncio.sleep(min(pause * random.uniform(0.5, 1.0), max(left, 0.0)))
@@ -210,8 +216,8 @@ class RolloutClient:
         now = time.monotonic()
         current = [one for one in self._servers if not (one.anew or one.unchecked or one.left_behind)]
 
-        def load(server: Server) -> tuple[bool, int]:
-            return server.down_until > now or server.is_silent, server.running
+        def load(server: Server) -> tuple[tuple[bool, bool], int]:
+            return (server.busy_until > now, server.down_until > now or server.is_silent), server.running
 
         return min(current, key=load, default=None)
 
@@ -258,11 +264,14 @@ class RolloutClient:
             raise TryAgain(f"{server.url}: {type(error).__name__} {error}") from error
         except TimeoutError:
             raise TryAgain(f"{server.url}: {_STALL_S:g} s of silence in the middle of an answer") from None
+        except NoChoice as error:
+            raise TryAgain(f"{server.url}{route}: {error}") from None
         except Unusable as error:
             raise ServerRefused(f"{server.url}{route}: {error}") from None
         text = content.decode("utf-8", "replace")
-        if response.status_code >= 500:
-            raise TryAgain(f"{server.url}: status {response.status_code}: {text[:300]}")
+        if is_busy(response.status_code):
+            reason = f"{server.url}: status {response.status_code}: {text[:300]}"
+            raise TryAgain(reason, busy=response.status_code in BUSY, wait_s=pause_s(response.headers, 0.0))
         raise ServerRefused(_refusal(server.url, route, response.status_code, text))
 
     def _sample(self, choice: Choice, seconds: float) -> Sample:
@@ -316,7 +325,7 @@ class RolloutClient:
         params = Sampling(1, temperature, seed=0).as_json() | {"logprobs": 1}
         request = {"token_ids": [1, 2, 3], "sampling_params": params}
         try:
-            return _whole(server, await self._ask(server, request, 120.0))
+            return _whole(server, await self._first_answer(server, request))
         except TryAgain as error:
             raise ServerAway(f"servers: a first request failed: {error}") from error
         except ServerRefused as refused:
@@ -324,13 +333,25 @@ class RolloutClient:
                 raise
             server.completions = True
             try:
-                choice = await self._ask(server, request, 120.0)
+                choice = await self._first_answer(server, request)
             except (RolloutError, TryAgain):
                 raise refused from None
             logger.warning(
                 "%s; rollouts come by %s, with one weight version for all of a rollout", refused, COMPLETIONS
             )
             return choice
+
+    async def _first_answer(self, server: Server, request: dict[str, Any]) -> Choice:
+        """The answer to a check's request, once the server does not say any more that it has too much to do."""
+        until, pause = time.monotonic() + BUSY_S, _BACKOFF_S[0]
+        while True:
+            try:
+                return await self._ask(server, request, 120.0)
+            except TryAgain as error:
+                if not error.busy or time.monotonic() > until:
+                    raise
+                await asyncio.sleep(max(pause, error.wait_s))
+                pause = min(2 * pause, _BACKOFF_S[1])
 
 
 def _whole(server: Server, choice: Choice) -> Choice:

@@ -15,12 +15,12 @@ import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
 from environments.errors import LivecodeError
 from environments.livecode.answers import Choice, Unusable, best_logprob
+from environments.livecode.asking import BUSY, is_busy, pause_s
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +31,7 @@ _SILENT_S = 300.0  # of one that does not say it while others do: its rollouts g
 _RECENT_S = 30.0  # for so long a missed answer speaks against a server; an evaluation asks only once
 _CHECK_AGAIN_S = 10.0  # until a server is asked again that was not ready, or not fit, when it was checked
 _WAIT_FOR_FIRST_S = 5.0
+BUSY_S = 60.0  # for so long a check asks a server again that says that it is busy
 
 
 class RolloutError(LivecodeError, RuntimeError):
@@ -50,7 +51,14 @@ class RolloutDeadlineExceeded(RolloutError):
 
 
 class TryAgain(RuntimeError):
-    """This try failed on the server's side; another one may succeed."""
+    """This try failed on the server's side; another one may succeed.
+
+    busy: the server is there and says that it has too much to do. wait_s: for so long it wants to be left alone.
+    """
+
+    def __init__(self, message: str, *, busy: bool = False, wait_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.busy, self.wait_s = busy, wait_s
 
 
 @dataclass
@@ -60,6 +68,7 @@ class Server:
     url: str
     running: int = 0
     down_until: float = 0.0
+    busy_until: float = 0.0  # it has asked to be left alone until then
     model: str | None = None
     completions: bool = False  # it lacks the route that samples from token ids
     anew: bool = False  # it was started again and has not got the current weights yet
@@ -84,7 +93,14 @@ class Server:
         self.silent_since, self.status = None, response.status_code
         if response.status_code != 200:
             return None
-        return str(response.json().get("weight_version") or UNNAMED[0])
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict) or "error" in answer:  # of something between here and the server
+            self.status = httpx.codes.BAD_GATEWAY
+            return None
+        return str(answer.get("weight_version") or UNNAMED[0])
 
     @property
     def is_silent(self) -> bool:
@@ -201,11 +217,21 @@ class ServerChecks:
         self._running.add(task)
         task.add_done_callback(self._running.discard)
 
+    async def _get(self, url: str) -> httpx.Response:
+        """The answer, once the server does not say any more that it has too much to do."""
+        until, pause = time.monotonic() + BUSY_S, 0.2
+        while True:
+            response = await self._http.get(url, timeout=10.0)
+            if response.status_code not in BUSY or time.monotonic() > until:
+                return response
+            await asyncio.sleep(pause_s(response.headers, pause))
+            pause = min(2 * pause, _WAIT_FOR_FIRST_S)
+
     async def _check(self, server: Server, context: int, need_versions: bool) -> None:
         server.completions = False
         try:
-            health = await self._http.get(server.url + "/health", timeout=10.0)
-            models = await self._http.get(server.url + "/v1/models", timeout=10.0)
+            health = await self._get(server.url + "/health")
+            models = await self._get(server.url + "/v1/models")
         except httpx.HTTPError as error:
             raise ServerAway(
                 f"servers: {server.url} does not answer ({type(error).__name__}). Start vLLM there first."
@@ -229,10 +255,10 @@ class ServerChecks:
                 )
         if need_versions:
             try:
-                info = await self._http.get(server.url + "/weight_info", timeout=10.0)
+                info = await self._get(server.url + "/weight_info")
             except httpx.HTTPError as error:
                 raise ServerAway(f"servers: {server.url}/weight_info: {type(error).__name__}") from error
-            if info.status_code >= 500:
+            if is_busy(info.status_code):
                 raise ServerAway(f"servers: {server.url}/weight_info says {info.status_code}. See vLLM's log.")
             if info.status_code != 200:
                 raise ServerRefused(
@@ -273,12 +299,6 @@ def parse_version(version: Any) -> int:
             f"weight version {version!r} is not a number of batches. Only this project's trainer may set it: "
             "POST /update_weight_version with a decimal number."
         ) from None
-
-
-def without_credentials(url: str) -> str:
-    """The address as it may be shown: without user and password."""
-    parts = urlsplit(url)
-    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
 def keepalive() -> list[tuple[int, int, int]]:

@@ -11,15 +11,25 @@ from typing import Any
 
 import httpx
 
+from environments.livecode.answers import is_final
+from environments.livecode.asking import is_busy, pause_s, remote_client, shown, whole
 from environments.livecode.prompts import Prompt
 from environments.livecode.rollouts import Counters, Sample, Sampling
-from environments.livecode.servers import RolloutDeadlineExceeded, ServerRefused, without_credentials
+from environments.livecode.servers import RolloutDeadlineExceeded, ServerRefused
 
 logger = logging.getLogger(__name__)
 
 CHAT = "/v1/chat/completions"
-_BUSY = frozenset({408, 409, 425, 429})  # a later try may succeed, as with every status from 500
 _LONGEST_PAUSE_S = 30.0
+_STRANGE_ANSWERS = 5  # in a row, of one request, that are no chat completion at all: then it is another kind of server
+
+
+class _NoAnswer(RuntimeError):
+    """An answer with status 200 that holds none. `strange`: it is no chat completion and no error either."""
+
+    def __init__(self, message: str, *, strange: bool = False) -> None:
+        super().__init__(message)
+        self.strange = strange
 
 
 class TextClient:
@@ -37,9 +47,11 @@ class TextClient:
         self.running = 0
         self.published = False
         self.troubles = ""
-        self._shown = without_credentials(self.url)
+        self._shown = shown(self.url)
         key = os.environ.get(key_variable)
-        self._http = httpx.AsyncClient(
+        self._http = remote_client(
+            "servers",
+            [self.url],
             headers={"Authorization": f"Bearer {key}"} if key else {},
             timeout=httpx.Timeout(deadline_s, connect=10.0),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=512),
@@ -59,6 +71,7 @@ class TextClient:
             RolloutDeadlineExceeded: `deadline_s` passed; the last failure stands in the message.
         """
         started, pause, last = time.monotonic(), 0.5, "no answer"
+        strange = 0
         body: dict[str, Any] = {
             "model": self.model,
             "messages": prompt.messages,
@@ -71,39 +84,61 @@ class TextClient:
         self.running += 1
         try:
             while (left := self.deadline_s - (time.monotonic() - started)) > 0:
+                wait_s = 0.0
                 try:
                     response = await self._http.post(self.url + CHAT, json=body, timeout=left)
-                except httpx.HTTPError as error:
-                    last = f"{type(error).__name__} {error}"
-                else:
                     if response.status_code == 200:
                         return self._sample(response, time.monotonic() - started)
+                except httpx.HTTPError as error:
+                    last = f"{type(error).__name__} {error}"
+                except _NoAnswer as error:
+                    last, wait_s = str(error), pause_s(response.headers, 0.0)
+                    strange = strange + 1 if error.strange else 0
+                    if strange == _STRANGE_ANSWERS:
+                        raise ServerRefused(
+                            f"{self._shown}{CHAT}: {last}. evaluation.route chat needs a server with OpenAI's routes."
+                        ) from None
+                else:
                     last = f"status {response.status_code}: {response.text[:300]}"
-                    if response.status_code < 500 and response.status_code not in _BUSY:
+                    wait_s = pause_s(response.headers, 0.0)
+                    if not is_busy(response.status_code):
                         raise ServerRefused(f"{self._shown}{CHAT}: {last}")
                 if self.counters.resubmitted_failure == 0:
                     logger.warning("%s: a request is sent again: %s", self._shown, last)
                 self.counters.resubmitted_failure += 1
-                await asyncio.sleep(min(pause, max(left, 0.0)))
+                await asyncio.sleep(min(max(pause, wait_s), max(left, 0.0)))
                 pause = min(2 * pause, _LONGEST_PAUSE_S)
         finally:
             self.running -= 1
         raise RolloutDeadlineExceeded(f"no answer from {self._shown} within {self.deadline_s:g} s: {last}")
 
     def _sample(self, response: httpx.Response, seconds: float) -> Sample:
+        """The answer in a response with status 200.
+
+        Raises:
+            _NoAnswer: there is none in it: gateways report errors so, and a choice may be cut off by one.
+            ServerRefused: an error whose code says that no other try can help.
+        """
         try:
             data = response.json()
-            (choice,) = data["choices"]
-            message = choice["message"]
-            # A server that takes the reasoning out of the answer gives it beside it.
-            text = str(message.get("content") or "")
-            tokens = int((data.get("usage") or {}).get("completion_tokens") or 0)
-            reason = "length" if choice.get("finish_reason") == "length" else "stop"
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ServerRefused(
-                f"{self._shown}{CHAT}: not a chat completion ({type(error).__name__} {error}). "
-                "evaluation.route chat needs a server with OpenAI's routes."
-            ) from None
+        except ValueError as error:
+            raise _NoAnswer(f"status 200, not JSON ({error})", strange=True) from None
+        fields = data if isinstance(data, dict) else {}
+        choices = fields.get("choices")
+        choice = choices[0] if isinstance(choices, list) and len(choices) == 1 else None
+        fault = fields.get("error") or (choice.get("error") if isinstance(choice, dict) else None)
+        if fault:
+            if is_final(fault):
+                raise ServerRefused(f"{self._shown}{CHAT}: status 200 with an error: {str(fault)[:300]}")
+            raise _NoAnswer(f"status 200 with an error: {str(fault)[:300]}")
+        if not isinstance(data, dict) or (choices and choice is None):
+            raise _NoAnswer(f"not a chat completion: {str(data)[:300]}", strange=True)
+        message = choice.get("message") if isinstance(choice, dict) else None
+        if not isinstance(choice, dict) or not isinstance(message, dict) or choice.get("finish_reason") == "error":
+            raise _NoAnswer(f"status 200 without an answer: {str(data)[:300]}", strange="choices" not in data)
+        # A server that takes the reasoning out of the answer gives it beside it.
+        reason = "length" if choice.get("finish_reason") == "length" else "stop"
+        text, tokens = _text(message.get("content")), _count(data)
         return Sample(array("i"), array("d"), reason, [], seconds, text=text, tokens=tokens)
 
     async def weight_version(self) -> None:
@@ -125,7 +160,10 @@ class TextClient:
             )
         if response.status_code != 200:
             return  # not every server lists its models
-        rows = {row.get("id"): row for row in response.json().get("data") or []}
+        try:
+            rows = {row["id"]: row for row in response.json()["data"] or []}
+        except (ValueError, KeyError, TypeError):
+            return
         if rows and self.model not in rows:
             known = ", ".join(sorted(map(str, rows))[:5])
             raise ServerRefused(
@@ -137,3 +175,17 @@ class TextClient:
                 f"servers: {self._shown} serves at most {limit} tokens, env.context is {context}. "
                 "Serve a longer context or lower env.context."
             )
+
+
+def _text(content: Any) -> str:
+    """A message's content as text: a string, or the text parts of a list."""
+    if isinstance(content, list):
+        content = "".join(str(part.get("text") or "") for part in content if isinstance(part, dict))
+    return whole(str(content or ""))
+
+
+def _count(data: dict[str, Any]) -> int:
+    """The tokens of an answer, as the server counts them; 0 where it does not."""
+    usage = data.get("usage")
+    tokens = usage.get("completion_tokens") if isinstance(usage, dict) else None
+    return int(tokens) if isinstance(tokens, int | float) else 0

@@ -42,9 +42,8 @@ async def make_groups(env: LivecodeEnv) -> None:
 async def evaluate_sets(env: LivecodeEnv) -> list[dict[str, Any]]:
     """Every set of evaluation.problems, sampled and greedy, appended to evaluations.jsonl in the run's folder."""
     options, config = env.run_config.evaluation, env.config
-    sets = {name: load_set(name, config.seed)[: options.limit] for name in options.problems}
-    for problems in sets.values():
-        env.prompts.check(problems)
+    loaded = {name: load_set(name, config.seed)[: options.limit] for name in options.problems}
+    sets = {name: env.fitting(name, problems) for name, problems in loaded.items()}
     version = await env.client.weight_version()
     grading = profiles(
         options.profiles, time_limit_s=config.time_limit_s, memory_limit_mb=config.memory_limit_mb,
@@ -73,6 +72,7 @@ async def evaluate_sets(env: LivecodeEnv) -> list[dict[str, Any]]:
         ]
     )
     for record in records:
+        record["left_out"] = len(loaded[record["set"]]) - record["problems"]  # prompts too long
         append_jsonl(Path(config.run_dir) / "evaluations.jsonl", record)
         for name, scores in record["profiles"].items():
             logger.info(

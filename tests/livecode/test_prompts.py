@@ -104,13 +104,39 @@ def test_thinking_is_refused_where_the_template_has_no_switch(tokenizer: Any) ->
         PromptBuilder(tokenizer, thinking=True, limit=4000)
 
 
-def test_prompts_that_leave_no_room_are_refused_with_their_ids(tokenizer: Any) -> None:
+def test_prompts_that_leave_no_room_are_left_out_and_refused_where_nothing_is_left(tokenizer: Any) -> None:
     long = STDIN.model_copy(update={"id": "long-one", "statement": "x" * 500})
     room = len(PromptBuilder(tokenizer, limit=4000)(STDIN).ids)
     builder = PromptBuilder(tokenizer, limit=room)
     assert len(builder(STDIN).ids) == room
-    with pytest.raises(PromptError, match=rf"problem long-one: .* tokens, room is {room}"):
-        builder.check([STDIN, long])
+    fit, refused = builder.fitting([STDIN, long])
+    assert fit == [STDIN]
+    assert [(error.problem.id, error.limit) for error in refused] == [("long-one", room)]
+    assert refused[0].tokens == len(PromptBuilder(tokenizer, limit=4000)(long).ids)
+    with pytest.raises(PromptError, match=rf"no problem is left:\n  problem long-one: .* tokens, room is {room}"):
+        builder.fitting([long])
+
+
+@pytest.mark.parametrize(
+    ("template", "said"),
+    [
+        ("{{ raise_exception('System role not supported') }}", "TemplateError: System role not supported"),
+        ("{% for message in messages %}{{ message['content'] }}", "TemplateSyntaxError"),
+        ("{{ messages[0]['content'] + 1 }}", "TypeError"),
+        ("{{ missing.attribute }}", "UndefinedError"),
+    ],
+)
+def test_a_chat_template_that_fails_is_an_error_that_names_it(tokenizer: Any, template: str, said: str) -> None:
+    broken = copy.deepcopy(tokenizer)
+    broken.chat_template = template
+    with pytest.raises(PromptError, match=rf"chat template fails .*problem s \(roles: system, user\).*{said}"):
+        PromptBuilder(broken, limit=4000).fitting([STDIN])
+
+
+def test_turns_with_half_an_emoji_can_be_encoded(tmp_path: Path) -> None:
+    path = tmp_path / "turns.json"
+    path.write_text('[{"question": "A\\ud83d", "answer": "\\ude00b \\ud83d\\ude00"}]')
+    assert read_turns(path) == [FileTurn("A\ufffd", "", "\ufffdb \U0001f600")]
 
 
 def test_turns_come_from_a_file_in_either_spelling(tmp_path: Path) -> None:
