@@ -88,7 +88,8 @@ class AtroposClient:
         self._poll_s = poll_s
         self._registration: dict[str, Any] | None = None
         self._terms: dict[str, Any] | None = None
-        self._http = httpx.Client(timeout=request_timeout_s)
+        # The run's own server, mostly on loopback: a proxy that the machine has for the internet is not asked.
+        self._http = httpx.Client(timeout=request_timeout_s, trust_env=False)
 
     def __enter__(self) -> AtroposClient:
         return self

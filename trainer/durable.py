@@ -15,6 +15,21 @@ def write_text(path: Path, text: str) -> None:
     _sync(path.parent)
 
 
+def ordinary_mode(path: Path) -> None:
+    """Gives a file the mode that open() would give a new one here; safetensors writes for the owner alone."""
+    path.chmod(0o666 & ~_umask())
+
+
+def _umask() -> int:
+    try:
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.partition("\nUmask:")[2].split()[0], 8)
+    except (OSError, IndexError, ValueError):  # not Linux, where asking means setting it for a moment
+        mask = os.umask(0o077)
+        os.umask(mask)
+        return mask
+
+
 def publish_folder(partial: Path, final: Path) -> None:
     """Puts a complete folder in its place; one that was there is moved to a hidden name beside it."""
     for part in (*partial.rglob("*"), partial):

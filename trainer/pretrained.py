@@ -17,6 +17,7 @@ from typing import Annotated, Any
 import typer
 
 from environments.errors import ConfigError
+from trainer.durable import ordinary_mode
 
 logger = logging.getLogger(__name__)
 
@@ -120,6 +121,8 @@ def _convert(gguf: Path, folder: Path) -> None:
     tokenizer.model_max_length = config.max_position_embeddings
     model.save_pretrained(str(folder))
     tokenizer.save_pretrained(str(folder))
+    for file in folder.iterdir():
+        ordinary_mode(file)
 
 
 def _restore_digit_split(tokenizer: Any) -> None:

@@ -22,7 +22,7 @@ from trainer.batches import AtroposClient, BatchError, StopWaiting, broadcast_gr
 from trainer.budget import check_memory
 from trainer.checkpoints import Checkpoints
 from trainer.config import TrainerConfig
-from trainer.export import save_hf
+from trainer.export import check_export, save_hf
 from trainer.groups import Group
 from trainer.loading import weight_files
 from trainer.metrics import Metrics
@@ -85,6 +85,8 @@ class Run:
         self.beginning = broadcast(found, self.parallel)
         with together(self.parallel):
             weight_files(config.model)
+            if config.checkpoint.export:
+                check_export(config.run_dir / "export", config.model)
             check_memory(config, self.parallel.world_size, self.parallel.device)
         if config.weights.servers:
             with together(self.parallel):

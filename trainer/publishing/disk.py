@@ -14,11 +14,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
+from trainer.durable import ordinary_mode
 from trainer.parallel import Parallel, together
 from trainer.policy import Policy
 from trainer.publishing.servers import DTYPES, PauseMode, PublishStats, WeightServer, WeightSyncError, check_all
 from trainer.publishing.updates import Update, slowest
-from trainer.weight_files import checkpoint_files
+from trainer.weight_files import SINGLE, checkpoint_files
 
 logger = logging.getLogger(__name__)
 
@@ -197,7 +198,8 @@ class DiskPublisher:
         partial = self.folder / f".{target.name}.partial"
         try:
             partial.mkdir(parents=True)
-            save_file(tensors, str(partial / "model.safetensors"))
+            save_file(tensors, str(partial / SINGLE))
+            ordinary_mode(partial / SINGLE)
             partial.rename(target)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
