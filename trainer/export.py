@@ -63,8 +63,8 @@ def save_hf(
     """Writes the policy to `folder`, replacing what is there, and returns it. A collective; rank 0 writes.
 
     tokenizer_source: folder whose tokenizer files and generation_config.json are copied (the run's first model).
-    dtype: of the weights; None keeps fp32. The folder appears complete or not at all. Raises ExportError without a tokenizer,
-    and for a folder that holds something else than an export.
+    dtype: of the weights; None keeps fp32. The folder appears complete or not at all. Raises ExportError without a
+    tokenizer, and for a folder that holds something else than an export.
     """
     final, source = Path(folder), Path(tokenizer_source)
     files = check_export(final, source)
