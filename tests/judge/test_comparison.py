@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from verifier_app.judge import compare
 from verifier_app.judge.compare import MESSAGE_CHARS, output_difference, value_difference
 
 SAME = [
@@ -176,6 +177,20 @@ TEXTS = st.lists(
 @given(TEXTS, TEXTS)
 def test_any_two_texts_compare_as_the_oracle_says(got: str, expected: str) -> None:
     assert (output_difference(got, expected) is None) == oracle(got, expected)
+
+
+WIDE = st.text(alphabet="1.0ae \n\t\u00a0\u2003\u0661\U0001f600", max_size=40)
+
+
+@settings(max_examples=400, deadline=None)
+@given(TEXTS | WIDE, st.none() | TEXTS | WIDE, st.sampled_from([" ", "\t ", "\u2003"]), st.integers(4, 9))
+def test_any_two_texts_compare_the_same_in_windows(text: str, other: str | None, gap: str, window: int) -> None:
+    got, expected = text.replace(" ", gap * 30).replace("1.0", "1." + "0" * 40), text if other is None else other
+    plain = output_difference(got, expected)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(compare, "WINDOW_BYTES", window)
+        patch.setattr(compare, "LONG_LINE_BYTES", 0)  # from four times the expected line's length on it is a long one
+        assert output_difference(got, expected) == plain
 
 
 @settings(max_examples=300, deadline=None)

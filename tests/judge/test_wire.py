@@ -26,6 +26,8 @@ VALUES = st.recursive(
 
 def shape(value: Any) -> Any:
     """Value and type of every node."""
+    if isinstance(value, wire.Items):
+        return dict, [(shape(key), shape(item)) for key, item in value.pairs]
     if isinstance(value, (list, tuple)):
         return type(value), [shape(item) for item in value]
     if isinstance(value, dict):
@@ -52,8 +54,8 @@ def test_any_bytes_are_data_or_malformed_and_never_equal_to_a_secret(data: bytes
 @pytest.mark.parametrize(
     "data",
     [b"", b"[", b"[" * 100_000,
-     b'{"t": 1}', b'{"d": [1]}', b'{"d": [[[1], 2]]}', b'{"q": []}', b"{}", b'{"t": [], "d": []}', b"\xff",
-     b"1 2", b'{"d": [[{"x": "a"}, 1]]}', b"9" * 5000, b'{"t": ' * 5000 + b"[]" + b"}" * 5000],
+     b'{"t": 1}', b'{"d": [1]}', b'{"q": []}', b"{}", b'{"t": [], "d": []}', b"\xff",
+     b"1 2", b'{"t": ' * 5000 + b"[]" + b"}" * 5000],
     ids=repr,
 )  # fmt: skip
 def test_what_is_not_the_format_is_malformed(data: bytes) -> None:
@@ -101,8 +103,13 @@ def test_numpy_scalars_arrive_as_numbers_and_arrays_as_nothing() -> None:
     assert isinstance(wire.decode(wire.encode(numpy.arange(3))), wire.Other)
 
 
-def test_values_too_deep_or_too_large_to_print_are_other() -> None:
+def test_values_too_deep_to_print_are_other() -> None:
     loop: list[Any] = []
     loop.append(loop)
     assert isinstance(wire.decode(wire.encode(loop)), wire.Other)
-    assert isinstance(wire.decode(wire.encode(10**5000)), wire.Other)
+    assert isinstance(wire.decode(b'{"d": [[[1], 2]]}'), wire.Items)
+
+
+@pytest.mark.parametrize("value", [10**5000, -(7**6000), [1, 10**5000], {"a": [(10**700,)]}], ids=list("abcd"))
+def test_ints_of_any_length_arrive_as_they_left(value: Any) -> None:
+    assert wire.decode(wire.encode(value)) == value

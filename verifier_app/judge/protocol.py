@@ -14,13 +14,13 @@ JudgeError                a fault that is not the program's: never a verdict, ne
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from verifier_app.judge import plain_json
 from verifier_app.judge.wire import argument_lines
 
 MAX_CODE_BYTES = 4 << 20  # a rollout of 40k tokens is about 200 KB of source
@@ -106,13 +106,13 @@ class TestSet:
             for index, (text, output) in enumerate(zip(self.inputs, self.outputs, strict=True)):
                 try:
                     for line in argument_lines(text):
-                        json.loads(line)
-                except (ValueError, RecursionError):
+                        plain_json.loads(line)
+                except ValueError:
                     fix = "give one JSON value a line for a call-based problem"
                     raise bad_request(f"tests[{index}].input", "is not JSON", fix) from None
                 try:
-                    values.append(json.loads(output))
-                except (ValueError, RecursionError):
+                    values.append(plain_json.loads(output))
+                except ValueError:
                     fix = "give one JSON value for a call-based problem"
                     raise bad_request(f"tests[{index}].output", "is not JSON", fix) from None
             self._values = values

@@ -170,14 +170,10 @@ class Pump:
     @property
     def data(self) -> bytes:
         """All that came on stdout or, for a call, on the result's pipe."""
-        return b"".join(self.output)
+        self.output = [b"".join(self.output)]
+        return self.output[0]
 
     def last_error_line(self) -> str:
         """The last line of stderr that says something."""
         lines = self.errors.decode("utf-8", "replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "")[:300]
-
-    @property
-    def text(self) -> str:
-        """All of stdout as text."""
-        return self.data.decode("utf-8", "surrogateescape")

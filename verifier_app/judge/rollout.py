@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from verifier_app.judge import compare, kernel, wire
 from verifier_app.judge.channel import ChannelClosed
 from verifier_app.judge.host import MODULES, TemplateHandle, ZygoteHandle
+from verifier_app.judge.plain_json import is_deep
 from verifier_app.judge.protocol import (
     JudgeError,
     Request,
@@ -324,10 +325,11 @@ def conclude(request: Request, index: int, pump: Pump, watch: Watch, ended: Ende
             return "memory_limit_exceeded", f"{last} (limit {request.memory_limit_mb} MB)"
         return "runtime_error", last or f"exit status {os.WEXITSTATUS(status)}"
     if request.fn_name is None:
-        difference = compare.output_difference(pump.text, request.tests.outputs[index], request.decimal_tolerance)
+        difference = compare.output_difference(pump.data, request.tests.outputs[index], request.decimal_tolerance)
     else:
         try:
-            difference = compare.value_difference(wire.decode(pump.data), request.tests.values()[index])
+            expected, deep = request.tests.values()[index], is_deep(request.tests.outputs[index])
+            difference = compare.value_difference(wire.decode(pump.data, expected), expected, deep)
         except wire.Malformed as error:
             difference = f"the returned value cannot be read: {error}"
     return ("accepted", "") if difference is None else ("wrong_answer", difference)

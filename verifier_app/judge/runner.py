@@ -7,11 +7,12 @@ is what the zygote saw in wait4.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from verifier_app.judge import respawn
@@ -19,6 +20,7 @@ from verifier_app.judge.ending import leave, report
 from verifier_app.judge.wire import argument_lines, encode
 
 RESULT_FD = 3
+ENCODING_RECURSION = 100_000
 EXIT_NO_VALUE = 97  # call mode: the program left before its function returned
 
 
@@ -42,16 +44,20 @@ def run_stdin(code: types.CodeType, module: types.ModuleType, writes_late: bool,
 
 def run_call(code: types.CodeType, module: types.ModuleType, fn_name: str) -> None:
     """Define the program, call its function with the arguments on descriptor 0, write the value to descriptor 3."""
-    write, exit_now, loads = os.write, os._exit, json.loads  # the program may replace the module's names
+    # the program may replace the modules' names
+    write, exit_now, loads, deeper, longer = os.write, os._exit, json.loads, sys.setrecursionlimit, _any_digits
     status = EXIT_NO_VALUE
     try:
         with open(0, "rb", closefd=False) as file:
-            arguments = [loads(line) for line in argument_lines(file.read().decode("utf-8", "surrogatepass"))]
+            text = file.read().decode("utf-8", "surrogatepass")
+        with longer():
+            arguments = [loads(line) for line in argument_lines(text)]
         null = os.open(os.devnull, os.O_RDONLY)
         os.dup2(null, 0)
         os.close(null)
         exec(code, module.__dict__)
         value = _find(module, fn_name)(*arguments)
+        deeper(ENCODING_RECURSION)  # the program may have chosen less
         data = memoryview(encode(value))
         while data:
             data = data[write(RESULT_FD, data) :]
@@ -63,11 +69,27 @@ def run_call(code: types.CodeType, module: types.ModuleType, fn_name: str) -> No
     exit_now(status)
 
 
+@contextlib.contextmanager
+def _any_digits() -> Iterator[None]:
+    """Read ints of any length, as the tests may hold them; the program's own limit is CPython's."""
+    limit = sys.get_int_max_str_digits()
+    sys.set_int_max_str_digits(0)
+    try:
+        yield
+    finally:
+        sys.set_int_max_str_digits(limit)
+
+
 def _find(module: types.ModuleType, fn_name: str) -> Callable[..., Any]:
-    """The method of class Solution, or the plain function."""
-    solution = module.__dict__.get("Solution")
-    if isinstance(solution, type) and hasattr(solution, fn_name):
-        return getattr(solution(), fn_name)
-    if fn_name not in module.__dict__:
+    """The attribute of a Solution (its methods, and what __init__ or __getattr__ give), or the plain function."""
+    names = module.__dict__
+    solution = names.get("Solution")
+    if callable(solution):
+        try:
+            return getattr(solution(), fn_name)
+        except Exception:
+            if fn_name not in names:
+                raise
+    if fn_name not in names:
         raise NameError(f"the program defines no {fn_name!r}, neither in class Solution nor as a function")
-    return module.__dict__[fn_name]
+    return names[fn_name]
