@@ -246,7 +246,7 @@ def run_test(zygote: ZygoteHandle, request: Request, index: int) -> TestResult |
     limit = request.time_limit_s
     cap = OUTPUT_CAP
     if call:  # the answer's JSON is at most so long: a digit may stand for a number of 309 digits
-        cap = min(cap, 400 * len(request.tests.outputs[index]) + 4096)
+        cap = min(cap, 400 * len(request.tests.outputs[index]) + wire.MAX_INT_BITS // 2)
     waits = any(word in request.code for word in WAITING)
     pump = Pump(request.tests.inputs[index].encode("utf-8", "surrogatepass"), call, cap, waits)
     try:

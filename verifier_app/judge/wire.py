@@ -17,6 +17,7 @@ from verifier_app.judge.canonical import NOTHING, Single, plain
 
 SCALARS = frozenset((int, float, str, bool, type(None)))
 MAX_DEPTH = 20_000
+MAX_INT_BITS = 1 << 20
 NAME_CHARS = 80
 _LONG_BITS = 2000  # below it no limit on an int's digits is reached
 _HEX = re.compile(r"-?0x[0-9a-f]+")
@@ -101,7 +102,7 @@ def _tag(value: Any, depth: int, long: bool) -> Any:
     """`long`: look for ints of many digits."""
     kind = type(value)
     if kind in SCALARS:
-        return {"i": hex(value)} if long and kind is int and value.bit_length() > _LONG_BITS else value
+        return _long_int(value) if long and kind is int and value.bit_length() > _LONG_BITS else value
     if depth > MAX_DEPTH:
         raise RecursionError
     depth += 1
@@ -125,6 +126,11 @@ def _tag(value: Any, depth: int, long: bool) -> Any:
     if isinstance(found, Single):
         return {"a": _tag(found.value, depth, long)}
     return _tag(found, depth, long)
+
+
+def _long_int(value: int) -> Any:
+    bits = value.bit_length()
+    return {"i": hex(value)} if bits <= MAX_INT_BITS else {"x": f"int of {bits} bits"}
 
 
 def decode(data: bytes, expected: Any = NOTHING) -> Any:
