@@ -213,6 +213,32 @@ def demo(context: typer.Context) -> None:
     raise typer.Exit(main(list(context.args)))
 
 
+@app.command(context_settings=_PASS_THROUGH)
+def train(context: typer.Context) -> None:
+    """Train on this machine: --config FILE starts API server, vLLM, environment and trainer; again, it goes on."""
+    from environments.launch.train import main
+
+    raise typer.Exit(main(list(context.args)))
+
+
+@app.command()
+def init(
+    run: Annotated[Path, typer.Argument(help="The run's name, or the path of the YAML file to write.")],
+    model: Annotated[Path, typer.Option(help="Folder of a Hugging Face causal language model.")],
+    problems: Annotated[str, typer.Option(help="JSONL file of problems, a split that was built, or warmup:train.")],
+    steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 20,
+    group_size: Annotated[int, typer.Option(help="Rollouts of one problem.", min=2)] = 8,
+    groups: Annotated[int, typer.Option(help="Groups in a step.", min=1)] = 8,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Longest answer in tokens; none: 256 on a CPU, 4096 on a GPU.", min=1)
+    ] = None,
+) -> None:
+    """Write the one file of a run on your own problems, with sizes that fit this machine; see `atropos train`."""
+    from environments.launch.create import write_launch
+
+    typer.echo(write_launch(run, model, problems, steps, group_size, groups, max_new_tokens))
+
+
 def main() -> None:
     """Entry point of the console script."""
     app()

@@ -23,14 +23,13 @@ from environments.livecode.meter import Meter, flatten
 from environments.livecode.outbox import Outbox, OutboxError
 from environments.livecode.problems import Problem, TestCase
 from environments.livecode.progress import Begun, Progress
-from environments.livecode.prompts import PromptBuilder, PromptError, Turn, read_turns
+from environments.livecode.prompts import prompt_builder
 from environments.livecode.records import Records, append_jsonl
 from environments.livecode.rollouts import RolloutClient, Sampling
 from environments.livecode.sampling import build_sampler, load_set
 from environments.livecode.test_order import TestOrder
 from environments.livecode.text_client import TextClient
 from environments.livecode.verifiers import build_verifier
-from environments.livecode.warmup import turns_for
 from environments.settings import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -89,13 +88,7 @@ class LivecodeEnv(FixedBaseEnv):
             text: answers come as text, by OpenAI's chat route.
         """
         config = self.config
-        self.prompts = PromptBuilder(
-            self.tokenizer,
-            turns=self._turns(),
-            scaffold=config.fewshot_scaffold if config.prompt_style == "fewshot" else "livecodebench",
-            thinking=config.thinking,
-            limit=config.context - config.max_new_tokens,
-        )
+        self.prompts = prompt_builder(config, self.tokenizer)
         self.records = Records(
             config.run_dir, rollouts_per_group=config.record_rollouts_per_group, every=config.record_every_groups
         )
@@ -152,19 +145,6 @@ class LivecodeEnv(FixedBaseEnv):
                 self.records.left_out(name, too_long),
             )  # fmt: skip
         return fit
-
-    def _turns(self) -> Callable[[Problem], Sequence[Turn]]:
-        count = self.config.fewshot_turns
-        if self.config.prompt_style == "livecodebench":
-            return lambda problem: ()
-        if self.config.fewshot_path is None:
-            return lambda problem: turns_for(problem, count)
-        turns = read_turns(self.config.fewshot_path)
-        if len(turns) < count:
-            raise PromptError(
-                f"env.fewshot_turns = {count}: {self.config.fewshot_path} holds {len(turns)}. Lower it or add turns."
-            )
-        return lambda problem: turns[:count]
 
     # -- One group ------------------------------------------------------------------------------------------
 

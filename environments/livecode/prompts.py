@@ -10,11 +10,15 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from environments.errors import ConfigError
 from environments.livecode.asking import whole
 from environments.livecode.problems import Problem
+from environments.livecode.warmup import turns_for
+
+if TYPE_CHECKING:
+    from environments.livecode.config import LivecodeEnvConfig
 
 SYSTEM = (
     "You are an expert Python programmer. You will be given a question (problem specification) and will "
@@ -230,3 +234,33 @@ class PromptBuilder:
                 f"{type(error).__name__}: {' '.join(str(error).split())[:300]}. Use a model whose template takes "
                 "these roles, or mend chat_template in its tokenizer's folder."
             ) from None
+
+
+def prompt_builder(config: LivecodeEnvConfig, tokenizer: Any, limit: int | None = None) -> PromptBuilder:
+    """The prompts of an environment's options. limit: longest one in tokens; None: what leaves room for the answer.
+
+    Raises:
+        PromptError: as `PromptBuilder`; a file with fewer worked turns than are asked for.
+    """
+    few = config.prompt_style == "fewshot"
+    return PromptBuilder(
+        tokenizer,
+        turns=_turns(config),
+        scaffold=config.fewshot_scaffold if few else "livecodebench",
+        thinking=config.thinking,
+        limit=config.context - config.max_new_tokens if limit is None else limit,
+    )
+
+
+def _turns(config: LivecodeEnvConfig) -> Callable[[Problem], Sequence[Turn]]:
+    count = config.fewshot_turns
+    if config.prompt_style == "livecodebench":
+        return lambda problem: ()
+    if config.fewshot_path is None:
+        return lambda problem: turns_for(problem, count)
+    turns = read_turns(config.fewshot_path)
+    if len(turns) < count:
+        raise PromptError(
+            f"env.fewshot_turns = {count}: {config.fewshot_path} holds {len(turns)}. Lower it or add turns."
+        )
+    return lambda problem: turns[:count]

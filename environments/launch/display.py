@@ -65,10 +65,10 @@ class Screen:
         for title, _, meaning in COLUMNS:
             self.console.print(Text(f"  {title:<28} {meaning}", "dim"), soft_wrap=True)
 
-    def row(self, cells: Sequence[str]) -> None:
-        """One step."""
+    def row(self, cells: Sequence[str], note: str = "") -> None:
+        """One step, and what stands behind it."""
         padded = [cell.rjust(width) for cell, (_, width, _) in zip(cells, COLUMNS, strict=True)]
-        self.console.print(Text(" ".join(padded)), soft_wrap=True)
+        self.console.print(Text(" ".join(padded) + note), soft_wrap=True)
 
 
 def step_cells(trained: Mapping[str, Any], generated: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -106,3 +106,10 @@ def percent(value: float) -> str:
 def interval(low: float, high: float) -> str:
     """A 95 % interval in per cent."""
     return f"[{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words of two digits or three: 45 s, 12 min, 3.4 h."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,1 @@
+"""API server, vLLM, environment and trainer on one machine, started and stopped together: `atropos train`, the demo."""

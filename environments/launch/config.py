@@ -1,0 +1,237 @@
+"""The one file of `atropos train`: what all processes share, each said once, and further options of each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import Field, ValidationError, model_validator
+
+from environments.livecode.config import RunConfig
+from environments.serving import ServeConfig
+from environments.settings import ConfigError, Settings, explain, load, read_yaml
+from trainer.config import TrainerConfig
+
+PROGRAM = "atropos train"
+PARTS = ("environment", "trainer", "server")
+S = TypeVar("S", bound=Settings)
+
+
+class LaunchConfig(Settings):
+    """What `atropos train` can be told; `atropos init` writes such a file."""
+
+    model: Path = Field(description="Folder of a Hugging Face causal language model; training begins with it.")
+    problems: str = Field(description="As env.problems: a JSONL file, a split that was built, or a warm-up set.")
+    run_dir: Path = Field(description="Folder of the run: checkpoints, records, logs of all processes.")
+    steps: int = Field(20, ge=1, description="Training steps; raise it to train a finished run further.")
+    seed: int = Field(0, ge=0, description="Seed of the problems' order, sampling and training.")
+    group_size: int = Field(8, ge=2, description="Rollouts of one problem that are compared with each other.")
+    groups: int = Field(8, ge=1, description="Groups in a step; a step trains on groups x group_size rollouts.")
+    context: int = Field(1024, ge=16, description="Longest prompt + completion in tokens, for vLLM and training.")
+    max_new_tokens: int = Field(512, ge=1, description="Longest completion in tokens; longer is overlong.")
+    temperature: float = Field(1.0, gt=0, le=2, description="Sampling temperature, divided out by the trainer too.")
+    overlong_baseline: str = Field("include", description="As env.overlong_baseline: include or exclude.")
+    servers: list[str] = Field(
+        [], description="Addresses of vLLM servers that run already with this model; empty: one is started."
+    )
+    server_port: int | None = Field(None, ge=1, le=65535, description="Port of the vLLM started; empty: a free one.")
+    api_port: int | None = Field(None, ge=1, le=65535, description="The API server's port; empty: a free one.")
+    ranks: int = Field(1, ge=1, description="Processes that train, one for each GPU.")
+    server_gpus: str | None = Field(None, description="CUDA_VISIBLE_DEVICES of vLLM, such as 0; empty: all.")
+    trainer_gpus: str | None = Field(None, description="CUDA_VISIBLE_DEVICES of the trainer, such as 1,2; empty: all.")
+    start_deadline_s: float = Field(600.0, gt=0, description="Longest wait for a process to be ready.")
+    environment: dict[str, Any] = Field({}, description="Further options, as in a file for `run-env livecode`.")
+    trainer: dict[str, Any] = Field({}, description="Further options, as in a file for trainer/main.py.")
+    server: dict[str, Any] = Field({}, description="Further options, as in a file for `serve-model`.")
+
+    @model_validator(mode="after")
+    def _addresses(self) -> LaunchConfig:
+        if self.servers and (self.server or self.server_port is not None):
+            raise ValueError(
+                f"servers {self.servers} run already, so server and server_port have no effect: leave them out, or "
+                "leave servers empty to have one started"
+            )
+        if self.api_port is not None and self.api_port == self.server_port:
+            raise ValueError(f"api_port {self.api_port} = server_port: give each a port of its own, or leave them out")
+        return self
+
+
+@dataclass(frozen=True)
+class Parts:
+    """The options of each process, checked. server: None where servers run already."""
+
+    environment: RunConfig
+    trainer: TrainerConfig
+    server: ServeConfig | None
+
+
+def load_launch(argv: Sequence[str]) -> LaunchConfig:
+    """The file's options and flags; ``--trainer.optimizer.lr 1e-5`` and the like reach into the parts.
+
+    Raises:
+        ConfigError: as `settings.load`.
+    """
+    words, inner = _take_inner(argv)
+    config = load(LaunchConfig, words, PROGRAM)
+    for part, values in inner.items():
+        merged = _merge(getattr(config, part), values)
+        config = config.model_copy(update={part: merged})
+    return config
+
+
+def parts(config: LaunchConfig, api: str, servers: Sequence[str], where: str = PROGRAM) -> Parts:
+    """Every process's options: our defaults, what the file says of the part, and what all share.
+
+    api, servers: addresses. where: named in errors.
+
+    Raises:
+        ConfigError: an option that does not exist or fit, or a shared one that a part sets otherwise.
+    """
+    shared = _shared(config, api, servers)
+    on_cpu = config.server.get("device") != "gpu" and not Path("/proc/driver/nvidia/version").exists()
+    defaults = _defaults(config, on_cpu)
+    full = {}
+    for part in PARTS:
+        given = getattr(config, part)
+        _refuse_shared(part, given, shared[part])
+        full[part] = _merge(_merge(defaults[part], given), shared[part])
+    return Parts(
+        _checked(RunConfig, full["environment"], f"{where}: environment"),
+        _checked(TrainerConfig, full["trainer"], f"{where}: trainer"),
+        None if config.servers else _checked(ServeConfig, full["server"], f"{where}: server"),
+    )
+
+
+def _shared(config: LaunchConfig, api: str, servers: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """What more than one process has to be told, from the one place where it is said."""
+    model = str(config.model)
+    return {
+        "environment": {
+            "model": model,
+            "servers": list(servers),
+            "env": {
+                "problems": config.problems,
+                "run_dir": str(config.run_dir),
+                "seed": config.seed,
+                "group_size": config.group_size,
+                "context": config.context,
+                "max_new_tokens": config.max_new_tokens,
+                "temperature": config.temperature,
+                "overlong_baseline": config.overlong_baseline,
+                "rollout_server_url": api,
+                "total_steps": -1,
+            },
+        },
+        "trainer": {
+            "model": model,
+            "run_dir": str(config.run_dir),
+            "steps": config.steps,
+            "seed": config.seed,
+            "batch": {
+                "rollouts": config.groups * config.group_size,
+                "group_size": config.group_size,
+                "context": config.context,
+            },
+            "objective": {"overlong_baseline": config.overlong_baseline},
+            "api": {"url": api},
+            "weights": {"servers": list(servers)},
+            "checkpoint": {"resume": "auto"},
+        },
+        "server": {
+            "model": model,
+            "host": "127.0.0.1",
+            "port": int(servers[0].rpartition(":")[2]) if not config.servers else 1,
+            "max_model_len": config.context,
+            "seed": config.seed,
+        },
+    }
+
+
+def _defaults(config: LaunchConfig, on_cpu: bool) -> dict[str, dict[str, Any]]:
+    """What fits one machine better than each process's own default."""
+    trainer: dict[str, Any] = {
+        "batch": {"max_tokens": max(config.context, 4096)},
+        "checkpoint": {"every": max(1, min(50, config.steps // 10))},
+    }
+    if on_cpu:  # vLLM serves fp32 there, and computes on the trainer's cores
+        trainer["weights"] = {"dtype": "float32", "pause_while_training": True}
+    return {
+        "environment": {"env": {"max_concurrent_rollouts": max(256, config.group_size)}},
+        "trainer": trainer,
+        "server": {},
+    }
+
+
+def _refuse_shared(part: str, given: Mapping[str, Any], shared: Mapping[str, Any], path: str = "") -> None:
+    for name, value in given.items():
+        if name not in shared:
+            continue
+        if isinstance(shared[name], dict) and isinstance(value, dict):
+            _refuse_shared(part, value, shared[name], f"{path}{name}.")
+        else:
+            top = _TOP.get(path + name)
+            fix = f"set `{top}` at the top of the file" if top else f"leave it out, {PROGRAM} sets it"
+            raise ConfigError(f"{part}.{path}{name} = {value!r}: all processes have to agree on it; {fix}")
+
+
+_TOP = {
+    **{name: name for name in ("model", "seed", "steps", "run_dir", "servers", "port")},
+    **{f"env.{name}": name for name in ("problems", "run_dir", "seed", "group_size", "context", "max_new_tokens")},
+    **{f"env.{name}": name for name in ("temperature", "overlong_baseline")},
+    "env.total_steps": "steps",
+    "env.rollout_server_url": "api_port",
+    "port": "server_port",
+    "batch.rollouts": "groups",
+    "batch.group_size": "group_size",
+    "batch.context": "context",
+    "objective.overlong_baseline": "overlong_baseline",
+    "api.url": "api_port",
+    "weights.servers": "servers",
+    "max_model_len": "context",
+}
+
+
+def _checked(model: type[S], values: dict[str, Any], where: str) -> S:
+    try:
+        return model(**values)
+    except ValidationError as error:
+        raise ConfigError(explain(error, model, where)) from None
+
+
+def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(below)
+    for name, value in above.items():
+        old = merged.get(name)
+        merged[name] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _take_inner(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+    """The words that are no flag of a part, and the parts' flags as nested mappings."""
+    rest: list[str] = []
+    inner: dict[str, dict[str, Any]] = {}
+    words = iter(argv)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        part, _, path = flag.removeprefix("--").partition(".")
+        if not flag.startswith("--") or part not in PARTS or not path:
+            rest.append(word)
+            continue
+        if not equals:
+            found = next(words, None)
+            if found is None:
+                raise ConfigError(f"{flag}: needs a value")
+            value = found
+        nested: Any = yaml.safe_load(value)
+        for name in reversed(path.replace("-", "_").split(".")):
+            nested = {name: nested}
+        inner[part] = _merge(inner.get(part, {}), nested)
+    return rest, inner
+
+
+def saved(path: Path) -> dict[str, Any]:
+    """The file as an earlier start of the run has kept it; empty where there is none."""
+    return read_yaml(path) if path.is_file() else {}

@@ -1,0 +1,213 @@
+"""The one file of a run: what `atropos init` writes, and what each process is told by it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from environments.launch.config import load_launch, parts
+from environments.launch.create import write_launch
+from environments.launch.disk import check_disk, disk_use, parameters
+from environments.launch.machine import Machine, free_memory_gib
+from environments.launch.train import check_folder, check_problems
+from environments.run_folder import claim
+from environments.settings import ConfigError, write_yaml
+
+API, SERVER = "http://127.0.0.1:4001", "http://127.0.0.1:4002"
+ROWS = [
+    {"id": name, "source": "mine", "kind": "stdin", "statement": text, "tests": [{"input": "1 2\n", "output": out}]}
+    for name, text, out in (("a", "Print the sum.", "3\n"), ("b", "Print the product. " * 30, "2\n"))
+]
+
+
+@pytest.fixture
+def problems(tmp_path: Path) -> Path:
+    path = tmp_path / "problems.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    return path
+
+
+@pytest.fixture
+def written(tmp_path: Path, problems: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A file for a machine of 16 GiB, whatever is free on this one at the moment."""
+    monkeypatch.setattr("environments.launch.create.machine", lambda: Machine(2, 16.0))
+    write_launch(tmp_path / "mine", smollm2, str(problems), 30, 4, 3, 64)
+    return tmp_path / "mine.yaml"
+
+
+def test_the_written_file_fits_its_problems_and_the_memory(written, problems):
+    config = load_launch(["--config", str(written)])
+    made = parts(config, API, [SERVER])
+    assert (config.steps, config.group_size, config.groups, config.max_new_tokens) == (30, 4, 3, 64)
+    assert check_problems(made) == 2  # every prompt fits
+    assert made.trainer.batch.rollouts == 12
+    assert made.trainer.batch.max_tokens % config.context == 0
+    assert made.trainer.memory_gib is not None
+    assert 5 < made.trainer.memory_gib < 16 - 2  # beside vLLM's weights and cache
+    # a context that leaves less room than the longest prompt needs is refused before anything starts
+    short = config.model_copy(update={"context": config.context - 64})
+    with pytest.raises(ConfigError, match="problem b: its prompt has"):
+        check_problems(parts(short, API, [SERVER]))
+
+
+def test_every_number_in_the_file_is_explained_or_said_elsewhere(written):
+    lines = written.read_text().splitlines()
+    assert sum(" # " in line for line in lines) >= 20
+    assert yaml.safe_load(written.read_text())["environment"]["env"]["prompt_style"] == "fewshot"  # 135 M parameters
+
+
+def test_a_file_that_is_there_is_not_overwritten(written, problems, smollm2):
+    before = written.read_bytes()
+    with pytest.raises(ConfigError, match="there already"):
+        write_launch(written.with_suffix(""), smollm2, str(problems), 1, 2, 1, 8)
+    assert written.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"model": Path("nothing")}, "model nothing: no model there"),
+        ({"problems": "nothing.jsonl"}, "nothing.jsonl: cannot be read"),
+        ({"max_new_tokens": 9000}, "more than the model's 8192"),
+    ],
+)
+def test_what_cannot_be_trained_on_is_said_before_a_file_is_written(
+    tmp_path, problems, smollm2, monkeypatch, changes, words
+):
+    monkeypatch.setattr("environments.launch.create.machine", lambda: Machine(2, 64.0))
+    asked = {"model": smollm2, "problems": str(problems), "max_new_tokens": 16} | changes
+    with pytest.raises(ConfigError) as caught:
+        write_launch(tmp_path / "new", steps=1, group_size=2, groups=1, **asked)
+    assert words in str(caught.value)
+    assert not (tmp_path / "new.yaml").exists()
+
+
+def test_a_batch_that_does_not_fit_is_refused_with_what_it_needs(tmp_path, problems, smollm2, monkeypatch):
+    monkeypatch.setattr("environments.launch.create.machine", lambda: Machine(2, 5.0))
+    with pytest.raises(ConfigError, match=r"needs \d\.\d GiB at least, \d\.\d are there"):
+        write_launch(tmp_path / "new", smollm2, str(problems), 1, 2, 1, 16)
+
+
+def test_less_memory_takes_smaller_packs(tmp_path, problems, smollm2, monkeypatch):
+    sizes = []
+    for gib in (64.0, 12.0):
+        monkeypatch.setattr("environments.launch.create.machine", lambda gib=gib: Machine(2, gib))
+        write_launch(tmp_path / f"new{gib}", smollm2, str(problems), 1, 2, 1, 1500)
+        trainer = load_launch(["--config", str(tmp_path / f"new{gib}.yaml")]).trainer
+        order = {"none": 0, "selective": 1, "full": 2}[trainer["activation_checkpointing"]]
+        sizes.append((order, -trainer["batch"]["max_tokens"]))
+    assert sizes[0] < sizes[1]
+
+
+def test_the_sides_of_a_run_agree_on_all_that_they_share(written):
+    made = parts(load_launch(["--config", str(written)]), API, [SERVER])
+    env, trainer, server = made.environment, made.trainer, made.server
+    assert server is not None
+    assert env.env.context == trainer.batch.context == server.max_model_len
+    assert env.env.group_size == trainer.batch.group_size == 4
+    assert str(env.model) == str(trainer.model) == str(server.model)
+    assert Path(env.env.run_dir) == trainer.run_dir
+    assert env.env.rollout_server_url == trainer.api.url == API
+    assert env.servers == trainer.weights.servers == [server.url] == [SERVER]
+    assert env.env.overlong_baseline == trainer.objective.overlong_baseline
+    assert env.env.total_steps == -1  # the trainer's own number
+    assert trainer.steps == 30
+    assert trainer.checkpoint.resume == "auto"
+    assert trainer.weights.dtype == "float32"  # as vLLM serves on a CPU
+
+
+def test_flags_beat_the_file_and_reach_into_the_parts(written):
+    flags = ["--steps", "7", "--trainer.optimizer.lr", "1e-6", "--server.max-num-seqs=8", "--environment.env.seed", "3"]
+    config = load_launch(["--config", str(written), *flags[:5]])
+    made = parts(config, API, [SERVER])
+    assert (made.trainer.steps, made.trainer.optimizer.lr) == (7, 1e-6)
+    assert made.server is not None
+    assert made.server.max_num_seqs == 8
+    with pytest.raises(ConfigError, match=r"environment.env.seed = 3: .*set `seed` at the top"):
+        parts(load_launch(["--config", str(written), *flags]), API, [SERVER])
+
+
+@pytest.mark.parametrize(
+    ("part", "values", "words"),
+    [
+        ("trainer", {"batch": {"context": 99}}, ["trainer.batch.context = 99", "set `context` at the top"]),
+        ("trainer", {"batch": {"rollouts": 64}}, ["trainer.batch.rollouts = 64", "set `groups` at the top"]),
+        ("server", {"max_model_len": 99}, ["server.max_model_len = 99", "set `context`"]),
+        ("environment", {"env": {"total_steps": 5}}, ["environment.env.total_steps = 5", "set `steps`"]),
+        ("trainer", {"optimizer": {"lrr": 1}}, ["trainer", "optimizer.lrr", "optimizer.lr"]),
+        ("environment", {"env": {"tempo": 1}}, ["environment", "env.tempo"]),
+        ("server", {"max_num_seqs": 0}, ["server", "max_num_seqs = 0"]),
+    ],
+)
+def test_what_a_part_cannot_be_told_is_one_error_with_the_fix(written, part, values, words):
+    config = load_launch(["--config", str(written)]).model_copy(update={part: values})
+    with pytest.raises(ConfigError) as caught:
+        parts(config, API, [SERVER])
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_servers_that_run_already_are_used_and_none_is_started(written):
+    config = load_launch(["--config", str(written)])
+    own = config.model_copy(update={"servers": ["http://10.0.0.1:8001", "http://10.0.0.2:8001"], "server": {}})
+    made = parts(own, API, own.servers)
+    assert made.server is None
+    assert made.environment.servers == made.trainer.weights.servers == own.servers
+    with pytest.raises(ConfigError, match=r"servers .* run already"):
+        load_launch(["--config", str(written), "--servers", "http://10.0.0.1:8001"])  # the file has a part for vLLM
+
+
+def test_a_folder_goes_on_with_its_own_run_only(written, tmp_path):
+    config = load_launch(["--config", str(written), "--run_dir", str(tmp_path / "run")])
+    check_folder(config)  # a new one
+    claim(config.run_dir)
+    with pytest.raises(ConfigError, match="did not begin"):
+        check_folder(config)
+    write_yaml(config, config.run_dir / "config" / "train.yaml")
+    check_folder(config)
+    check_folder(config.model_copy(update={"steps": 99, "groups": 2}))  # longer, or with another batch
+    for name, value in (("problems", "other.jsonl"), ("seed", 5), ("group_size", 16), ("context", 4096)):
+        with pytest.raises(ConfigError, match=f"{name} .*the run in .* began with"):
+            check_folder(config.model_copy(update={name: value}))
+
+
+def test_disk_use_is_that_of_the_model_s_parameters(written, smollm2):
+    trainer = parts(load_launch(["--config", str(written)]), API, [SERVER]).trainer
+    count = parameters(smollm2)
+    assert count == 134_515_008
+    use = disk_use(trainer)
+    assert (use.checkpoint, use.checkpoints) == (12 * count, trainer.checkpoint.keep_last + 1)
+    assert (use.export, use.exchange) == (4 * count, 2 * 4 * count)
+
+
+def test_a_disk_that_is_too_full_is_an_error_before_the_start(written, tmp_path, monkeypatch):
+    config = load_launch(["--config", str(written), "--run_dir", str(tmp_path)])
+    trainer = parts(config, API, [SERVER]).trainer
+    needed = disk_use(trainer).total
+
+    def free(amount):
+        monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": amount}))
+
+    free(needed)
+    assert f"at most {needed / 2**30:.1f} GiB" in check_disk(trainer)
+    free(needed - 1)
+    with pytest.raises(ConfigError, match="Free some space"):
+        check_disk(trainer)
+    (tmp_path / "export").mkdir()
+    (tmp_path / "export" / "model.safetensors").write_bytes(b"12")  # what the run replaces
+    assert check_disk(trainer)
+
+
+def test_memory_is_what_the_kernel_or_the_container_leaves(tmp_path):
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text("MemTotal:  9 kB\nMemAvailable:   4194304 kB\n")
+    assert free_memory_gib(tmp_path) == 4
+    group = tmp_path / "sys/fs/cgroup"
+    group.mkdir(parents=True)
+    (group / "memory.current").write_text(f"{2**30}\n")
+    (group / "memory.max").write_text("max\n")
+    assert free_memory_gib(tmp_path) == 4
+    (group / "memory.max").write_text(f"{3 * 2**30}\n")
+    assert free_memory_gib(tmp_path) == 2
