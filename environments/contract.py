@@ -11,17 +11,26 @@ from pathlib import Path
 from typing import Any
 
 
-def terms(*, model: Path, context: int, group_size: int, overlong_baseline: str, steps: int) -> dict[str, Any]:
+def terms(
+    *,
+    model: Path,
+    context: int,
+    group_size: int,
+    overlong_baseline: str,
+    steps: int | None,
+    sends_weights: bool | None = None,
+) -> dict[str, Any]:
     """One side's terms; those that only one side knows are not compared.
 
-    model: folder with the tokenizer. context: longest prompt and completion, in tokens. steps: batches of the run.
+    model: folder with the tokenizer. context: longest prompt and completion, in tokens. steps: batches of the run;
+    None: as the other side says. sends_weights: whether the trainer puts its weights into vLLM servers; None: the
+    environment, which does not know.
     """
-    said: dict[str, Any] = {
-        "context": context,
-        "group_size": group_size,
-        "overlong_baseline": overlong_baseline,
-        "steps": steps,
-    }
+    said: dict[str, Any] = {"context": context, "group_size": group_size, "overlong_baseline": overlong_baseline}
+    if steps is not None:
+        said["steps"] = steps
+    if sends_weights is not None:
+        said["sends_weights"] = sends_weights
     if (model / "tokenizer.json").is_file():
         said["vocabulary"] = vocabulary(model / "tokenizer.json")
     return said

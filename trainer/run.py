@@ -144,6 +144,7 @@ class Run:
                 group_size=config.batch.group_size,
                 overlong_baseline=config.objective.overlong_baseline,
                 steps=config.steps,
+                sends_weights=bool(config.weights.servers),
             )
         )
 

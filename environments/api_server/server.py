@@ -138,10 +138,10 @@ class Server:
         return answer
 
     async def contract(self, request: ContractRequest) -> Response:
-        """Both sides say what they assume; 409 names the fields in which they differ."""
+        """Both sides say what they assume and hear what the other does; 409 names the fields in which they differ."""
         await self._change(self.store.set_contract, request.side, request.terms)
         return self._refusal_by_contract() or JSONResponse(
-            {"status": "agreed" if len(self.store.contracts) > 1 else "waiting"}
+            {"status": "agreed" if len(self.store.contracts) > 1 else "waiting", "sides": self.store.contracts}
         )
 
     def _refusal_by_contract(self) -> Response | None:

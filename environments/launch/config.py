@@ -122,7 +122,7 @@ def _shared(config: LaunchConfig, api: str, servers: Sequence[str]) -> dict[str,
                 "temperature": config.temperature,
                 "overlong_baseline": config.overlong_baseline,
                 "rollout_server_url": api,
-                "total_steps": -1,
+                "total_steps": config.steps,
             },
         },
         "trainer": {

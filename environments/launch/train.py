@@ -9,6 +9,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from environments.launch.config import PARTS, LaunchConfig, Parts, load_launch, parts, saved
 from environments.launch.disk import check_disk
 from environments.launch.display import Screen
@@ -49,7 +51,7 @@ class Training:
             ConfigError: what the user can mend.
         """
         check_folder(self.config)
-        count = check_problems(self.parts)
+        count, too_long = check_problems(self.parts)
         claim(self.run_dir)
         stack.enter_context(alone(self.run_dir))
         disk = check_disk(self.parts.trainer)
@@ -63,6 +65,8 @@ class Training:
             f"Run folder {self.run_dir}: {begin} {config.steps} steps of {config.groups} groups of "
             f"{config.group_size} rollouts, {count} problems, context {config.context}"
         )
+        if too_long:
+            self.screen.say(f"  {too_long} problems are left out: their prompts leave no room for max_new_tokens")
         self.screen.say(f"  {disk}")
 
     def run(self) -> int:
@@ -70,6 +74,7 @@ class Training:
         journal = str(self.run_dir / "api.journal")
         api = (*ATROPOS, "run-api", "--port", self.api.rpartition(":")[2], "--journal", journal)
         self.loop.begin_and_wait("api", Process(api, f"{self.api}/status"), "Atropos API server")
+        self._forget_agreement()
         if self.parts.server is not None:
             self.loop.begin_and_wait("vllm", self._server(), f"vLLM with {self.config.model.name}")
         reached = self.loop.train(self._trainer(), self._environment())
@@ -80,6 +85,12 @@ class Training:
             return 130
         self._say_what_is_there()
         return 0
+
+    def _forget_agreement(self) -> None:
+        """What both sides of an earlier start agreed on is not held against those of this one, such as its steps."""
+        with httpx.Client(base_url=self.api, timeout=30.0, trust_env=False) as http:
+            for side in ("trainer", "environment"):
+                http.post("/contract", json={"side": side, "terms": {}}).raise_for_status()
 
     def _say_what_is_there(self) -> None:
         folder = self.run_dir
@@ -142,15 +153,19 @@ def check_folder(config: LaunchConfig) -> None:
             )
 
 
-def check_problems(processes: Parts) -> int:
-    """How many problems the run has; ConfigError for one that cannot be read or whose prompt does not fit."""
+def check_problems(processes: Parts) -> tuple[int, int]:
+    """How many problems the run has, and how many more it leaves out because their prompt does not fit.
+
+    Raises:
+        ConfigError: a problem that cannot be read, or none whose prompt fits.
+    """
     from environments.livecode.prompts import prompt_builder
     from environments.livecode.sampling import load_set
 
     run = processes.environment
     problems = load_set(run.env.problems, run.env.seed)
-    prompt_builder(run.env, tokenizer(run)).check(problems)
-    return len(problems)
+    fit, too_long = prompt_builder(run.env, tokenizer(run)).fitting(problems)
+    return len(fit), len(too_long)
 
 
 def tokenizer(run: Any) -> Any:

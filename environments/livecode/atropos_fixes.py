@@ -200,9 +200,15 @@ class FixedBaseEnv(BaseEnv):
             )
         self.config.batch_size, self.max_token_len = batch, limit
 
-    async def agree(self, terms: dict[str, Any]) -> None:
-        """Says what this side assumes of the run; AtroposError names what the trainer assumes otherwise."""
-        await self.call_api("POST", "/contract", json={"side": "environment", "terms": terms})
+    async def agree(self, terms: dict[str, Any]) -> dict[str, Any]:
+        """Says what this side assumes of the run; what the trainer said, empty where it said nothing.
+
+        Raises:
+            AtroposError: it names what the trainer assumes otherwise.
+        """
+        answer = await self.call_api("POST", "/contract", json={"side": "environment", "terms": terms})
+        trainer: dict[str, Any] = (answer.get("sides") or {}).get("trainer") or {}
+        return trainer
 
     async def send_group(self, group: dict[str, Any]) -> None:
         """Sends one group; returns when the API has it.

@@ -50,7 +50,7 @@ class LivecodeEnvConfig(BaseEnvConfig):
 
     group_size: int = Field(8, ge=2, description="Rollouts of one problem that are compared with each other.")
     total_steps: int = Field(
-        1000, ge=-1, description="Training steps to feed; -1 takes the number that the trainer registered."
+        -1, ge=-1, description="Training steps to feed; -1 takes the number that the trainer registered."
     )
     rollout_server_url: str = Field("http://127.0.0.1:8000", description="Address of the Atropos API server.")
     use_wandb: bool = Field(False, description="Log to Weights & Biases as Atropos does, beside the run folder.")
@@ -254,6 +254,9 @@ class RunConfig(Settings):
     tokenizer: str | None = Field(None, description="Folder (or hub name) of its tokenizer; empty: model.")
     servers: list[str] = Field(
         ["http://127.0.0.1:8001"], min_length=1, description="Addresses of the vLLM servers, comma-separated."
+    )
+    servers_wait_s: float = Field(
+        300.0, ge=0, description="Longest wait at the start for servers that do not answer yet, in seconds; 0: none."
     )
     yarn_factor: float | None = Field(
         None, gt=1, description="The factor that the servers were started with (serve-model); empty: none."

@@ -13,7 +13,6 @@ from typing import Any
 
 from environments.contract import terms
 from environments.dataset.stored import StoredTests
-from environments.errors import LivecodeError
 from environments.livecode import apart, without_trainer
 from environments.livecode.admission import may_begin
 from environments.livecode.atropos_fixes import FixedBaseEnv, GroupRefused, encode_group, server_configs
@@ -27,6 +26,7 @@ from environments.livecode.prompts import prompt_builder
 from environments.livecode.records import Records, append_jsonl
 from environments.livecode.rollouts import RolloutClient, Sampling
 from environments.livecode.sampling import build_sampler, load_set
+from environments.livecode.served_weights import InfrastructureError, ServedWeights
 from environments.livecode.test_order import TestOrder
 from environments.livecode.text_client import TextClient
 from environments.livecode.verifiers import build_verifier
@@ -38,10 +38,6 @@ _POLL_S = 0.5
 _PATIENCE_S = 60.0  # how long admission stays closed before a line says why
 _SERVERS_AWAY_S = 600.0  # how long a run that goes on waits for its first server: vLLM takes minutes to start
 _LOST_GROUPS_IN_A_ROW = 20  # then the fault is not a rollout's
-
-
-class InfrastructureError(LivecodeError, RuntimeError):
-    """Group after group is lost on our side: going on would only burn tokens."""
 
 
 class LivecodeEnv(FixedBaseEnv):
@@ -75,6 +71,7 @@ class LivecodeEnv(FixedBaseEnv):
         self._lost_in_a_row = 0
         self._asked = -_POLL_S
         self._version_seen = False
+        self.weights = ServedWeights(run.servers, config.max_staleness)
         self._unserved_said: float | None = None
         self._closed_since: float | None = None
 
@@ -95,7 +92,10 @@ class LivecodeEnv(FixedBaseEnv):
         self.client: RolloutClient | TextClient = await stack.enter_async_context(self._client(text))
         resumed = versions and Progress.begun(Path(config.run_dir))
         await self.client.check(
-            context=config.context, need_versions=versions, patience_s=_SERVERS_AWAY_S if resumed else 0.0
+            context=config.context,
+            need_versions=versions,
+            patience_s=_SERVERS_AWAY_S if resumed else 0.0,
+            wait_s=self.run_config.servers_wait_s,
         )
         verifier = build_verifier(config)
         self._changed = asyncio.Event()
@@ -287,17 +287,17 @@ class LivecodeEnv(FixedBaseEnv):
         """Feeds the trainer until it has taken its steps."""
         await self.setup()
         await self.setup_wandb()
+        own_steps = None if self.config.total_steps == -1 else self.config.total_steps
         await self.register_env()
         await self.get_server_info()
-        await self.agree(
-            terms(
-                model=Path(self.run_config.tokenizer_path),
-                context=self.config.context,
-                group_size=self.config.group_size,
-                overlong_baseline=self.config.overlong_baseline,
-                steps=self.config.total_steps,
-            )
+        agreement = terms(
+            model=Path(self.run_config.tokenizer_path),
+            context=self.config.context,
+            group_size=self.config.group_size,
+            overlong_baseline=self.config.overlong_baseline,
+            steps=own_steps,
         )
+        self.weights.agreed(await self.agree(agreement))
         await self._count()
         await self.resume()
         await self._refresh()  # with what the outbox held: by a count of our own the last group might never begin
@@ -307,7 +307,7 @@ class LivecodeEnv(FixedBaseEnv):
         self.sent = self.api_groups
         logger.info("feeding %d steps of %d groups", self.config.total_steps, self.groups_per_batch)
         try:
-            while self.served < self.config.total_steps:
+            while self.served < self.config.total_steps or await self._longer(agreement):
                 while self.may_begin():
                     self._begin(self.progress.begin(self.served))
                     await asyncio.sleep(0)  # thousands of rollouts that begin in one turn would stop the loop
@@ -317,6 +317,17 @@ class LivecodeEnv(FixedBaseEnv):
             await self._abandon()
             self._log_metrics()
         logger.info("done: %d groups sent, dropped: %s", self.sent, dict(self.dropped) or "none")
+
+    async def _longer(self, agreement: dict[str, Any]) -> bool:
+        """Whether a trainer that was started anew goes beyond the number of steps that the last one registered."""
+        if "steps" in agreement:
+            return False
+        steps = (await self.agree(agreement)).get("steps", 0)
+        if steps <= self.config.total_steps:
+            return False
+        self.config.total_steps = steps
+        logger.info("the trainer goes on to step %d", steps)
+        return True
 
     @property
     def groups_per_batch(self) -> int:
@@ -363,11 +374,12 @@ class LivecodeEnv(FixedBaseEnv):
         if now - self._asked < _POLL_S:
             return
         self._asked = now
-        version, _ = await asyncio.gather(self.client.weight_version(), self._count())
+        version, step = await asyncio.gather(self.client.weight_version(), self._count())
+        version = self.weights.version(version, step, idle=not self.in_flight and not self.may_begin())
         self._version_seen = self._version_seen or version is not None
         if version is not None:
             self._unserved_said = None
-        elif self._unserved_said is None or now - self._unserved_said >= _PATIENCE_S:
+        elif self.client.troubles and (self._unserved_said is None or now - self._unserved_said >= _PATIENCE_S):
             self._unserved_said = now
             logger.warning("waiting for a server that has the trainer's weights: %s", self.client.troubles)
         if self.client.published and not self.progress.named:
@@ -382,10 +394,12 @@ class LivecodeEnv(FixedBaseEnv):
                 await self.wandb_log(dropped | flatten(metrics, "train/"))
         self._say_when_closed(now)
 
-    async def _count(self) -> None:
+    async def _count(self) -> int:
+        """The batches that the trainer has taken; sets `api_groups`."""
         status = await self.call_api("GET", "/status")
         # The step counter of the API counts formed batches; the rest of what it got still queues.
         self.api_groups = status["current_step"] * self.groups_per_batch + status["queue_size"]
+        return int(status["current_step"])
 
     def _log_metrics(self) -> dict[str, Any]:
         """One row of environment_metrics.jsonl: what happened while the served version was served."""

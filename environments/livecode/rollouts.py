@@ -316,9 +316,11 @@ class RolloutClient:
         """What keeps servers from getting rollouts."""
         return ", ".join(f"{server.url} {server.trouble}" for server in self._servers if server.trouble)
 
-    async def check(self, *, context: int, need_versions: bool = True, patience_s: float = 0.0) -> None:
-        """Asks every server once whether it can serve this run; see `ServerChecks.all`."""
-        await self._checks.all(context=context, need_versions=need_versions, patience_s=patience_s)
+    async def check(
+        self, *, context: int, need_versions: bool = True, patience_s: float = 0.0, wait_s: float = 0.0
+    ) -> None:
+        """Asks every server whether it can serve this run; see `ServerChecks.all`."""
+        await self._checks.all(context=context, need_versions=need_versions, patience_s=patience_s, wait_s=wait_s)
 
     async def _first_request(self, server: Server, temperature: float) -> Choice:
         """One token; it also finds out which route the server offers."""

@@ -32,6 +32,8 @@ _RECENT_S = 30.0  # for so long a missed answer speaks against a server; an eval
 _CHECK_AGAIN_S = 10.0  # until a server is asked again that was not ready, or not fit, when it was checked
 _WAIT_FOR_FIRST_S = 5.0
 BUSY_S = 60.0  # for so long a check asks a server again that says that it is busy
+_ASK_AGAIN_S = 1.0
+_SAY_AGAIN_S = 60.0
 
 
 class RolloutError(LivecodeError, RuntimeError):
@@ -159,6 +161,7 @@ class ServerChecks:
         self._first_request = first_request
         self._wanted: dict[str, Any] = {}
         self._running: set[asyncio.Task[None]] = set()
+        self._waiting_said: float | None = None
 
     async def close(self) -> None:
         """Ends the checks that run."""
@@ -166,8 +169,10 @@ class ServerChecks:
             task.cancel()
         await asyncio.gather(*self._running, return_exceptions=True)
 
-    async def all(self, *, context: int, need_versions: bool, patience_s: float) -> None:
-        """Asks every server once whether it can serve this run; raises before any work is lost.
+    async def all(self, *, context: int, need_versions: bool, patience_s: float, wait_s: float = 0.0) -> None:
+        """Asks every server whether it can serve this run; raises before any work is lost.
+
+        wait_s: of a run that begins. It needs all of its servers, and for so long it waits for those that are away.
 
         patience_s: of a run that goes on. It does not need all of its servers: for so long it waits for the first one,
         and a server that is away is checked when it is back, and gets no rollout before. One that is there and does
@@ -178,10 +183,13 @@ class ServerChecks:
             ServerRefused: it serves too short a context, or lacks a flag (which is named).
         """
         self._wanted = {"context": context, "need_versions": need_versions}
-        until = time.monotonic() + patience_s
+        until, waiting_until = time.monotonic() + patience_s, time.monotonic() + (0.0 if patience_s else wait_s)
         while True:
             checks = [self._check(server, **self._wanted) for server in self._servers]
             found = await asyncio.gather(*checks, return_exceptions=True)
+            if self._worth_waiting(found, waiting_until):
+                await asyncio.sleep(_ASK_AGAIN_S)
+                continue
             for error in found:
                 if isinstance(error, BaseException) and not (patience_s and isinstance(error, ServerAway)):
                     raise error
@@ -194,6 +202,17 @@ class ServerChecks:
             if time.monotonic() > until:
                 raise RolloutError(f"no server after {patience_s:g} s: {found[0]}")
             await asyncio.sleep(_WAIT_FOR_FIRST_S)
+
+    def _worth_waiting(self, found: Sequence[BaseException | None], until: float) -> bool:
+        """Whether all that is wrong is that servers are not there yet; the first time, and each minute, it is said."""
+        away = [error for error in found if isinstance(error, ServerAway)]
+        left = until - time.monotonic()
+        if not away or len(away) < sum(error is not None for error in found) or left <= 0:
+            return False
+        if self._waiting_said is None or time.monotonic() - self._waiting_said >= _SAY_AGAIN_S:
+            self._waiting_said = time.monotonic()
+            logger.info("waiting for vLLM, at most %.0f s more (servers_wait_s): %s", left, away[0])
+        return True
 
     def later(self, server: Server) -> None:
         """A task that checks a server that was away; what does not fit is said, and left out."""
@@ -234,7 +253,8 @@ class ServerChecks:
             models = await self._get(server.url + "/v1/models")
         except httpx.HTTPError as error:
             raise ServerAway(
-                f"servers: {server.url} does not answer ({type(error).__name__}). Start vLLM there first."
+                f"servers: {server.url} does not answer ({type(error).__name__}). Start vLLM there first: "
+                "atropos serve-model"
             ) from error
         if health.status_code != 200:
             raise ServerAway(f"servers: {server.url}/health says {health.status_code}. See vLLM's log.")

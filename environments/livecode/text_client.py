@@ -144,7 +144,9 @@ class TextClient:
     async def weight_version(self) -> None:
         """Unknown: this route has no versions."""
 
-    async def check(self, *, context: int, need_versions: bool = True, patience_s: float = 0.0) -> None:
+    async def check(
+        self, *, context: int, need_versions: bool = True, patience_s: float = 0.0, wait_s: float = 0.0
+    ) -> None:
         """Asks for the server's models, and raises before any work is lost; an evaluation waits for none.
 
         Raises:

@@ -42,15 +42,15 @@ def test_the_written_file_fits_its_problems_and_the_memory(written, problems):
     config = load_launch(["--config", str(written)])
     made = parts(config, API, [SERVER])
     assert (config.steps, config.group_size, config.groups, config.max_new_tokens) == (30, 4, 3, 64)
-    assert check_problems(made) == 2  # every prompt fits
+    assert check_problems(made) == (2, 0)  # every prompt fits
     assert made.trainer.batch.rollouts == 12
     assert made.trainer.batch.max_tokens % config.context == 0
     assert made.trainer.memory_gib is not None
     assert 5 < made.trainer.memory_gib < 16 - 2  # beside vLLM's weights and cache
-    # a context that leaves less room than the longest prompt needs is refused before anything starts
-    short = config.model_copy(update={"context": config.context - 64})
-    with pytest.raises(ConfigError, match="problem b: its prompt has"):
-        check_problems(parts(short, API, [SERVER]))
+    # a context that leaves less room than the longest prompt needs, and one that leaves no room for any
+    assert check_problems(parts(config.model_copy(update={"context": config.context - 64}), API, [SERVER])) == (1, 1)
+    with pytest.raises(ConfigError, match="no problem is left"):
+        check_problems(parts(config.model_copy(update={"context": 128}), API, [SERVER]))
 
 
 def test_every_number_in_the_file_is_explained_or_said_elsewhere(written):
@@ -113,8 +113,7 @@ def test_the_sides_of_a_run_agree_on_all_that_they_share(written):
     assert env.env.rollout_server_url == trainer.api.url == API
     assert env.servers == trainer.weights.servers == [server.url] == [SERVER]
     assert env.env.overlong_baseline == trainer.objective.overlong_baseline
-    assert env.env.total_steps == -1  # the trainer's own number
-    assert trainer.steps == 30
+    assert env.env.total_steps == trainer.steps == 30
     assert trainer.checkpoint.resume == "auto"
     assert trainer.weights.dtype == "float32"  # as vLLM serves on a CPU
 

@@ -15,6 +15,7 @@ OPTIONS = [
     "model",
     "tokenizer",
     "servers",
+    "servers_wait_s",
     "yarn_factor",
     "env.group_size",
     "env.inference_weight",

@@ -343,7 +343,7 @@ async def test_evaluate_writes_one_object_per_set_and_temperature(config: RunCon
 
 
 def test_a_missing_server_is_one_line_and_exit_code_1(config: RunConfig, caplog: pytest.LogCaptureFixture) -> None:
-    config.servers = ["http://127.0.0.1:9"]
+    config.servers, config.servers_wait_s = ["http://127.0.0.1:9"], 0.0
     assert LivecodeEnv.run("evaluate", config) == 1
     assert "http://127.0.0.1:9 does not answer" in caplog.text
 
