@@ -12,8 +12,9 @@ the model is called with `layout=AttentionLayout(...)` and no mask. Two forms of
 
 from __future__ import annotations
 
+import inspect
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -218,18 +219,33 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: Attentio
     from torch.nn.attention.varlen import varlen_attn
 
     plan = layout.varlen(query.device)
+    keys, values = key[plan.key_index], value[plan.key_index]
+    grouped: dict[str, Any] = {}
+    if key.shape[1] != query.shape[1]:
+        if _varlen_takes("enable_gqa"):
+            grouped = {"enable_gqa": True}
+        else:  # torch 2.11: one key head for each query head
+            keys, values = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (keys, values))
     return varlen_attn(
         query.contiguous(),
-        key[plan.key_index],
-        value[plan.key_index],
+        keys,
+        values,
         plan.cu_q,
         plan.cu_k,
         plan.max_q,
         plan.max_k,
         scale=scale,
         window_size=(-1, 0),
-        enable_gqa=query.shape[1] != key.shape[1],
+        **grouped,
     )
+
+
+@cache
+def _varlen_takes(option: str) -> bool:
+    """Whether this torch's varlen_attn has an argument of that name."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return option in inspect.signature(varlen_attn).parameters
 
 
 @torch.compiler.disable  # a layout's lengths differ from pack to pack; blocks are compiled around this call

@@ -137,7 +137,12 @@ def kernel_by_hand() -> Iterator[list[int]]:
         yield calls
 
 
-def test_varlen_attention_by_torchs_operator_equals_the_grouped_form_forward_and_backward() -> None:
+@pytest.mark.parametrize("grouped", [True, False], ids=["GQA by the argument", "keys repeated, as with torch 2.11"])
+def test_varlen_attention_by_torchs_operator_equals_the_grouped_form_forward_and_backward(
+    grouped: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not grouped:
+        monkeypatch.setattr(attention, "_varlen_takes", lambda option: False)
     inputs = heads(4)
     upstream = torch.randn(LAYOUT.total, 6, 8, dtype=torch.float64)
     results = []
