@@ -18,6 +18,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from trainer.loading import UnsupportedModel, build, fill, tied_names
 from trainer.logprobs import token_logprobs
+from trainer.model_checks import check_context
 from trainer.packing import MicroBatch
 from trainer.parallel import Parallel, shard
 from trainer.recompute import Recompute, recompute
@@ -38,12 +39,16 @@ class Policy(nn.Module):
         logprob_chunk: int = 1024,
         compute_dtype: torch.dtype | None = None,
         compile_blocks: bool = False,
+        context: int | None = None,
     ) -> None:
         """Shards the model of a local folder (safetensors) and reads this rank's part of it.
 
         activation_checkpointing: what of each block is computed again in the backward pass. logprob_chunk: tokens
         whose logits exist at the same time. compute_dtype: None computes in fp32 on a CPU and in bf16 on a GPU.
-        compile_blocks: torch.compile each block by itself. Raises UnsupportedModel.
+        compile_blocks: torch.compile each block by itself. context: the longest prompt + completion in tokens, which
+        the model's attention and rotary frequencies are checked for before its weights are read; None: no check.
+
+        Raises UnsupportedModel and UnsupportedAttention.
         """
         super().__init__()
         self.parallel = parallel
@@ -51,6 +56,8 @@ class Policy(nn.Module):
         self.model = build(Path(model_path))
         self.blocks = [part for part in self.model.modules() if isinstance(part, GradientCheckpointingLayer)]
         _check(self.model, self.blocks)
+        if context is not None:
+            check_context(self.model, context)
         for block in self.blocks:
             if compile_blocks:
                 # Before the recomputation is wrapped around it: torch compiles nothing inside of a checkpointed call

@@ -104,6 +104,7 @@ class Run:
                 activation_checkpointing=config.activation_checkpointing,
                 logprob_chunk=config.logprob_chunk,
                 compile_blocks=config.compile,
+                context=config.batch.context,
             )
         self.optimizer = PolicyOptimizer(self.policy, config.optimizer)
         self.checkpoints = Checkpoints(
