@@ -9,8 +9,11 @@ and the modes of an environment. Anything else is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 BAD_INPUT = 2
@@ -46,6 +49,15 @@ def report(error: LivecodeError, *, show: bool = True) -> int:
     """
     if show:
         print(f"error {error}", file=sys.stderr, flush=True)
+    _tell_torchrun(f"error {error}")
     if error.exit_code == BAD_INPUT:
         note_bad_input()
     return error.exit_code
+
+
+def _tell_torchrun(message: str) -> None:
+    """Leaves the message where torchrun looks for the reason of a rank's end, so that its summary closes with it."""
+    if path := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        said = {"message": {"message": message, "extraInfo": {"timestamp": str(int(time.time()))}}}
+        with suppress(OSError):
+            Path(path).write_text(json.dumps(said), encoding="utf-8")

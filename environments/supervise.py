@@ -58,13 +58,26 @@ class Restarts:
         return pause
 
 
-def supervise(command: Sequence[str], allowed: Restarts, stop: threading.Event | None = None) -> int:
+class Stop(threading.Event):
+    """A request to stop, with the signals that the command is to get for it, in their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signals: list[int] = []
+
+    def ask(self, number: int = signal.SIGTERM) -> None:
+        """Adds a signal: a second Ctrl-C means something else than the first."""
+        self.signals.append(number)
+        self.set()
+
+
+def supervise(command: Sequence[str], allowed: Restarts, stop: Stop | None = None) -> int:
     """Runs the command until it ends well, fails once too often, or is asked to stop; its last exit code.
 
     Args:
-        stop: set by the caller: the command gets SIGTERM and is not started again.
+        stop: asked by the caller: the command gets the signal and is not started again.
     """
-    stop = stop or threading.Event()
+    stop = stop or Stop()
     while True:
         started = time.monotonic()
         code = _run(command, stop)
@@ -75,8 +88,8 @@ def supervise(command: Sequence[str], allowed: Restarts, stop: threading.Event |
             return code
 
 
-def _run(command: Sequence[str], stop: threading.Event) -> int:
-    """The command's exit code (negative: the signal that ended it); SIGTERM goes to it as soon as `stop` is set.
+def _run(command: Sequence[str], stop: Stop) -> int:
+    """The command's exit code (negative: the signal that ended it); `stop`'s signals go to it as they come.
 
     BAD_INPUT also where a process below it, such as a rank below torchrun, has left the note that it was that.
     """
@@ -86,21 +99,23 @@ def _run(command: Sequence[str], stop: threading.Event) -> int:
         return BAD_INPUT if code and note.exists() else code
 
 
-def _wait(command: Sequence[str], stop: threading.Event, variables: dict[str, str]) -> int:
+def _wait(command: Sequence[str], stop: Stop, variables: dict[str, str]) -> int:
     try:
-        process = subprocess.Popen(command, env=variables)
+        # In a session of its own: a terminal's Ctrl-C would reach it twice, and the second one means "at once".
+        process = subprocess.Popen(command, env=variables, start_new_session=True)
     except OSError as error:
         raise ConfigError(
             f"supervise: {command[0]}: cannot be started ({error.strerror}); give a program's name or path after --"
         ) from None
+    handed = 0
     try:
         while True:
             try:
                 return process.wait(0.1)
             except subprocess.TimeoutExpired:
-                if stop.is_set():
-                    process.terminate()
-                    return process.wait()
+                for number in stop.signals[handed:]:
+                    process.send_signal(number)
+                    handed += 1
     except BaseException:
         process.kill()
         process.wait()
@@ -113,13 +128,13 @@ def told(code: int) -> str:
 
 
 def main(name: str, command: Sequence[str], restarts: int) -> int:
-    """The command line's: SIGTERM and SIGINT are handed on, and end it; a shell's exit code."""
-    stop = threading.Event()
+    """The command line's: SIGTERM, SIGINT and a closed terminal are handed on, and end it; a shell's exit code."""
+    stop = Stop()
 
-    def asked(_: int, __: FrameType | None) -> None:
-        stop.set()
+    def asked(number: int, _: FrameType | None) -> None:
+        stop.ask(signal.SIGTERM if number == signal.SIGHUP else number)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, asked)
     code = supervise(command, Restarts(name, restarts, lambda line: print(line, file=sys.stderr, flush=True)), stop)
     return code if code >= 0 else 128 - code

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import psutil
 import pytest
 
 from environments.settings import BAD_INPUT_NOTE
-from environments.supervise import Restarts, supervise
+from environments.supervise import Restarts, Stop, supervise
 
 COUNT = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.write_text(p.read_text() + 'x' if p.exists() else 'x');"
 
@@ -65,9 +64,9 @@ def test_bad_input_is_not_tried_again(tmp_path: Path, then: str) -> None:
 
 
 def test_a_stop_in_the_pause_ends_it_without_another_start(tmp_path: Path) -> None:
-    stop = threading.Event()
+    stop = Stop()
     count = tmp_path / "count"
-    code = supervise(program(count, "sys.exit(7)"), Restarts("env", 3, lambda _: stop.set(), first_pause_s=60), stop)
+    code = supervise(program(count, "sys.exit(7)"), Restarts("env", 3, lambda _: stop.ask(), first_pause_s=60), stop)
     assert (code, count.read_text()) == (7, "x")
 
 
@@ -88,6 +87,25 @@ def test_a_signal_reaches_the_process_and_nothing_is_left(tmp_path: Path) -> Non
     assert count.read_text() == "x"
 
 
+def test_a_terminals_ctrl_c_reaches_the_process_once_for_each_press(tmp_path: Path) -> None:
+    then = (
+        "import signal, time; log = p.parent / 'log'; "
+        "signal.signal(2, lambda *_: log.open('a').write('2') and len(log.read_text()) > 1 and sys.exit(0)); "
+        "log.touch(); [time.sleep(0.05) for _ in range(2000)]"
+    )
+    words = ["-m", "environments.cli", "supervise", "--name", "x", "--", *program(tmp_path / "count", then)]
+    log = tmp_path / "log"
+    with subprocess.Popen([sys.executable, *words], stderr=subprocess.PIPE, start_new_session=True) as command:
+        for presses in ("", "2"):
+            while not log.exists() or log.read_text() != presses:
+                assert command.poll() is None
+                time.sleep(0.02)
+            time.sleep(0.3)  # a second one for the same press would have come
+            assert log.read_text() == presses
+            os.killpg(command.pid, signal.SIGINT)
+        assert command.wait(30) == 0
+
+
 @pytest.mark.timeout(120)
 def test_a_trainer_with_wrong_options_is_not_tried_again(tmp_path: Path) -> None:
     trainer = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "--standalone",
@@ -98,4 +116,6 @@ def test_a_trainer_with_wrong_options_is_not_tried_again(tmp_path: Path) -> None
     )
     assert done.returncode == 2
     assert "trainer: exit code 2: bad input, not started again" in done.stderr
-    assert done.stderr.count("steps") == 1
+    assert [line for line in done.stderr.splitlines() if line.startswith("error ")] == [
+        "error flags: steps = '0': Input should be greater than or equal to 1"
+    ]

@@ -1,4 +1,4 @@
-"""`torchrun trainer/main.py`: takes scored groups from the Atropos API, trains, sends new weights to vLLM.
+"""Trains on scored groups from the Atropos API and sends new weights to vLLM: `python -m trainer.launch`, or torchrun.
 
 The loop is `train`; its phases stand in trainer/run.py, the mathematics of a step in trainer/step.py.
 """
@@ -19,12 +19,13 @@ if __package__ in (None, ""):
 from environments.errors import LivecodeError, report
 from environments.settings import load
 from trainer.config import TrainerConfig
+from trainer.launch import LAUNCHED
 
 log = logging.getLogger("trainer")
 
 
 def train(config: TrainerConfig) -> None:
-    """Trains until `config.steps` batches are done or SIGTERM comes; weight version n is the policy after n of them."""
+    """Trains until `config.steps` batches are done or it is stopped; weight version n is the policy after n of them."""
     from trainer.run import Run
 
     with Run(config) as run:
@@ -53,7 +54,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         end_with_launcher()
         train(config)
     except LivecodeError as error:
-        return report(error, show=os.environ.get("RANK", "0") == "0")
+        return report(error, show=os.environ.get("RANK", "0") == "0" and LAUNCHED not in os.environ)
+    except KeyboardInterrupt:  # later it is a request: see trainer/stopping.py
+        print("stopped before the run began", file=sys.stderr)
+        return 130
     return 0
 
 

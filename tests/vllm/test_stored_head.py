@@ -29,8 +29,6 @@ def make(folder: Path, change: float) -> Path:
     tensors = load_file(folder / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + change
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    # What an older save left behind is not the served model, either.
-    save_file({"model.norm.weight": torch.zeros(3)}, folder / "model-00001-of-00009.safetensors")
     return folder
 
 

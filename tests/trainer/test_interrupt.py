@@ -1,0 +1,135 @@
+"""Ctrl-C: the first ends the step and saves, the second leaves at once; and the launcher ends with the error itself."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.trainer.test_run import ROOT, STEPS, api_server, free_port, losses, post_groups
+from trainer.launch import OPTIONS, split
+
+WAITS = """
+import time
+from trainer.stopping import StopRequest
+with StopRequest(60) as stop:
+    print("ready", flush=True)
+    until = time.monotonic() + 30
+    while not stop.requested and time.monotonic() < until:
+        time.sleep(0.01)
+    time.sleep(1.5)  # the step that is ended and saved
+    print("saved", flush=True)
+"""
+INT, TERM, PAUSE = signal.SIGINT, signal.SIGTERM, 0
+
+
+@pytest.mark.parametrize(
+    ("presses", "code"),
+    [
+        ([INT], 0),
+        ([TERM], 0),
+        ([INT, INT], 0),  # one press, handed on by a parent as well
+        ([INT, TERM], 0),
+        ([TERM, TERM], 0),
+        ([INT, PAUSE, INT], 130),
+        ([TERM, PAUSE, INT], 130),
+    ],
+)
+def test_the_first_signal_is_a_request_and_a_second_ctrl_c_is_not(presses: list[int], code: int) -> None:
+    with subprocess.Popen([sys.executable, "-c", WAITS], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        for press in presses:
+            if press == PAUSE:
+                time.sleep(0.6)
+            else:
+                process.send_signal(press)
+                time.sleep(0.02)
+        assert process.stdout.read() == ("" if code else "saved\n")
+        assert process.wait(30) == code
+
+
+def options(url: str, model: Path, run: Path) -> list[str]:
+    values = {
+        "--model": model, "--run_dir": run, "--steps": STEPS, "--api.url": url, "--batch.rollouts": 8,
+        "--batch.group_size": 4, "--batch.context": 64, "--batch.max_tokens": 64, "--checkpoint.every": 0,
+        "--checkpoint.export": "false",
+    }  # fmt: skip
+    return [str(word) for pair in values.items() for word in pair]
+
+
+def test_ctrl_c_under_supervise_and_the_launcher_saves_and_says_how_to_go_on(
+    models: dict[str, Path], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    launch = [sys.executable, "-m", "trainer.launch", "--nproc-per-node", "1", "--master-port", str(free_port())]
+    words = [sys.executable, "-m", "environments.cli", "supervise", "--name", "trainer", "--", *launch]
+    with api_server(tmp_path) as url:
+        post_groups(url, models["qwen3"], 0, 2)
+        command = subprocess.Popen(
+            [*words, *options(url, models["qwen3"], run)],
+            cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        )  # fmt: skip
+        try:
+            while not (run / "metrics.jsonl").exists():
+                assert command.poll() is None
+                time.sleep(0.1)
+            os.killpg(command.pid, signal.SIGINT)  # as a terminal does
+            errors = command.communicate(timeout=120)[1]
+        finally:
+            command.kill()
+    assert "Ctrl-C: ending the step and saving, at most 600 s; Ctrl-C again leaves at once" in errors
+    assert "saved after step 1 of 3; the same command goes on" in errors.splitlines()[-1], errors
+    assert "Traceback" not in errors
+    assert (run / "checkpoints" / "latest").read_text().strip() == "step-00000001"
+    assert len(losses(run)) == 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "last"),
+    [
+        (["--steps", "0"], 2, "error flags: steps = '0': Input should be greater than or equal to 1"),
+        pytest.param(  # starts a rank
+            ["--model", "elsewhere"],
+            2,
+            "error model elsewhere: no config.json there; give the folder of a Hugging Face model",
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_the_launchers_last_line_is_the_error_and_its_code_the_ranks(
+    models: dict[str, Path], tmp_path: Path, flags: list[str], code: int, last: str
+) -> None:
+    words = ["--nproc_per_node=1", *options("http://127.0.0.1:9", models["llama"], tmp_path / "run"), *flags]
+    done = subprocess.run(
+        [sys.executable, "-m", "trainer.launch", *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    lines = done.stderr.splitlines()
+    assert done.returncode == code, done.stderr
+    assert lines[-1].startswith(last)
+    assert sum(line.startswith("error ") for line in lines) == 1
+
+
+@pytest.mark.slow  # ten seconds to start torchrun and its ranks
+def test_torchruns_own_summary_closes_with_the_error(models: dict[str, Path], tmp_path: Path) -> None:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    words = [*options("http://127.0.0.1:9", models["llama"], tmp_path / "run"), "--model", "elsewhere"]
+    done = subprocess.run([*torchrun, "trainer/main.py", *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-2].startswith("  traceback : error model elsewhere: no config.json there")
+
+
+def test_the_launcher_hands_on_options_that_torchrun_knows() -> None:
+    from torch.distributed.run import get_args_parser
+
+    known = get_args_parser()._option_string_actions
+    assert all(f"--{option}" in known and known[f"--{option}"].nargs != 0 for option in OPTIONS)
+    assert split(["--nproc_per_node", "2", "--steps=3", "--rdzv-endpoint=a:1", "--optimizer.lr", "0.1"]) == (
+        ["--nproc-per-node=2", "--rdzv-endpoint=a:1"],
+        ["--steps=3", "--optimizer.lr", "0.1"],
+    )
