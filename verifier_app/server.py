@@ -16,6 +16,7 @@ import contextlib
 import hashlib
 import hmac
 import json
+import math
 import os
 import time
 from collections.abc import AsyncIterator
@@ -24,10 +25,11 @@ from typing import Any
 import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.applications import Starlette
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from verifier_app.connections import MAX_HEADER_BYTES, BoundedH11
 from verifier_app.judge import JudgeError
 from verifier_app.judge.pool import QUEUE_PER_WORKER, JudgePool
 from verifier_app.judge.store import TestStore
@@ -37,6 +39,7 @@ STATUS = {
     "bad_request": 400,
     "unauthorized": 401,
     "test_set_missing": 404,
+    "too_slow": 408,
     "too_large": 413,
     "busy": 429,
     "test_set_corrupt": 500,
@@ -47,6 +50,13 @@ STATUS = {
     "closed": 503,
 }
 RETRY_AFTER_S = 1
+
+
+class _Answer(JSONResponse):
+    """JSON in ASCII: whatever a program or a caller put into a text can be sent."""
+
+    def render(self, content: Any) -> bytes:
+        return json.dumps(content, separators=(",", ":")).encode("ascii")
 
 
 class Service:
@@ -64,6 +74,8 @@ class Service:
         )
         self.store = TestStore(settings.tests_dir) if settings.tests_dir else None
         self.taken = 0
+        self.arriving = 0
+        """Bytes of bodies that are being read; together they may take what a full room's bodies would."""
         self.draining = False
         self.registry = CollectorRegistry()
         self.verdicts = Counter("verifier_verdicts", "Verdicts by status.", ["status"], registry=self.registry)
@@ -103,7 +115,7 @@ class Service:
         headers = {"Retry-After": str(RETRY_AFTER_S)} if status in (429, 503) else {}
         if status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JSONResponse({"error": {"kind": error.kind, "message": error.message}}, status, headers)
+        return _Answer({"error": {"kind": error.kind, "message": error.message}}, status, headers)
 
     def _authorize(self, request: Request) -> None:
         token = self.settings.token
@@ -115,28 +127,44 @@ class Service:
             raise JudgeError("unauthorized", "send the service's token as `Authorization: Bearer TOKEN`")
 
     async def _body(self, request: Request) -> bytes:
+        """The whole body, read within a time and before it takes a place among the rollouts."""
+        try:
+            async with asyncio.timeout(self.settings.body_s):
+                return await self._read(request)
+        except TimeoutError:
+            raise JudgeError(
+                "too_slow", f"body: not complete after {self.settings.body_s:g} s (VERIFIER_BODY_S): send it faster"
+            ) from None
+        except ClientDisconnect:
+            raise JudgeError("closed", "the caller hung up") from None
+
+    async def _read(self, request: Request) -> bytes:
         limit = self.settings.max_body_mb << 20
         error = JudgeError("too_large", f"body: longer than {self.settings.max_body_mb} MiB (VERIFIER_MAX_BODY_MB)")
-        if int(request.headers.get("content-length") or 0) > limit:
+        announced = request.headers.get("content-length") or "0"
+        if len(announced) > 18 or int(announced) > limit:
             raise error
         pieces, size = [], 0
-        async for piece in request.stream():
-            size += len(piece)
-            if size > limit:
-                raise error
-            pieces.append(piece)
-        return b"".join(pieces)
+        try:
+            async for piece in request.stream():
+                size += len(piece)
+                self.arriving += len(piece)
+                if size > limit:
+                    raise error
+                if self.arriving > self.room * limit:
+                    raise JudgeError("busy", "more bodies are arriving than may be judged or wait: try again")
+                pieces.append(piece)
+            return b"".join(pieces)
+        finally:
+            self.arriving -= size
 
     async def verify(self, request: Request) -> Response:
         """One rollout. A caller that hangs up ends its judging."""
         self._authorize(request)
-        if self.draining:
-            raise JudgeError("closed", "the service is stopping: ask another one")
-        if self.taken >= self.room:
-            raise JudgeError("busy", f"{self.taken} rollouts are running or waiting: try again")
-        self.taken += 1
+        self._take(0)
+        data = await self._body(request)
+        self._take(1)
         try:
-            data = await self._body(request)
             try:
                 wanted = await asyncio.to_thread(json.loads, data)
             except (ValueError, RecursionError) as error:
@@ -147,9 +175,17 @@ class Service:
             verdict = await _while_connected(request, self.pool.verify(wanted))
             self.seconds.observe(time.monotonic() - started)
             self.verdicts.labels(verdict["status"]).inc()
-            return JSONResponse({"verdict": verdict, "request": hashlib.sha256(data).hexdigest()})
+            return _Answer({"verdict": verdict, "request": hashlib.sha256(data).hexdigest()})
         finally:
             self.taken -= 1
+
+    def _take(self, places: int) -> None:
+        """Takes so many places for a rollout, none to ask whether there is one; JudgeError where there is none."""
+        if self.draining:
+            raise JudgeError("closed", "the service is stopping: ask another one")
+        if self.taken >= self.room:
+            raise JudgeError("busy", f"{self.taken} rollouts are running or waiting: try again")
+        self.taken += places
 
     async def put_tests(self, request: Request) -> Response:
         """Stores a test set under its hash."""
@@ -169,7 +205,7 @@ class Service:
             return reference
 
         try:
-            return JSONResponse({"tests_ref": await asyncio.to_thread(keep)}, 201)
+            return _Answer({"tests_ref": await asyncio.to_thread(keep)}, 201)
         except (ValueError, RecursionError):
             raise JudgeError("bad_request", "tests: is not JSON; send a list of {input, output}") from None
         except OSError as error:
@@ -222,6 +258,8 @@ def serve(settings: ServerSettings) -> None:
         port=settings.port,
         log_level="info",
         access_log=False,
-        timeout_graceful_shutdown=int(settings.drain_s),
+        http=BoundedH11,
+        h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+        timeout_graceful_shutdown=math.ceil(settings.drain_s),
     )
     _Server(config, service).run()

@@ -30,9 +30,12 @@ class ServerSettings(BaseSettings):
         None, ge=0, description="Rollouts that may wait; more are answered 429. Empty: 16 per judge."
     )
     max_body_mb: int = Field(64, ge=1, le=4000, description="Longest request body in MiB; longer is answered 413.")
+    body_s: float = Field(
+        30.0, gt=0, le=3600, description="Longest wait for a request's body in seconds; a slower one is answered 408."
+    )
     tests_dir: Path | None = Field(None, description="Folder of uploaded test sets; empty: none can be uploaded.")
     require_isolation: Literal["any", "strong"] = Field("any", description="strong: refuse a host that offers less.")
-    drain_s: float = Field(120.0, gt=0, description="Longest wait for running rollouts after SIGTERM.")
+    drain_s: float = Field(120.0, gt=0, le=86400, description="Longest wait for running rollouts after SIGTERM.")
 
     @property
     def loopback(self) -> bool:

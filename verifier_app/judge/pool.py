@@ -16,14 +16,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-from verifier_app.judge.protocol import MAX_TIME_LIMIT_S, JudgeError
+from verifier_app.judge.protocol import MAX_TESTS, MAX_TIME_LIMIT_S, JudgeError
 from verifier_app.judge.watch import PATIENCE
 from verifier_app.judge.worker import HEADER, frame
 
 STOP_TIMEOUT_S = 10.0
 GRACE_S = 240.0  # beyond what a rollout's tests may take: starting, compiling (150 s where no core is free), comparing
 QUEUE_PER_WORKER = 16
-MAX_TESTS = 1_000_000  # of a set, as far as waiting for it goes
 HOME = str(Path(__file__).resolve().parents[2])
 
 
@@ -129,7 +128,7 @@ class JudgePool:
     async def _verify(self, request: dict[str, Any]) -> dict[str, Any]:
         try:
             payload = await asyncio.to_thread(frame, {"request": request})
-        except (TypeError, ValueError, RecursionError) as error:
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:
             raise JudgeError("bad_request", f"request: is not plain JSON ({error}); give plain types") from None
         for _ in range(2):
             slot = await self._idle.get()

@@ -26,6 +26,7 @@ from verifier_app.judge.wire import argument_lines
 MAX_CODE_BYTES = 4 << 20  # a rollout of 40k tokens is about 200 KB of source
 MAX_TIME_LIMIT_S = 3600.0
 MIN_MEMORY_MB = 32
+MAX_TESTS = 1_000_000
 STATUSES = (
     "accepted",
     "wrong_answer",
@@ -42,6 +43,16 @@ def printable(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def encodable(text: str) -> bool:
+    """Whether it is text: a lone surrogate is no character and has no bytes."""
+    try:
+        if not text.isascii():
+            text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class JudgeError(Exception):
@@ -92,6 +103,8 @@ class TestSet:
                 if not isinstance(test[key], str):
                     kind = type(test[key]).__name__
                     raise bad_request(f"{field}[{index}].{key}", f"is {kind}", "give a string")
+                if not encodable(test[key]):
+                    raise bad_request(f"{field}[{index}].{key}", "has a lone surrogate", "give text")
         self.inputs: list[str] = [test["input"] for test in tests]
         self.outputs: list[str] = [test["output"] for test in tests]
         self._values: list[Any] | None = None
@@ -148,15 +161,24 @@ FIELDS = {
 }
 
 
+def shown(value: Any) -> str:
+    """A value in a message: its repr's beginning; one that has none, such as an int of 5000 digits, by its type."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return f"of type {type(value).__name__}"
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 def _number(request: dict[str, Any], field: str, default: Any, low: float, high: float) -> Any:
     """A finite number in (low, high], or the default when the field is absent or None."""
     value = request.get(field)
     if value is None:
         return default
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
-        raise bad_request(field, f"is {value!r}", "give a finite number")
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or abs(value) == math.inf:
+        raise bad_request(field, f"is {shown(value)}", "give a finite number")
     if not low < value <= high:
-        raise bad_request(field, f"is {value!r}", f"give a number above {low:g} and at most {high:g}")
+        raise bad_request(field, f"is {shown(value)}", f"give a number above {low:g} and at most {high:g}")
     return value
 
 
@@ -168,8 +190,8 @@ def check_reference(reference: Any) -> tuple[str, int]:
     sha, count = reference["sha256"], reference["count"]
     if not isinstance(sha, str) or len(sha) != 64 or set(sha) - set("0123456789abcdef"):
         raise bad_request("tests_ref.sha256", f"is {str(sha)[:80]!r}", fix)
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise bad_request("tests_ref.count", f"is {count!r}", fix)
+    if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= MAX_TESTS:
+        raise bad_request("tests_ref.count", f"is {shown(count)}", fix)
     return sha, count
 
 
@@ -188,13 +210,13 @@ def parse_request(request: Any, store: Any) -> Request:
         raise bad_request("request", f"is {type(request).__name__}", "give a JSON object")
     unknown = sorted(str(key) for key in set(request) - FIELDS)
     if unknown:
-        raise bad_request(unknown[0], "is an unknown field", f"known fields: {', '.join(sorted(FIELDS))}")
+        raise bad_request(unknown[0][:80], "is an unknown field", f"known fields: {', '.join(sorted(FIELDS))}")
     if "code" not in request:
         raise bad_request("code", "is missing", "give the program's source")
     code = check_code(request["code"])
     fn_name = request.get("fn_name")
     if fn_name is not None and not (isinstance(fn_name, str) and fn_name.isidentifier()):
-        raise bad_request("fn_name", f"is {str(fn_name)[:80]!r}", "give a Python identifier, or null for stdin")
+        raise bad_request("fn_name", f"is {shown(fn_name)}", "give a Python identifier, or null for stdin")
     inline, reference = request.get("tests"), request.get("tests_ref")
     if (inline is None) == (reference is None):
         state = "and tests_ref are both missing" if inline is None else "and tests_ref are both given"
@@ -217,7 +239,7 @@ def parse_request(request: Any, store: Any) -> Request:
         raise bad_request("order", "is not a permutation of the tests", f"give each of 0..{len(tests) - 1} once")
     stop = request.get("stop_at_first_failure", True)
     if not isinstance(stop, bool):
-        raise bad_request("stop_at_first_failure", f"is {stop!r}", "give true or false")
+        raise bad_request("stop_at_first_failure", f"is {shown(stop)}", "give true or false")
     if fn_name is not None:
         tests.values()
     return Request(

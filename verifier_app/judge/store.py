@@ -65,10 +65,20 @@ class TestStore:
                 raise JudgeError("test_set_missing", f"{sha}: cannot be read: {error.strerror}") from None
             if hashlib.sha256(data).hexdigest() != sha:
                 raise JudgeError("test_set_corrupt", f"{self.path(sha)}: its hash differs: remove it and upload again")
-            found = self._kept[sha] = TestSet(json.loads(data), "tests_ref")
+            found = self._kept[sha] = self._parsed(sha, data)
             while len(self._kept) > KEPT_SETS:
                 self._kept.popitem(last=False)
         self._kept.move_to_end(sha)
         if len(found) != count:
             raise JudgeError("bad_request", f"tests_ref.count: is {count}, the set has {len(found)} tests")
         return found
+
+    def _parsed(self, sha: str, data: bytes) -> TestSet:
+        """A stored file may come from elsewhere: that its hash fits does not make it a set."""
+        try:
+            return TestSet(json.loads(data), "tests")
+        except (ValueError, RecursionError):
+            reason = "is not JSON"
+        except JudgeError as error:
+            reason = error.message
+        raise JudgeError("test_set_corrupt", f"{self.path(sha)}: no test set ({reason}): remove it and upload the set")
