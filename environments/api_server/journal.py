@@ -4,7 +4,8 @@
     record  = length (uint32, little-endian) crc32 (uint32) payload[length]
 
 A record counts once it is whole and its checksum fits. `append` returns after fsync. A file that ends within a record
-lost nothing that was promised: the torn end is cut off and said.
+lost nothing that was promised: the torn end is cut off, kept beside the journal, and said. Anything else that does not
+fit is damage: nothing is cut off, and the file is refused with the place.
 """
 
 from __future__ import annotations
@@ -17,17 +18,27 @@ import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from environments.errors import ConfigError
+import numpy as np
+
+from environments.errors import ConfigError, LivecodeError
 
 log = logging.getLogger(__name__)
 
 MAGIC = b"atropos-livecode journal 1\n"
 _HEAD = struct.Struct("<II")
-LONGEST = 2**31
+LONGEST = 2**30
+"""Bytes of the longest payload."""
+_PIECE = 1 << 22
+_UNWRITTEN = bytes(512)
+"""A sector that a power cut left as zeros."""
 
 
 class JournalError(ConfigError, RuntimeError):
     """A journal that cannot be read, of another version or damaged in its middle; the message names file and fix."""
+
+
+class RecordTooLong(LivecodeError, ValueError):
+    """A record that the journal does not take; the message names its length and the limit."""
 
 
 class Journal:
@@ -79,25 +90,34 @@ class Journal:
         for start, payload in self._scan(length):
             end = start + _HEAD.size + len(payload)
         if end < length:
-            log.warning(
-                "%s: the last record is torn, %d bytes dropped; nothing acknowledged is in it", self.path, length - end
-            )
-            os.ftruncate(self._fd, end)
-            os.fsync(self._fd)
+            self._cut(end, length)
         return end
+
+    def _cut(self, end: int, length: int) -> None:
+        """Cuts a torn end off, once a copy of it is on disk."""
+        copy = self.path.with_name(f"{self.path.name}.torn-{end}")
+        with copy.open("wb") as stream:
+            stream.write(_read(self._fd, length - end, end))
+            stream.flush()
+            os.fsync(stream.fileno())
+        _sync_folder(self.path.parent)
+        log.warning(
+            "%s: the last record is torn: %d bytes from byte %d on are moved to %s; nothing acknowledged is in them",
+            self.path, length - end, end, copy.name,
+        )  # fmt: skip
+        os.ftruncate(self._fd, end)
+        os.fsync(self._fd)
 
     def _scan(self, length: int) -> Iterator[tuple[int, bytes]]:
         at = len(MAGIC)
-        while at + _HEAD.size <= length:
-            size, checksum = _HEAD.unpack(os.pread(self._fd, _HEAD.size, at))
-            if size > LONGEST or at + _HEAD.size + size > length:
-                return
-            payload = _read(self._fd, size, at + _HEAD.size)
-            if zlib.crc32(payload) != checksum:
-                if at + _HEAD.size + size < length:
+        while at < length:
+            size, checksum = _HEAD.unpack(_read(self._fd, _HEAD.size, at).ljust(_HEAD.size, b"\0"))
+            payload = _read(self._fd, size, at + _HEAD.size) if at + _HEAD.size + size <= length else b""
+            if at + _HEAD.size + size > length or zlib.crc32(payload) != checksum:
+                if not is_torn(_read(self._fd, length - at, at)):
                     raise JournalError(
-                        f"{self.path}: the record at byte {at} is damaged and others follow it: the disk changed what "
-                        "was written. Keep the file for inspection and give another --journal"
+                        f"{self.path}: the record at byte {at} is damaged: the disk changed what was written there, or "
+                        "others follow it. Nothing was changed: keep the file for inspection and give another --journal"
                     )
                 return
             yield at, payload
@@ -115,8 +135,10 @@ class Journal:
     def append(self, payload: bytes) -> int:
         """One record, on disk when this returns; the place where its payload begins.
 
-        Raises OSError (a full disk); then the file is as before.
+        Raises OSError (a full disk) and RecordTooLong; then the file is as before.
         """
+        if len(payload) > LONGEST:
+            raise RecordTooLong(f"a record of {len(payload)} bytes; the journal takes {LONGEST}: send smaller groups")
         record = _HEAD.pack(len(payload), zlib.crc32(payload)) + payload
         try:
             _write(self._fd, record, self.size)
@@ -171,6 +193,36 @@ def read_records(path: Path) -> Iterator[tuple[int, bytes]]:
         yield from reader.records()
     finally:
         os.close(reader._fd)
+
+
+def is_torn(tail: bytes) -> bool:
+    """Whether a file's last bytes, which are no whole record, are the begin of one whose writing was cut short.
+
+    They are not when a whole record lies among them, when they would be one with another length, or when all of them
+    is there and no sector was left unwritten: then what was written, and promised, has changed.
+    """
+    if len(tail) < _HEAD.size:
+        return True
+    size, checksum = _HEAD.unpack_from(tail)
+    there = len(tail) - _HEAD.size
+    if zlib.crc32(tail[_HEAD.size :]) == checksum:
+        return False
+    if size <= there and _UNWRITTEN not in tail:
+        return False
+    return not _holds_a_record(tail)
+
+
+def _holds_a_record(tail: bytes) -> bool:
+    """Whether a whole record that is not empty begins at any byte but the first."""
+    for start in range(1, len(tail) - _HEAD.size, _PIECE):
+        data = np.frombuffer(tail[start : start + _PIECE + 3], np.uint8).astype(np.uint32)
+        sizes = data[:-3] | data[1:-2] << 8 | data[2:-1] << 16 | data[3:] << 24
+        room = len(tail) - _HEAD.size - start - np.arange(len(sizes))
+        for begin in (np.flatnonzero((sizes > 0) & (sizes <= room)) + start).tolist():
+            size, checksum = _HEAD.unpack_from(tail, begin)
+            if zlib.crc32(memoryview(tail)[begin + _HEAD.size : begin + _HEAD.size + size]) == checksum:
+                return True
+    return False
 
 
 def _read(fd: int, size: int, at: int) -> bytes:

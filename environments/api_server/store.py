@@ -90,16 +90,19 @@ class Store:
 
     def __post_init__(self) -> None:
         if self.journal is not None:
-            for at, payload in self.journal.records():
-                self._apply(payload, at)
+            self._replay(self.journal.records())
 
     @classmethod
     def replay(cls, records: Iterable[tuple[int, bytes]]) -> Store:
         """What a server with these records holds, without the groups' contents; it cannot be changed durably."""
         store = cls()
-        for at, payload in records:
-            store._apply(payload, at)
+        store._replay(records)
         return store
+
+    def _replay(self, records: Iterable[tuple[int, bytes]]) -> None:
+        for at, payload in records:
+            if payload:  # zeros that a power cut left read as empty records
+                self._apply(payload, at)
 
     # -- changes: written, then applied --------------------------------------------------------------------
 
