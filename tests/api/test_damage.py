@@ -1,4 +1,4 @@
-"""A journal that the disk changed: refused with the place and left as it is; only a torn end is cut, and a copy kept."""
+"""A journal that the disk changed is refused and left as it is; only a torn end is cut off, and a copy of it kept."""
 
 from __future__ import annotations
 
