@@ -59,6 +59,11 @@ METRICS: dict[str, Metric] = {
     "dual_clip_tokens": Metric("Tokens with a negative advantage that the dual clip bounded.", "mean"),
     "ratio_mean": Metric("Mean importance ratio: over tokens, or over sequences with a sequence ratio.", "mean"),
     "ratio_max": Metric("Largest importance ratio.", "max"),
+    "log_ratio_abs": Metric("Mean |log ratio|: over tokens, or over sequences with a sequence ratio.", "mean"),
+    "ratio_noise": Metric(
+        "The same before the batch's first update, with recomputed old log-probabilities: two forwards of one policy.",
+        "mean",
+    ),
     "kl_old_k1": Metric("KL(old, new) per token, estimator k1: mean of old - new log-probability.", "mean"),
     "kl_old_k3": Metric("KL(old, new) per token, estimator k3: mean of ratio - 1 - log ratio.", "mean"),
     "entropy": Metric("Entropy of the policy per trained token, in nats, at the sampling temperature.", "mean"),
@@ -165,9 +170,9 @@ class Metrics:
         ranks = local[None]
         if dist.is_available() and dist.is_initialized():
             flat = local.flatten().to(device)
-            gathered = flat.new_empty(dist.get_world_size(group) * flat.numel())
-            dist.all_gather_into_tensor(gathered, flat, group=group)
-            ranks = gathered.cpu().view(-1, len(METRICS), 3)
+            gathered = [torch.empty_like(flat) for _ in range(dist.get_world_size(group))]
+            dist.all_gather(gathered, flat, group=group)
+            ranks = torch.stack(gathered).cpu().view(-1, len(METRICS), 3)
         sums, largest = ranks.sum(dim=0), ranks[..., 0].amax(dim=0)
         steps = max(float(largest[list(METRICS).index("optimizer_steps")]), 1.0)
         return {

@@ -243,6 +243,7 @@ def _clip_stats(
         "dual_clip_tokens": (dual.sum(), tokens),
         "ratio_mean": (_sum(torch.where(unit, ratio, 0.0)), unit.sum()),
         "ratio_max": (_max(token_ratio, keep), tokens),
+        "log_ratio_abs": (_sum(torch.where(unit, ratio, 1.0).log().abs()), unit.sum()),
         "masked_sequences": ((~kept).sum(), 1),
     }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,8 +30,24 @@ from trainer.packing import MicroBatch, pack
 from trainer.parallel import Parallel, all_reduce_sums
 from trainer.policy import Policy
 
+log = logging.getLogger(__name__)
+
 WITHOUT_A_STEP = ("masked_sequences", "mismatch_abs", "mismatch_abs_max", "mismatch_kl")
 """Statistics of `policy_loss` that say something where no loss is taken: the sampler against the trainer."""
+
+
+RATIOS = ("outside_clip_sequences", "log_ratio_abs")
+
+
+class Ratios(NamedTuple):
+    """A rank's sums of what RATIOS name, in this order."""
+
+    outside: float
+    """Sequences outside the clip range on either side."""
+    sequences: float
+    log_abs: float
+    """|log ratio|, of a sequence or of a token as the objective has it."""
+    units: float
 
 
 @dataclass
@@ -150,11 +168,10 @@ def _counts_of_kept(part: Part, mismatch: Mismatch, parallel: Parallel) -> Denom
 
 def accumulate_gradient(
     part: Part, policy: Policy, config: TrainerConfig, parallel: Parallel, metrics: Metrics
-) -> tuple[float, int]:
+) -> Ratios:
     """Forward and backward over the part's micro-batches; the gradient is that of the whole part.
 
-    Returns:
-        This rank's (sequences outside the clip range on either side, sequences).
+    Returns this rank's ratios, which say something of numerical noise where the policy has not been updated yet.
 
     The loss is multiplied by the world size because FSDP averages gradients over ranks; it is never divided
     by the number of micro-batches, since each holds its own share of the sum over the fixed divisor.
@@ -162,7 +179,7 @@ def accumulate_gradient(
     chosen = chosen_objective(config)
     options = config.objective
     mismatch = chosen_mismatch(config)
-    outside, sequences = 0.0, 0
+    found = Ratios(0.0, 0.0, 0.0, 0.0)
     for micro, old in zip(part.micro_batches, part.old_logprobs, strict=True):
         logprob, entropy = policy.logprobs(micro)
         loss, stats = policy_loss(
@@ -182,9 +199,9 @@ def accumulate_gradient(
         metrics.update(stats)
         metrics.add("entropy", entropy.double().sum(), entropy.numel())
         metrics.add("packed_tokens", micro.input_ids.numel())
-        outside += float(stats["outside_clip_sequences"][0])
-        sequences += int(stats["outside_clip_sequences"][1])
-    return outside, sequences
+        mine = (float(number) for name in RATIOS for number in stats[name])
+        found = Ratios(*(total + one for total, one in zip(found, mine, strict=True)))
+    return found
 
 
 def take_steps(
@@ -206,9 +223,9 @@ def take_steps(
         if not part.counts.tokens:  # over all ranks, so all of them skip it
             observe(part, config, metrics)
             continue
-        outside, sequences = accumulate_gradient(part, policy, config, parallel, metrics)
+        ratios = accumulate_gradient(part, policy, config, parallel, metrics)
         if not updated:
-            _check_before_update(outside, sequences, config, parallel, metrics)
+            _check_before_update(ratios, config, parallel, metrics)
         update = optimizer.step()
         metrics.add("grad_norm", update.grad_norm)
         if update.taken:
@@ -225,14 +242,28 @@ def take_steps(
     return len(taken)
 
 
-def _check_before_update(
-    outside: float, sequences: int, config: TrainerConfig, parallel: Parallel, metrics: Metrics
-) -> None:
-    """Counts what is clipped before the batch's first update; ClippedBeforeUpdate where it dominates."""
-    metrics.add("clipped_before_update", outside, sequences)
-    if config.objective.old_logprobs == "recompute":
-        sums = all_reduce_sums({"outside": outside, "sequences": sequences}, parallel)
-        check_before_update(chosen_objective(config), sums["outside"] / max(sums["sequences"], 1))
+def _check_before_update(ratios: Ratios, config: TrainerConfig, parallel: Parallel, metrics: Metrics) -> None:
+    """Counts what is clipped before the batch's first update; ClippedBeforeUpdate where it dominates.
+
+    Every ratio should be 1 there. What they are off by is the noise that later ratios have too, and a clip range that
+    is narrower than it decides by noise: that is warned of.
+    """
+    metrics.add("clipped_before_update", ratios.outside, ratios.sequences)
+    if config.objective.old_logprobs != "recompute":
+        return
+    metrics.add("ratio_noise", ratios.log_abs, ratios.units)
+    sums = all_reduce_sums(ratios._asdict(), parallel)
+    chosen = chosen_objective(config)
+    noise, narrow = sums["log_abs"] / max(sums["units"], 1), min(chosen.clip_low, chosen.clip_high)
+    if parallel.is_main and not noise <= narrow:
+        log.warning(
+            "ratio_noise %.2g: before any update the ratios of two forwards differ by more than %s's clip range %.2g, "
+            "so it clips by chance: compute in fp32, or widen objective.clip_low and clip_high",
+            noise,
+            chosen.name,
+            narrow,
+        )
+    check_before_update(chosen, sums["outside"] / max(sums["sequences"], 1))
 
 
 def observe(part: Part, config: TrainerConfig, metrics: Metrics) -> None:
