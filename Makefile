@@ -14,7 +14,7 @@ PINS   := requirements/$(DEVICE).txt
 READY  := $(VENV)/.ready-$(DEVICE)
 MODEL  := models/SmolLM2-135M-Instruct
 
-.PHONY: browser help setup demo test test-slow lint format clean
+.PHONY: browser gvisor help setup demo test test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -40,10 +40,16 @@ browser:
 	    apt-get install -y -qq --no-install-recommends chromium; } >/dev/null 2>&1; } || \
 	  echo "test: no chromium: the tests that open the report in a browser do not run"
 
-test: lint browser $(MODEL)/complete.json  ## lint, types and tests
+# Modal's containers run on gVisor: the judge is tested in it where this machine can get it.
+gvisor: | $(READY)
+	@[ -x $(VENV)/gvisor/runsc ] || command -v runsc >/dev/null 2>&1 || \
+	  { echo "test: fetching runsc for the tests inside gVisor" && sh requirements/gvisor.sh $(VENV)/gvisor >/dev/null 2>&1; } || \
+	  echo "test: no runsc: the tests that run the judge inside gVisor do not run"
+
+test: lint browser gvisor $(MODEL)/complete.json  ## lint, types and tests
 	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
 
-test-slow: $(READY) $(MODEL)/complete.json  ## the tests that take longer, each with its reason
+test-slow: $(READY) gvisor $(MODEL)/complete.json  ## the tests that take longer, each with its reason
 	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
 lint: $(READY)   ## ruff and mypy

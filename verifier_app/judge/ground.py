@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import NoReturn
 
-from verifier_app.judge import kernel, landlock, rootfs, seccomp
+from verifier_app.judge import cgroup, kernel, landlock, rootfs, seccomp
 
 UID_BASE = 1_000_000_000  # far above accounts; below 2**31
 UID_SPAN = 1 << 30
@@ -23,6 +23,7 @@ class Ground:
         self.user_namespace = self.pid = self.net = self.ipc = self.uid = self.seccomp = False
         self.root = False  # a private root in a mount namespace
         self.landlock = 0  # its version
+        self.cgroup = False  # tried only where the kernel does not say what processes share
         self.reasons: dict[str, str] = {}
         self.interpreter: list[str] = []
         self.uid_base, self.uid_span = UID_BASE, UID_SPAN
@@ -53,6 +54,8 @@ class Ground:
             rootfs.build(self.interpreter)
             self.root = True
         self.pid = self._try("pid namespace", self._try_pid)
+        if self.root and not os.path.exists("/proc/self/smaps_rollup"):
+            self.cgroup = self._works("cgroup", self._try_cgroup)
 
     def _try(self, name: str, action: Callable[[], None]) -> bool:
         """Whether the action works in this process."""
@@ -70,8 +73,8 @@ class Ground:
         if pid == 0:
             try:
                 action()
-            except OSError as error:
-                os.write(writer, str(error.strerror or error).encode())
+            except Exception as error:
+                os.write(writer, str(getattr(error, "strerror", None) or error).encode())
             finally:
                 os._exit(0)
         os.close(writer)
@@ -105,6 +108,10 @@ class Ground:
         if pid == 0:
             os._exit(0)
         os.waitpid(pid, 0)
+
+    def _try_cgroup(self) -> None:
+        kernel.unshare(kernel.CLONE_NEWNS)
+        cgroup.join(f"probe-{os.getpid()}", 1)
 
     def fork_in_namespace(self) -> int:
         """fork(2) whose child is pid 1 of a new pid namespace; this process itself stays as it is.

@@ -140,6 +140,7 @@ class ZygoteHandle:
         self.report: dict[str, Any] = {}
         self.proc = -1
         self.scratch: list[int] = []  # descriptors of the zygote's tmpfs folders
+        self.usage = -1  # descriptor of what its cgroup has allocated
         self.own_namespace = False
         self.loose: Loose | None = None  # its files, where it has no folders of its own
         self.reaped_s = 0.0  # CPU time of the processes that it waited for
@@ -159,6 +160,7 @@ class ZygoteHandle:
         self.report = message["ready"]
         self.own_namespace = message["own_namespace"]
         self.proc = fds.pop(0) if self.own_namespace else os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
+        self.usage = fds.pop(0) if message["usage"] else -1
         self.scratch = fds
         if message["loose"] is not None:
             folder, shared, uid = message["loose"]
@@ -180,6 +182,7 @@ class ZygoteHandle:
             own_network="net_namespace" in self.report["layers"],
             control=self.channel.fileno(),
             reaped_s=self.reaped_s,
+            usage=self.usage,
         )
 
     def load(self, source: str, fn_name: str | None, limit_s: float) -> dict[str, Any] | None:
@@ -232,7 +235,7 @@ class ZygoteHandle:
         if self.open:
             self.open = False
             self.channel.close()
-            for fd in [self.proc, *self.scratch]:
+            for fd in [self.proc, self.usage, *self.scratch]:
                 if fd >= 0:
                     os.close(fd)
             self.status = self.template.end(self.pid)

@@ -17,6 +17,7 @@ FREE_SOCKETS = 64  # of the whole tree; an event loop has 2
 MAX_LOOSE_FILES = 65_536  # what the private root's tmpfs holds too
 MAX_DEPTH = 64
 REREAD = 10  # looks after which a process's mappings are read again although its size is the same
+SHARES_KNOWN = os.path.exists("/proc/self/smaps_rollup")  # not in gVisor: there its absence is no sign of an end
 _SHARED_ZERO = b"/dev/zero (deleted)"  # how the kernel names shared anonymous memory
 
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from verifier_app.judge import kernel, landlock, rootfs, seccomp
+from verifier_app.judge import cgroup, kernel, landlock, rootfs, seccomp
 from verifier_app.judge.ground import Ground, become
 from verifier_app.judge.limits import MAX_FILE_BYTES, MAX_OPEN_FILES, MAX_TASKS, Limits
 from verifier_app.judge.procfs import listing, tree
@@ -47,6 +47,7 @@ class Box:
         self.layers = ["rlimits"]
         self.missing: dict[str, str] = {}  # what this host lacks -> why, or what covers for it
         self.own_proc = False
+        self.usage = -1  # descriptor of what its cgroup has allocated
         self.path_fds_end = PATH_FD
         self.address_space = address_space_bytes() + (memory_mb << 20)
         signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -110,6 +111,11 @@ class Box:
                 self.layers.append(name)
         if flags:
             kernel.unshare(flags)
+        if ground.cgroup:
+            self.usage = cgroup.join(f"rollout-{self.uid}-{os.urandom(4).hex()}", MAX_TASKS + 1)
+            self.layers.append("cgroup")
+        elif "cgroup" in ground.reasons:
+            self.missing["cgroup"] = f"{ground.reasons['cgroup']}; a page counts for each of its sharers"
         if ground.root:
             self.scratch = rootfs.mount_scratch(memory_mb, ground.interpreter)
             self.own_proc = ground.pid and rootfs.mount_proc()

@@ -158,7 +158,9 @@ def become_zygote(channel: Channel, ground: Ground, config: dict[str, Any], uid:
         channel.send({"error": f"the sandbox does not close: {type(error).__name__}: {error}"})
         return
     fds = [box.proc] if box.own_proc else []
-    channel.send({"ready": box.report, "own_namespace": box.own_proc, "loose": box.loose}, fds + box.tmpfs)
+    fds += [box.usage] if box.usage >= 0 else []
+    ready = {"ready": box.report, "own_namespace": box.own_proc, "usage": box.usage >= 0, "loose": box.loose}
+    channel.send(ready, fds + box.tmpfs)
     Zygote(channel, sys.modules["__main__"], box).serve()
 
 

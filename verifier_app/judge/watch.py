@@ -18,7 +18,8 @@ import select
 import time
 from collections.abc import Iterable, Sequence
 
-from verifier_app.judge.memory import Hidden, Loose, own_bytes, socket_bytes
+from verifier_app.judge import cgroup
+from verifier_app.judge.memory import SHARES_KNOWN, Hidden, Loose, own_bytes, socket_bytes
 from verifier_app.judge.procfs import below, everything, fields_of, listing, read
 
 FIRST_LOOK_S = 0.02
@@ -130,6 +131,8 @@ def proportional_bytes(
     Raises:
         Crowd: there are too many processes by now.
     """
+    if not SHARES_KNOWN:
+        return None
     total = 0
     for path in paths:
         try:
@@ -233,7 +236,8 @@ class Watch:
     """The clock of one test.
 
     scratch: descriptors of its tmpfs folders, whose contents count as memory; loose: its files where it has none of its
-    own; control: descriptor on which the zygote answers; reaped_s: CPU time of what the zygote waited for before.
+    own; control: descriptor on which the zygote answers; reaped_s: CPU time of what the zygote waited for before;
+    usage: descriptor of what its cgroup has allocated, where there is one.
     """
 
     def __init__(
@@ -250,10 +254,12 @@ class Watch:
         own_network: bool = False,
         control: int = -1,
         reaped_s: float = 0.0,
+        usage: int = -1,
     ) -> None:
         self.proc, self.root, self.own_namespace = proc, root, own_namespace
         self.time_limit_s, self.memory_bytes, self.scratch = time_limit_s, memory_bytes, scratch
         self.schedstat, self.loose, self.own_network, self.control = schedstat, loose, own_network, control
+        self.usage = usage
         self.start = self.last = time.monotonic()
         self.next_look = self.start + FIRST_LOOK_S
         self.waited_ns: dict[str, int] = {}
@@ -345,6 +351,8 @@ class Watch:
 
     def _held(self, seen: Look) -> int:
         """Bytes that the test's processes and files hold. What is shared counts once where that decides."""
+        if self.usage >= 0:
+            return cgroup.used_bytes(self.usage)
         usages = map(os.fstatvfs, self.scratch)
         files = sum(usage.f_frsize * (usage.f_blocks - usage.f_bfree) for usage in usages)
         if self.loose is not None and seen.sizes:

@@ -1,0 +1,74 @@
+"""The judge alone inside gVisor: every layer that a container's capabilities allow, and the verdicts of this kernel."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.gvisor.programs import FORK_BOMB, PROGRAMS
+from tests.support.gvisor import inside, needs_gvisor
+from verifier_app.judge import Judge
+
+pytestmark = needs_gvisor
+NAMESPACES = {
+    "pid_namespace",
+    "net_namespace",
+    "ipc_namespace",
+    "private_root",
+    "seccomp",
+    "rlimits",
+    "no_new_privs",
+    "cgroup",
+}
+LAYERS = {  # root without CAP_SYS_ADMIN makes its namespaces in a user namespace
+    "all": NAMESPACES | {"uid"},
+    "docker": NAMESPACES | {"uid", "user_namespace"},
+    "none": NAMESPACES | {"user_namespace"},
+}
+
+
+def judged(folder: Path, capabilities: str, requests: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """name -> verdict in a container with these capabilities; beside them how often its open socket was reached."""
+    shared = folder / "shared"
+    shared.mkdir()
+    (shared / "requests").write_text(json.dumps(requests))
+    command = [sys.executable, "-m", "tests.gvisor.judged_inside", str(shared / "requests"), str(shared / "answers")]
+    done = subprocess.run(
+        inside(folder / "bundle", capabilities, command, shared=[shared]), capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(json.loads((shared / "answers").read_text()))
+
+
+@pytest.fixture(scope="module")
+def here() -> dict[str, str]:
+    with Judge() as judge:
+        return {name: judge.verify(request)["status"] for name, request in PROGRAMS.items()}
+
+
+@pytest.mark.parametrize("capabilities", LAYERS)
+def test_programs_get_this_kernels_verdict_behind_every_layer(
+    tmp_path: Path, capabilities: str, here: dict[str, str]
+) -> None:
+    found = judged(tmp_path, capabilities, PROGRAMS)
+    assert {name: verdict["status"] for name, verdict in found["verdicts"].items()} == here, found
+    isolation = found["verdicts"]["right"]["isolation"]
+    assert (isolation["level"], set(isolation["layers"])) == ("strong", LAYERS[capabilities])
+    assert isolation["missing"].keys() == {"landlock", "RLIMIT_MSGQUEUE", *({"uid"} - LAYERS[capabilities])}
+    assert found["visitors"] == 0
+
+
+@pytest.mark.slow(reason="a fork costs tens of milliseconds in gVisor, and a bomb forks for seconds")
+def test_a_fork_bomb_fails_and_the_next_program_is_judged_as_ever(tmp_path: Path) -> None:
+    right = PROGRAMS["right"] | {"time_limit_s": 30.0}
+    bombs = {"bomb": FORK_BOMB, "right": right, "bomb_again": FORK_BOMB, "right_again": right}
+    found = judged(tmp_path, "docker", bombs)["verdicts"]
+    for name in ("bomb", "bomb_again"):
+        assert found[name]["status"] in ("runtime_error", "time_limit_exceeded", "memory_limit_exceeded")
+    for name in ("right", "right_again"):
+        assert found[name]["status"] == "accepted"
