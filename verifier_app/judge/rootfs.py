@@ -111,10 +111,10 @@ def mount_scratch(size_mb: int, interpreter: Sequence[str] = ()) -> list[str]:
     return folders
 
 
-def mount_proc() -> bool:
-    """Mount this pid namespace's own /proc, other users' processes hidden. False where that is refused."""
+def mount_proc(hide: bool) -> bool:
+    """Mount this pid namespace's own /proc; hide: other users' processes. False where that is refused."""
     flags = kernel.MS_NOSUID | kernel.MS_NODEV | kernel.MS_NOEXEC | kernel.MS_RDONLY  # uid 0 writes sysctls uncapped
-    for options in ("hidepid=2", None):
+    for options in ("hidepid=2", None) if hide else (None,):
         with contextlib.suppress(OSError):
             kernel.mount("proc", "/proc", "proc", flags, options)
             return True

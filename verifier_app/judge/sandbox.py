@@ -6,11 +6,10 @@ import contextlib
 import os
 import resource
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from verifier_app.judge import cgroup, kernel, landlock, rootfs, seccomp
+from verifier_app.judge import cgroup, kernel, landlock, paths, rootfs, seccomp
 from verifier_app.judge.ground import Ground, become
 from verifier_app.judge.limits import MAX_FILE_BYTES, MAX_OPEN_FILES, MAX_TASKS, Limits
 from verifier_app.judge.procfs import listing, tree
@@ -57,8 +56,11 @@ class Box:
         self._confine()
         self._limits()
         self.missing |= ground.missing(self.layers)
-        if not ground.root:
-            self._paths_by_descriptor()
+        if ground.uid and not ground.root:
+            self.path_fds_end = paths.by_descriptor(PATH_FD)
+            problem = paths.executable()
+            if problem is not None:
+                self.missing["executable"] = problem
         self.files_at_start = self._files()
 
     @property
@@ -118,7 +120,7 @@ class Box:
             self.missing["cgroup"] = f"{ground.reasons['cgroup']}; a page counts for each of its sharers"
         if ground.root:
             self.scratch = rootfs.mount_scratch(memory_mb, ground.interpreter)
-            self.own_proc = ground.pid and rootfs.mount_proc()
+            self.own_proc = ground.pid and rootfs.mount_proc(hide=ground.uid)
         else:
             assert scratch is not None
             self.scratch = [scratch]
@@ -163,19 +165,6 @@ class Box:
             seccomp.install(seccomp.program_rules(protect_judge=not ground.pid and not ground.uid))
             self.layers.append("seccomp")
 
-    def _paths_by_descriptor(self) -> None:
-        """Let imports work although the program's uid cannot walk to the interpreter (a Python below a 0700 home)."""
-        if not self.ground.uid:
-            return
-        for number, path in enumerate(sys.path):
-            if os.path.isdir(path) and not _walkable(path):
-                fd = os.open(path, os.O_PATH)
-                os.dup2(fd, PATH_FD + number)
-                os.close(fd)
-                sys.path[number] = f"/proc/self/fd/{PATH_FD + number}"
-                self.path_fds_end = PATH_FD + number + 1
-        sys.path_importer_cache.clear()
-
     def enter(self, pipes: Sequence[int]) -> None:
         """In the test's process, before the program: the last limits, then the program's identity and its pipes."""
         if self.limits_tasks:
@@ -218,16 +207,6 @@ class Box:
     def clean(self) -> bool:
         """Whether the scratch folders are as at the start; a zygote with dirty ones ends."""
         return self._files() == self.files_at_start
-
-
-def _walkable(path: str) -> bool:
-    """Whether every user may walk to this folder."""
-    while True:
-        if not os.stat(path).st_mode & 0o001:
-            return False
-        if path == "/":
-            return True
-        path = os.path.dirname(path)
 
 
 def sweep_uid(uid: int) -> None:

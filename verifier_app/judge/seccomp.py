@@ -30,6 +30,7 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "fsopen": (430, 430),
     "fspick": (433, 433),
     "init_module": (175, 105),
+    "io_setup": (206, 0),
     "io_uring_enter": (426, 426),
     "io_uring_register": (427, 427),
     "io_uring_setup": (425, 425),
@@ -89,10 +90,14 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
     "setrlimit": (160, 164),
     "settimeofday": (164, 170),
     "setuid": (105, 146),
+    "setsockopt": (54, 208),
     "shmget": (29, 194),
     "socket": (41, 198),
+    "socketpair": (53, 199),
     "swapoff": (168, 225),
     "swapon": (167, 224),
+    "sync": (162, 81),
+    "syncfs": (306, 267),
     "syslog": (103, 116),
     "umount2": (166, 39),
     "unshare": (272, 97),
@@ -101,7 +106,7 @@ CALLS: dict[str, tuple[int | None, int | None]] = {
 }
 
 # with an argument they are refused only in part, below; the groups of identity and of the filter itself stay allowed
-_IN_PART = {"clone", "clone3", "socket", "kill", "prctl", "prlimit64", "setrlimit"}
+_IN_PART = {"clone", "clone3", "kill", "prctl", "prlimit64", "setrlimit", "setsockopt", "socket", "socketpair"}
 _ALLOWED = {"setgid", "setgroups", "setregid", "setresgid", "setresuid", "setreuid", "setuid", "seccomp"}
 DENIED = sorted(set(CALLS) - _IN_PART - _ALLOWED - {"landlock_create_ruleset"})
 _ABSENT = {"memfd_create", "io_uring_setup", "io_uring_enter", "io_uring_register", "memfd_secret"}
@@ -134,6 +139,8 @@ _MACHINES = {"x86_64": (_X86, 0xC000003E), "aarch64": (_ARM, 0xC00000B7)}
 _X32_BIT = 0x40000000
 _NAMESPACES = 0x7E020000  # the CLONE_NEW* flags
 AF_UNIX = 1
+SOL_SOCKET = 1
+_BUFFER_OPTIONS = (7, 8, 32, 33)  # SO_SNDBUF, SO_RCVBUF and those that force
 SECCOMP_MODE_FILTER = 2
 
 Instruction = tuple[int, int, int, int]
@@ -172,6 +179,17 @@ def _refuse_if(name: str, test: Instruction, error: int = errno.EPERM) -> list[I
     return [(_EQUAL, 0, 4, number), (_LOAD, 0, 0, _ARG0), test, (_RETURN, 0, 0, _ERRNO | error), back]
 
 
+def _refuse_when(name: str, arguments: dict[int, int], error: int = errno.EPERM) -> list[Instruction]:
+    """Refuse a call whose arguments (by offset) all have these values; error 0: say that it was done."""
+    number = _number(name)
+    if number is None:
+        return []
+    rules: list[Instruction] = [(_RETURN, 0, 0, _ERRNO | error), (_LOAD, 0, 0, _NUMBER)]
+    for offset, value in reversed(arguments.items()):
+        rules = [(_LOAD, 0, 0, offset), (_EQUAL, 0, len(rules) - 1, value), *rules]
+    return [(_EQUAL, 0, len(rules), number), *rules]
+
+
 def _refuse_limit(which: int) -> list[Instruction]:
     """Refuse to set one resource limit; to read it stays allowed."""
     number, back = _number("prlimit64"), (_LOAD, 0, 0, _NUMBER)
@@ -187,7 +205,13 @@ def program_rules(protect_judge: bool) -> list[Instruction]:
     rules = [step for name in DENIED for step in refuse(name, errno.ENOSYS if name in _ABSENT else errno.EPERM)]
     rules += refuse("clone3", errno.ENOSYS)  # its flags lie in memory; the C library then falls back to clone
     rules += _refuse_if("clone", (_ANY_BIT, 0, 1, _NAMESPACES))
-    rules += _refuse_if("socket", (_EQUAL, 1, 0, AF_UNIX), errno.EACCES)
+    rules += refuse("socket", errno.EACCES)  # one of the host's may be reached, whatever its family
+    rules += _refuse_if("socketpair", (_EQUAL, 1, 0, AF_UNIX), errno.EACCES)
+    # The watch counts a socket with the buffer that the kernel gives it: asking for more goes well and does nothing.
+    for option in _BUFFER_OPTIONS:
+        rules += _refuse_when("setsockopt", {_ARG1: SOL_SOCKET, _ARG2: option}, 0)
+    rules += _refuse_if("prlimit64", (_EQUAL, 1, 0, 0))  # another process's limits
+    rules += _refuse_when("prctl", {_ARG0: kernel.PR_SET_DUMPABLE, _ARG1: 0})  # it hides a process from the watch
     if protect_judge:
         rules += _refuse_if("kill", (_EQUAL, 0, 1, 0xFFFFFFFF))
     return rules

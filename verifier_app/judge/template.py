@@ -21,7 +21,7 @@ import threading
 import time
 from typing import Any
 
-from verifier_app.judge import kernel, threads
+from verifier_app.judge import kernel, rendezvous, threads
 from verifier_app.judge.channel import Channel, ChannelClosed, channel_from_fd
 from verifier_app.judge.ground import Ground
 from verifier_app.judge.limits import Limits
@@ -73,6 +73,7 @@ def _load(home: str, packages: list[str], modules: list[str]) -> None:
     sys.setrecursionlimit(RECURSION_LIMIT)
     threading.stack_size(THREAD_STACK_BYTES)
     threads.install()
+    rendezvous.install()
 
 
 class Template:

@@ -1,0 +1,106 @@
+"""multiprocessing's listeners without sockets, which a program may not have: named pipes in its own folder.
+
+A Manager's processes meet at the address of a listener. Here that is a named pipe: a client makes two more, writes
+their name into it, and the listener opens them the other way round. Connections behave as those over sockets do.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+from _frozen_importlib_external import PathFinder
+from typing import Any
+
+MODULE = "multiprocessing.connection"
+NAME_BYTES = 16
+
+
+def install() -> None:
+    """Replace them once the program imports the module; before, nothing of it is loaded."""
+    if MODULE in sys.modules:
+        _replace(sys.modules[MODULE])
+    else:
+        sys.meta_path.insert(0, _Finder())
+
+
+class _Finder:
+    """Finds the one module, where it always was, and goes."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
+        if name != MODULE:
+            return None
+        sys.meta_path.remove(self)
+        spec: Any = PathFinder.find_spec(name, path, target)
+        execute = spec.loader.exec_module
+
+        def exec_module(module: types.ModuleType) -> None:
+            execute(module)
+            _replace(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+def _replace(module: Any) -> None:
+    class PipedConnection(module.Connection):
+        """A connection that reads from one pipe and writes to another."""
+
+        def __init__(self, reader: int, writer: int) -> None:
+            super().__init__(reader)
+            self._writer = writer
+
+        def _close(self) -> None:
+            os.close(self._handle)
+            os.close(self._writer)
+
+        def _send(self, buf: Any) -> None:
+            left = memoryview(buf)
+            while left:
+                left = left[os.write(self._writer, left) :]
+
+    class PipedListener:
+        """What SocketListener is to Listener."""
+
+        def __init__(self, address: str, family: str, backlog: int = 1) -> None:
+            os.mkfifo(address, 0o600)
+            self._address, self._last_accepted = address, None
+            self._unlink = module.util.Finalize(self, os.unlink, args=(address,), exitpriority=0)
+            self._door = os.open(address, os.O_RDWR | os.O_CLOEXEC)  # for writing too: it never ends
+
+        def accept(self) -> PipedConnection:
+            pipe = f"{self._address}.{os.read(self._door, NAME_BYTES).decode()}"
+            reader = os.open(f"{pipe}i", os.O_RDONLY | os.O_CLOEXEC)
+            writer = os.open(f"{pipe}o", os.O_WRONLY | os.O_CLOEXEC)
+            for name in ("i", "o"):
+                os.unlink(pipe + name)
+            return PipedConnection(reader, writer)
+
+        def close(self) -> None:
+            door, self._door = self._door, -1
+            if door >= 0:
+                os.close(door)
+                self._unlink()
+
+    def connect(address: str) -> PipedConnection:
+        name = os.urandom(NAME_BYTES // 2).hex()
+        pipe = f"{address}.{name}"
+        try:
+            door = os.open(address, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except OSError as error:
+            raise ConnectionRefusedError(error.errno, error.strerror) from None
+        for end in ("i", "o"):
+            os.mkfifo(pipe + end, 0o600)
+        os.write(door, name.encode())
+        os.close(door)
+        writer = os.open(f"{pipe}i", os.O_WRONLY | os.O_CLOEXEC)
+        return PipedConnection(os.open(f"{pipe}o", os.O_RDONLY | os.O_CLOEXEC), writer)
+
+    over_sockets = module.SocketListener, module.SocketClient
+
+    def listen(address: Any, family: str, backlog: int = 1) -> Any:
+        piped = family == "AF_UNIX" and isinstance(address, str)
+        return (PipedListener if piped else over_sockets[0])(address, family, backlog)
+
+    module.SocketListener = listen
+    module.SocketClient = lambda address: (connect if isinstance(address, str) else over_sockets[1])(address)
