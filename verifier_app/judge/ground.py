@@ -11,6 +11,7 @@ from verifier_app.judge import cgroup, kernel, landlock, rootfs, seccomp
 
 UID_BASE = 1_000_000_000  # far above accounts; below 2**31
 UID_SPAN = 1 << 30
+_SWEEPERS = 1 << 31  # from a program's uid to its sweeper's
 LAYERS = ("pid_namespace", "net_namespace", "ipc_namespace", "private_root", "uid", "seccomp", "landlock")
 _UIDS, _GIDS = 1, 2  # bits of an exit status
 
@@ -27,6 +28,7 @@ class Ground:
         self.reasons: dict[str, str] = {}
         self.interpreter: list[str] = []
         self.uid_base, self.uid_span = UID_BASE, UID_SPAN
+        self.sweepers = 0
 
     def prepare(self) -> None:
         """Probe, and enter what is entered once: a user namespace without root, the private root."""
@@ -92,6 +94,8 @@ class Ground:
         with open("/proc/self/uid_map") as file:
             ranges = [tuple(map(int, line.split())) for line in file]
         start, _, count = max(ranges, key=lambda entry: entry[2])
+        if count > UID_BASE + UID_SPAN + _SWEEPERS:
+            self.sweepers = _SWEEPERS
         if count > UID_BASE + UID_SPAN:
             return
         if count < 4:
@@ -152,6 +156,10 @@ class Ground:
         names = {name: name.replace("_", " ") for name in LAYERS} | {"private_root": "mount namespace"}
         there = " ".join(layers)
         return {layer: self.reasons.get(name, "it failed") for layer, name in names.items() if layer not in there}
+
+    def sweeper_uid(self, uid: int) -> int:
+        """The real uid of the process that kills all processes of `uid`: no program's."""
+        return uid + self.sweepers if self.sweepers else self.uid_base + self.uid_span
 
     def uid_for(self, number: int) -> int:
         """A uid of its own for the number-th zygote of this template."""
@@ -219,11 +227,11 @@ def _write(path: str, text: str) -> None:
         os.close(fd)
 
 
-def _become(uid: int) -> None:
+def _become(uid: int, effective: int | None = None) -> None:
     """Another user and group, no supplementary groups: from root this gives up every capability."""
     os.setgroups([])
     os.setresgid(uid, uid, uid)
-    os.setresuid(uid, uid, uid)
+    os.setresuid(uid, uid if effective is None else effective, uid)
 
 
 become = _become

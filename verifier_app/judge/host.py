@@ -54,6 +54,7 @@ class TemplateHandle:
         ours, theirs = socket.socketpair()
         self.channel = Channel(ours)
         self._lock = threading.Lock()
+        self.broken = False  # it did not answer in time: what it does now is not known
         packages = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
         config = {"fd": theirs.fileno(), "packages": packages, "modules": modules, "deny": list(deny)}
         home = str(Path(__file__).resolve().parents[2])
@@ -94,8 +95,11 @@ class TemplateHandle:
             with self._lock:
                 self.channel.send({"spawn": config}, [theirs.fileno()])
                 answer, _ = receive(self.channel, START_TIMEOUT_S)
-        except (ChannelClosed, TimeoutError, ValueError) as error:
+        except BaseException as error:
+            self.broken = True
             ours.close()
+            if not isinstance(error, (ChannelClosed, TimeoutError, ValueError)):
+                raise
             raise JudgeError("sandbox_failed", f"the template is gone ({type(error).__name__})") from None
         finally:
             theirs.close()
@@ -112,7 +116,10 @@ class TemplateHandle:
             with self._lock:
                 self.channel.send({"end": pid})
                 answer, _ = receive(self.channel, START_TIMEOUT_S)
-        except (ChannelClosed, TimeoutError, ValueError):
+        except BaseException as error:  # an answer that comes later would be taken for the next one's
+            self.broken = True
+            if not isinstance(error, (ChannelClosed, TimeoutError, ValueError)):
+                raise
             log.warning("the template did not confirm the end of zygote %d", pid)
             return None
         status: int | None = answer["status"]
@@ -120,7 +127,7 @@ class TemplateHandle:
 
     @property
     def alive(self) -> bool:
-        return self.process.poll() is None
+        return not self.broken and self.process.poll() is None
 
     def close(self) -> None:
         """Hang up; the template ends its zygotes and leaves."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import resource
 
-MAX_FILE_BYTES = 256 << 20
 MAX_OPEN_FILES = 1024
 MAX_TASKS = 256
 COVERED = {  # the layer that does a refused limit's work, and how; a limit that is not here must be set

@@ -1,4 +1,4 @@
-"""A Python below a folder that the program's uid cannot enter (a 0700 home), where there is no private root to bind it into.
+"""A Python below a folder that a program's uid cannot enter (a 0700 home), where no private root has it bound in.
 
 Its folders are reached through descriptors: imports go to /proc/self/fd/N. To execute it takes a path that every user
 can walk, since a child process keeps no descriptor of ours.

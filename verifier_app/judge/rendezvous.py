@@ -1,7 +1,8 @@
 """multiprocessing's listeners without sockets, which a program may not have: named pipes in its own folder.
 
 A Manager's processes meet at the address of a listener. Here that is a named pipe: a client makes two more, writes
-their name into it, and the listener opens them the other way round. Connections behave as those over sockets do.
+their name into it, and the listener opens them the other way round. Connections behave as those over sockets do. A
+fork server hands descriptors over a socket: processes of that start method are spawned instead, as new as its own.
 """
 
 from __future__ import annotations
@@ -12,37 +13,42 @@ import types
 from _frozen_importlib_external import PathFinder
 from typing import Any
 
-MODULE = "multiprocessing.connection"
 NAME_BYTES = 16
 
 
 def install() -> None:
-    """Replace them once the program imports the module; before, nothing of it is loaded."""
-    if MODULE in sys.modules:
-        _replace(sys.modules[MODULE])
-    else:
-        sys.meta_path.insert(0, _Finder())
+    """Replace them once the program imports the modules; before, nothing of them is loaded."""
+    for name, replace in _REPLACE.items():
+        if name in sys.modules:
+            replace(sys.modules[name])
+    sys.meta_path.insert(0, _Finder())
 
 
 class _Finder:
-    """Finds the one module, where it always was, and goes."""
+    """Finds these modules where they always were."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Any:
-        if name != MODULE:
+        replace = _REPLACE.get(name)
+        if replace is None:
             return None
-        sys.meta_path.remove(self)
         spec: Any = PathFinder.find_spec(name, path, target)
         execute = spec.loader.exec_module
 
         def exec_module(module: types.ModuleType) -> None:
             execute(module)
-            _replace(module)
+            replace(module)
 
         spec.loader.exec_module = exec_module
         return spec
 
 
-def _replace(module: Any) -> None:
+def _spawn(module: Any) -> None:
+    from multiprocessing import popen_spawn_posix
+
+    module.Popen = popen_spawn_posix.Popen
+
+
+def _meet_at_pipes(module: Any) -> None:
     class PipedConnection(module.Connection):
         """A connection that reads from one pipe and writes to another."""
 
@@ -104,3 +110,6 @@ def _replace(module: Any) -> None:
 
     module.SocketListener = listen
     module.SocketClient = lambda address: (connect if isinstance(address, str) else over_sockets[1])(address)
+
+
+_REPLACE = {"multiprocessing.connection": _meet_at_pipes, "multiprocessing.popen_forkserver": _spawn}

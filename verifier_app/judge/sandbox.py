@@ -6,13 +6,14 @@ import contextlib
 import os
 import resource
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from verifier_app.judge import cgroup, kernel, landlock, paths, rootfs, seccomp
 from verifier_app.judge.ground import Ground, become
-from verifier_app.judge.limits import MAX_FILE_BYTES, MAX_OPEN_FILES, MAX_TASKS, Limits
-from verifier_app.judge.procfs import listing, tree
+from verifier_app.judge.limits import MAX_OPEN_FILES, MAX_TASKS, Limits
+from verifier_app.judge.procfs import tree
 from verifier_app.judge.threads import ALLOWANCE_BYTES
 
 PATH_FD = 960  # from here on, descriptors of the interpreter's folders, where the program's uid cannot walk to them
@@ -27,6 +28,7 @@ SYSTEM_READABLE = [
     "/proc",
     "/sys/devices",
 ]
+SWEEP_TIMEOUT_S = 5.0
 SHARED_MEMORY = "/dev/shm"
 SHARED = ("/tmp", "/var/tmp", SHARED_MEMORY)
 DEVICES = ["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"]
@@ -48,7 +50,8 @@ class Box:
         self.own_proc = False
         self.usage = -1  # descriptor of what its cgroup has allocated
         self.path_fds_end = PATH_FD
-        self.address_space = address_space_bytes() + (memory_mb << 20)
+        self.memory_bytes = memory_mb << 20
+        self.address_space = address_space_bytes() + self.memory_bytes
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         self._namespaces(memory_mb, scratch)
         self.proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
@@ -61,7 +64,9 @@ class Box:
             problem = paths.executable()
             if problem is not None:
                 self.missing["executable"] = problem
-        self.files_at_start = self._files()
+        for folder in self.folders:
+            os.utime(folder, ns=(0, 0))  # a change shows, however soon it comes
+        self.state_at_start = self._state()
 
     @property
     def report(self) -> dict[str, Any]:
@@ -124,8 +129,9 @@ class Box:
         else:
             assert scratch is not None
             self.scratch = [scratch]
-            if ground.uid:
-                os.chown(scratch, self.uid, self.uid)
+            if ground.uid:  # its group's, not its own: who owns a folder can leave marks on it
+                os.chown(scratch, -1, self.uid)
+                os.chmod(scratch, 0o1770)  # noqa: S103
             os.environ["TMPDIR"] = scratch
         os.environ["HOME"] = self.scratch[0]
         os.chdir(self.scratch[0])
@@ -138,7 +144,7 @@ class Box:
             (resource.RLIMIT_CORE, 0),
             (resource.RLIMIT_MEMLOCK, 0),
             (resource.RLIMIT_MSGQUEUE, 0),
-            (resource.RLIMIT_FSIZE, MAX_FILE_BYTES),
+            (resource.RLIMIT_FSIZE, self.memory_bytes),  # files count as memory
             (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
         ):
             limits.lower(which, value, ALLOWANCE_BYTES if which == resource.RLIMIT_AS else 0)
@@ -187,38 +193,49 @@ class Box:
             except ProcessLookupError:
                 return True
         elif self.ground.uid:
-            sweep_uid(self.uid)
+            sweep_uid(self.uid, self.ground.sweeper_uid(self.uid))
         else:
             sweep_tree(os.getpid())
         return False
 
-    def _files(self) -> int:
-        """Files in the scratch folders."""
-        if not self.ground.root:
-            shared = sum(1 for _ in left_behind(self.uid)) if self.ground.uid else 0
-            return shared + sum(len(listing(".", folder)) for folder in self.folders)
-        count = 0
-        for path, folder in zip(self.scratch, self.folders, strict=True):
-            usage = os.fstatvfs(folder)
-            # gVisor's tmpfs counts no files; what lies deeper lies in a folder here
-            count += usage.f_files - usage.f_ffree if usage.f_files else len(os.listdir(path))
-        return count
+    def _state(self) -> list[object]:
+        """What a program can change of the scratch folders: entries, times and attributes, and files in shared ones."""
+        state: list[object] = []
+        for folder in self.folders:
+            status = os.fstat(folder)
+            state += [status.st_mtime_ns, status.st_ctime_ns]
+            if not self.ground.uid:  # the folder is the program's own
+                with contextlib.suppress(OSError):
+                    state += os.listxattr(folder)
+        if self.ground.uid and not self.ground.root:
+            state += [entry.path for entry in left_behind(self.uid)]
+        return state
 
     def clean(self) -> bool:
         """Whether the scratch folders are as at the start; a zygote with dirty ones ends."""
-        return self._files() == self.files_at_start
+        return self._state() == self.state_at_start
 
 
-def sweep_uid(uid: int) -> None:
-    """Kill all processes of this uid: a process of that uid signals everything it may."""
+def sweep_uid(uid: int, sweeper_uid: int) -> None:
+    """Kill all processes of this uid.
+
+    A process signals those whose real or saved uid is its real or effective one: with the effective one alone the
+    sweeper reaches the program's processes, and they do not reach it.
+    """
     pid = os.fork()
     if pid == 0:
         try:
-            become(uid)
+            become(sweeper_uid, uid)
             os.kill(-1, signal.SIGKILL)
         finally:
             os._exit(0)
-    os.waitpid(pid, 0)
+    give_up = time.monotonic() + SWEEP_TIMEOUT_S
+    while os.waitpid(pid, os.WNOHANG)[0] == 0:
+        if time.monotonic() > give_up:
+            os.kill(pid, signal.SIGKILL)  # a stopped one ends by it too
+            os.waitpid(pid, 0)
+            return
+        time.sleep(0.0002)
 
 
 def descendants(root: int, spare: frozenset[int] = frozenset()) -> dict[int, list[bytes]]:

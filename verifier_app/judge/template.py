@@ -141,7 +141,7 @@ class Template:
             if not left:
                 return
             if self.ground.uid:
-                sweep_uid(uid)
+                sweep_uid(uid, self.ground.sweeper_uid(uid))
             else:
                 sweep_tree(os.getpid(), frozenset(self.zygotes))
             for pid in left:
