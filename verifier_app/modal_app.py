@@ -3,8 +3,9 @@
 `verify` judges one rollout, `verify_many` the rollouts of one group in turn. A container takes one call and is thrown
 away. It has no network and no access to the workspace, and sees the test sets read-only below a folder of root's.
 
-A container imports this module too. It has the standard library and numpy, not the project's other packages, and not
-the deploying machine's variables: what the settings decide is part of the deployed definition alone.
+A container imports this module too. It has the standard library and the packages that programs may import, not the
+project's other packages, and not the deploying machine's variables: what the settings decide is part of the deployed
+definition alone.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from typing import Any
 import modal
 
 from verifier_app.container import TESTS_DIR, judge_all
+from verifier_app.judge.packages import PACKAGES
 
 APP, VOLUME = "livecode-verifier", "livecode-tests"
 OPTIONS: dict[str, Any] = {}
-NUMPY = ""
+PACKAGES_PINNED: list[str] = []
 
 if modal.is_local():
     from verifier_app.settings import modal_settings
 
     settings = modal_settings()
     APP, VOLUME = settings.app, settings.volume
-    NUMPY = version("numpy")  # this machine's: programs must meet the same numpy here and there
+    PACKAGES_PINNED = [f"{name}=={version(name)}" for name in PACKAGES]  # programs must meet the same here and there
     OPTIONS = {
         "cpu": (settings.cpu, settings.cpu_limit),
         "memory": (settings.memory_mb, settings.memory_limit_mb),
@@ -42,7 +44,7 @@ else:
 
 image = (
     modal.Image.debian_slim(python_version=f"{sys.version_info.major}.{sys.version_info.minor}")
-    .uv_pip_install(f"numpy=={NUMPY}")
+    .uv_pip_install(*PACKAGES_PINNED)
     .add_local_python_source("verifier_app")  # the last layer: mounted at start, so that a change builds nothing
 )
 tests = modal.Volume.from_name(VOLUME, create_if_missing=True)

@@ -108,7 +108,7 @@ with Judge() as judge:
 @NEEDS_ROOT
 def test_an_interpreter_below_tmp_is_seen_read_only_and_tmp_is_still_the_programs() -> None:
     code = """
-import json, os, left_pad, sys
+import json, os, sortedcontainers, sys
 open('/tmp/mine', 'w').close()
 seen = []
 for act in (lambda: open(sys.prefix + '/new', 'w'), lambda: os.rename(sys.prefix, sys.prefix + '2')):
@@ -119,7 +119,12 @@ print(*seen, len(os.listdir('/tmp')))
     with open_folder() as folder:
         environment = folder / "environment"
         subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(environment)], check=True)
-        next(environment.glob("lib/python*/site-packages")).joinpath("left_pad.py").touch()
+        packages = next(environment.glob("lib/python*/site-packages"))
+        packages.joinpath("sortedcontainers.py").touch()
+        about = packages / "sortedcontainers-1.dist-info"
+        about.mkdir()
+        about.joinpath("METADATA").write_text("Metadata-Version: 2.1\nName: sortedcontainers\nVersion: 1\n")
+        about.joinpath("RECORD").write_text("sortedcontainers.py,,\n")
         request = {"code": code, "tests": [{"input": "", "output": "refused refused 2"}]}
         command = [str(environment / "bin" / "python"), "-c", LIES_BELOW_TMP, str(REPOSITORY), json.dumps(request)]
         done = subprocess.run(command, capture_output=True, text=True, timeout=100, check=False)

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ from environments.livecode.verifiers import (
 from tests.support.modal_plane import RESCHEDULES, ControlPlane, control_plane
 from tests.verification.conftest import TOKEN, Service
 from verifier_app.container import TESTS_DIR
+from verifier_app.judge.packages import PACKAGES
 from verifier_app.judge.store import encode_tests
 from verifier_app.settings import PROGRAM_MEMORY_MB
 from verifier_app.smoke import CASES, LIMITS
@@ -116,9 +118,8 @@ def test_the_containers_see_the_verifiers_sources_and_nothing_else_of_the_projec
     lines = [line for image in plane.images.values() for line in image.dockerfile_commands]
     version = f"{sys.version_info.major}.{sys.version_info.minor}."
     assert any(f"python:{version}" in line for line in lines)
-    import numpy
-
-    assert any(line.endswith(f"numpy=={numpy.__version__}") for line in lines)
+    (installed,) = [line for line in lines if "==" in line]
+    assert installed.split()[-len(PACKAGES) :] == [f"{name}=={metadata.version(name)}" for name in PACKAGES]
 
 
 def test_the_deploying_commands_settings_become_the_definition(tmp_path: Path) -> None:

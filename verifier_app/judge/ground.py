@@ -19,8 +19,8 @@ _UIDS, _GIDS = 1, 2  # bits of an exit status
 class Ground:
     """The layers that work here. (No dataclass: its imports would make every fork dearer.)"""
 
-    def __init__(self, packages: list[str], deny: list[str]) -> None:
-        self.packages, self.deny = packages, deny
+    def __init__(self, packages: list[str], entries: list[str], deny: list[str]) -> None:
+        self.packages, self.entries, self.deny = packages, entries, deny
         self.user_namespace = self.pid = self.net = self.ipc = self.uid = self.seccomp = False
         self.root = False  # a private root in a mount namespace
         self.landlock = 0  # its version
@@ -53,7 +53,7 @@ class Ground:
         self.ipc = self._works("ipc namespace", lambda: kernel.unshare(kernel.CLONE_NEWIPC))
         self.net = self._works("net namespace", lambda: kernel.unshare(kernel.CLONE_NEWNET))
         if self._works("mount namespace", lambda: self._try_root()):
-            rootfs.build(self.interpreter)
+            rootfs.build(self.interpreter, self.packages, self.entries)
             self.root = True
         self.pid = self._try("pid namespace", self._try_pid)
         if self.root and not os.path.exists("/proc/self/smaps_rollup"):
@@ -103,7 +103,7 @@ class Ground:
         self.uid_base, self.uid_span = start + count // 2, count - count // 2 - 1
 
     def _try_root(self) -> None:
-        rootfs.build(self.interpreter)
+        rootfs.build(self.interpreter, self.packages, self.entries)
         kernel.unshare(kernel.CLONE_NEWNS)
         rootfs.mount_scratch(1, self.interpreter)
 

@@ -18,6 +18,7 @@ from typing import Any
 
 from verifier_app.judge.channel import Channel, ChannelClosed
 from verifier_app.judge.memory import Loose
+from verifier_app.judge.packages import entries
 from verifier_app.judge.procfs import fields_of
 from verifier_app.judge.protocol import JudgeError
 from verifier_app.judge.watch import PATIENCE, TICK, Watch
@@ -56,7 +57,13 @@ class TemplateHandle:
         self._lock = threading.Lock()
         self.broken = False  # it did not answer in time: what it does now is not known
         packages = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
-        config = {"fd": theirs.fileno(), "packages": packages, "modules": modules, "deny": list(deny)}
+        config = {
+            "fd": theirs.fileno(),
+            "packages": packages,
+            "entries": entries(packages),
+            "modules": modules,
+            "deny": list(deny),
+        }
         home = str(Path(__file__).resolve().parents[2])
         try:
             self.process = subprocess.Popen(

@@ -32,8 +32,11 @@ def interpreter_paths(packages: list[str]) -> list[str]:
     ]
 
 
-def build(interpreter: list[str]) -> None:
-    """Move this process into a private mount namespace and root. OSError leaves the old root in place."""
+def build(interpreter: list[str], packages: Sequence[str], entries: Sequence[str]) -> None:
+    """Move this process into a private mount namespace and root. OSError leaves the old root in place.
+
+    Of the folders `packages` only what is named in `entries` is there.
+    """
     point = next(
         (
             p
@@ -56,6 +59,7 @@ def build(interpreter: list[str]) -> None:
             _bind(source, target)
     for path in interpreter:
         _bind(path, point + path)
+    _show_only(point, packages, entries)
     os.makedirs(f"{point}/etc", exist_ok=True)
     for name in _ETC:
         with contextlib.suppress(OSError):
@@ -75,6 +79,25 @@ def build(interpreter: list[str]) -> None:
     os.chdir(point)
     kernel.pivot_root_here()
     kernel.mount(None, "/", None, kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID)
+
+
+def _show_only(point: str, packages: Sequence[str], entries: Sequence[str]) -> None:
+    """Cover the package folders with ones that hold the entries alone, the base interpreter's with empty ones."""
+    library = os.path.dirname(os.__file__)
+    beside = [f"{library}/site-packages", f"{library}/dist-packages", "/usr/lib/python3/dist-packages"]
+    shown = {path for folder in packages for path in (os.path.abspath(folder), os.path.realpath(folder))}
+    for folder in sorted({*shown, *beside, *map(os.path.realpath, beside)}):
+        target = point + folder
+        if not os.path.isdir(target):
+            continue
+        kernel.mount("packages", target, "tmpfs", kernel.MS_NOSUID | kernel.MS_NODEV, "size=1m,mode=0755")
+        for name in entries if folder in shown else ():
+            source = f"{folder}/{name}"
+            if os.path.isdir(source):
+                _bind(source, f"{target}/{name}")
+            elif os.path.isfile(source):
+                _copy(source, f"{target}/{name}")
+        kernel.mount(None, target, None, kernel.MS_REMOUNT | kernel.MS_BIND | kernel.MS_RDONLY | kernel.MS_NOSUID)
 
 
 def _copy(source: str, target: str) -> None:

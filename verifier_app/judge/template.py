@@ -25,6 +25,7 @@ from verifier_app.judge import kernel, rendezvous, threads
 from verifier_app.judge.channel import Channel, ChannelClosed, channel_from_fd
 from verifier_app.judge.ground import Ground
 from verifier_app.judge.limits import Limits
+from verifier_app.judge.packages import path_hook
 from verifier_app.judge.prelude import RECURSION_LIMIT, STACK_BYTES, THREAD_STACK_BYTES, make_module
 from verifier_app.judge.sandbox import Box, descendants, make_scratch, remove_scratch, sweep_tree, sweep_uid
 from verifier_app.judge.zygote import Zygote
@@ -60,12 +61,13 @@ def _standard_streams() -> None:
     os.close(null)
 
 
-def _load(home: str, packages: list[str], modules: list[str]) -> None:
+def _load(home: str, packages: list[str], entries: list[str], modules: list[str]) -> None:
     """Everything that programs use and that is slow to import, once."""
     site.setquit()
     site.setcopyright()
     site.sethelper()
     sys.path[:] = [path for path in sys.path if path not in ("", home)] + packages
+    sys.path_hooks.insert(0, path_hook(packages, entries))
     sys.argv[:] = ["solution.py"]
     for name in modules:
         with contextlib.suppress(ImportError):  # numpy may not be installed: then the program's import fails
@@ -166,7 +168,7 @@ def become_zygote(channel: Channel, ground: Ground, config: dict[str, Any], uid:
 
 
 def main(argument: str) -> None:
-    """Entry point of the exec'ed interpreter; the argument is JSON: fd, packages, modules, deny."""
+    """Entry point of the exec'ed interpreter; the argument is JSON: fd, packages, entries, modules, deny."""
     config = json.loads(argument)
     channel = channel_from_fd(config["fd"])
     try:
@@ -190,9 +192,9 @@ def _start(config: dict[str, Any]) -> Ground:
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
     _standard_streams()
-    _load(sys.argv[1], config["packages"], config["modules"])
+    _load(sys.argv[1], config["packages"], config["entries"], config["modules"])
     sys.modules["__main__"] = make_module("__main__")
-    ground = Ground(config["packages"], config["deny"])
+    ground = Ground(config["packages"], config["entries"], config["deny"])
     ground.prepare()
     gc.collect()
     gc.freeze()
