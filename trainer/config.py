@@ -146,6 +146,9 @@ class WeightsConfig(Section):
         "keep", description="What happens to running generations during an update."
     )
     deadline_s: float = Field(120.0, gt=0, description="Longest time of one phase of an update, in seconds.")
+    wait_s: float = Field(
+        300.0, ge=0, description="Longest wait at the start for servers that do not answer yet, in seconds; 0: none."
+    )
     verify_every: int = Field(
         10,
         ge=0,

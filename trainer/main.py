@@ -48,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = load(TrainerConfig, sys.argv[1:] if argv is None else argv, "torchrun trainer/main.py")
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
+        logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request buries the steps
         # Imported here: --help and broken settings should not pay for torch.
         from trainer.stopping import end_with_launcher
 

@@ -136,7 +136,8 @@ class Run:
         config = self.config
         if self.served is not None:
             # A step that was trained proves the addresses: from then on a server may be away for a time.
-            self.served.publisher.check(resumed=(config.run_dir / "metrics.jsonl").exists())
+            resumed = (config.run_dir / "metrics.jsonl").exists()
+            self.served.publisher.check(resumed=resumed, wait_s=config.weights.wait_s)
         self.client = opened.enter_context(AtroposClient(config.api.url))
         self.client.agree(
             terms(

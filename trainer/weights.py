@@ -41,10 +41,10 @@ __all__ = [
 class WeightPublisher(Protocol):
     """Brings the policy's weights into the servers that sample from it."""
 
-    def check(self, *, resumed: bool = False) -> None:
+    def check(self, *, resumed: bool = False, wait_s: float = 0.0) -> None:
         """On rank 0: ask every server for its health; raises WeightSyncError for one that does not answer.
 
-        resumed: a run that goes on does without those that are gone.
+        resumed: a run that goes on does without those that are gone. wait_s: else they are waited for so long.
         """
         ...
 

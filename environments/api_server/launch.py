@@ -56,5 +56,6 @@ def serve(host: str, port: int, journal: Path | None = None) -> None:
         log.warning("no journal: groups that wait are lost when this server ends; --journal FILE keeps them")
     elif store.held:
         log.info("%s: %d groups wait, %d batches are leased", journal, len(store.waiting), len(store.leases))
+    log.info("the Atropos API server listens on http://%s:%d", host, port)
     config = uvicorn.Config(build(store), log_level="warning", access_log=False)
     uvicorn.Server(config).run(sockets=[sock])

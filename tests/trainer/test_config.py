@@ -24,7 +24,7 @@ objective.overlong_baseline
 optimizer.lr optimizer.betas optimizer.weight_decay optimizer.eps optimizer.warmup_steps optimizer.max_grad_norm
 batch.rollouts batch.group_size batch.context batch.max_tokens
 api.url api.batch_deadline_s
-weights.backend weights.servers weights.dtype weights.pause_mode weights.deadline_s
+weights.backend weights.servers weights.dtype weights.pause_mode weights.deadline_s weights.wait_s
 weights.verify_every weights.nccl_address weights.pause_while_training
 checkpoint.every checkpoint.keep_last checkpoint.resume checkpoint.stop_deadline_s checkpoint.export
 """.split()

@@ -83,7 +83,7 @@ def test_servers_and_api_are_asked_before_the_model_is_read(tmp_path: Path) -> N
     (model / "config.json").write_text("{}")
     (model / "model.safetensors").write_text("not read unless everything else is in place")
     where = ["--model", str(model), "--run_dir", str(tmp_path / "run"), "--checkpoint.export", "false"]
-    done = start(*where, "--weights.servers", "http://127.0.0.1:9")
+    done = start(*where, "--weights.servers", "http://127.0.0.1:9", "--weights.wait_s", "0")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error weights to http://127.0.0.1:9, phase health: ")
     with api_server(tmp_path) as url:

@@ -91,12 +91,12 @@ class DiskPublisher:
         self._half_loaded: set[str] = set()
         self._met: set[str] = set()
 
-    def check(self, *, resumed: bool = False) -> None:
+    def check(self, *, resumed: bool = False, wait_s: float = 0.0) -> None:
         """Ask every server for its health; raises WeightSyncError (phase "health").
 
-        resumed: servers that are gone are left to `catch_up`.
+        resumed: servers that are gone are left to `catch_up`. wait_s: else they are waited for so long.
         """
-        check_all(self.servers, resumed=resumed)
+        check_all(self.servers, resumed=resumed, wait_s=wait_s)
 
     def pause(self) -> None:
         """Stop generation on every server until the next `publish`, running requests kept; raises WeightSyncError."""

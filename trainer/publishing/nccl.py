@@ -95,12 +95,12 @@ class NcclPublisher:
 
     # -- what the run calls ----------------------------------------------------------------------------------
 
-    def check(self, *, resumed: bool = False) -> None:
+    def check(self, *, resumed: bool = False, wait_s: float = 0.0) -> None:
         """Ask every server for its health and its backend; raises WeightSyncError (phase "health").
 
-        resumed: servers that are gone are left to `catch_up`.
+        resumed: servers that are gone are left to `catch_up`. wait_s: else they are waited for so long.
         """
-        check_all(self.servers, resumed=resumed)
+        check_all(self.servers, resumed=resumed, wait_s=wait_s)
         # vLLM takes seconds for this answer, so it is asked for once.
         each([Update(server) for server in self.servers], "health", lambda update: _check_backend(update.server))
 

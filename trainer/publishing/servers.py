@@ -293,15 +293,36 @@ class WeightServer:
                 time.sleep(0.2 * 2**attempt)
 
 
-def check_all(servers: Sequence[WeightServer], *, resumed: bool) -> None:
+def check_all(servers: Sequence[WeightServer], *, resumed: bool, wait_s: float = 0.0) -> None:
     """Every server's `check`, side by side; a run that goes on does without those that are gone. Where all are it is
-    `publish` that waits (see `Served.patiently`)."""
+    `publish` that waits (see `Served.patiently`).
+
+    wait_s: how long a run that begins waits for servers that do not answer yet; it needs all of them.
+    """
+    until, said = time.monotonic() + wait_s, False
+    while True:
+        wrong = _check_each(servers)
+        left = until - time.monotonic()
+        if resumed or left <= 0 or not wrong or not all(error.gone for error in wrong):
+            break
+        if not said:
+            logger.info("waiting for vLLM, at most %.0f s (weights.wait_s): %s", left, wrong[0])
+            said = True
+        time.sleep(1.0)
+    for error in wrong:
+        if not (resumed and error.gone):
+            raise error
+        logger.warning("%s; the run goes on, and brings it the weights when it is back", error)
+
+
+def _check_each(servers: Sequence[WeightServer]) -> list[WeightSyncError]:
+    """What is wrong with them."""
     with ThreadPoolExecutor(max(len(servers), 1)) as pool:  # one that swallows packets takes the whole deadline
         checks = [pool.submit(server.check) for server in servers]
+    wrong = []
     for check in checks:
         try:
             check.result()
         except WeightSyncError as error:
-            if not (resumed and error.gone):
-                raise
-            logger.warning("%s; the run goes on, and brings it the weights when it is back", error)
+            wrong.append(error)
+    return wrong
