@@ -20,7 +20,7 @@ from environments.launch.loop import (
     Loop,
     Process,
     run_to_end_or_signal,
-    torchrun,
+    trainer_command,
 )
 from environments.launch.processes import ProcessError, free_port
 from environments.run_folder import claim
@@ -101,7 +101,9 @@ class Demo:
         ]
 
     def _trainer(self) -> Process:
-        return Process(torchrun(1, self._trainer_flags(), 0), "config/trainer.yaml", tuple(TRAINER_VARIABLES.items()))
+        return Process(
+            trainer_command(1, self._trainer_flags()), "config/trainer.yaml", tuple(TRAINER_VARIABLES.items())
+        )
 
     # -- held-out evaluation -----------------------------------------------------------------------------
 

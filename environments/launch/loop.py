@@ -64,12 +64,11 @@ class Process:
     variables: tuple[tuple[str, str], ...] = ()
 
 
-def torchrun(ranks: int, arguments: Sequence[str], stop_deadline_s: float) -> tuple[str, ...]:
-    """The trainer's command. One rank runs without a launcher, whose thirty lines would bury its error."""
+def trainer_command(ranks: int, arguments: Sequence[str]) -> tuple[str, ...]:
+    """One rank needs no launcher."""
     if ranks == 1:
         return (sys.executable, TRAINER, *arguments)
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks))
-    return (*launcher, "--shutdown-timeout", str(int(stop_deadline_s) + 60), TRAINER, *arguments)
+    return (sys.executable, "-m", "trainer.launch", "--nproc-per-node", str(ranks), *arguments)
 
 
 class Loop:

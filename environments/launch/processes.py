@@ -27,6 +27,7 @@ from environments.supervise import Restarts
 RESTARTS = 5
 """How often in a row a child may be started again."""
 
+_BY_SIGTERM = (-signal.SIGTERM, 128 + signal.SIGTERM)
 _PR_SET_PDEATHSIG = 1
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -58,6 +59,7 @@ class Child:
         self.log = log
         self._argv, self._env = list(argv), {**os.environ, **(env or {})}
         self._restarts, self._ready_file, self._ready = restarts, ready, False
+        self._asked = False
         self._due: float | None = None  # when it is started again
         self._not_before = _written(ready) if ready is not None else 0
         log.parent.mkdir(parents=True, exist_ok=True)
@@ -90,7 +92,7 @@ class Child:
     def check(self) -> None:
         """Starts a process again that has died; raises ProcessError where it may not be."""
         code = self.process.poll()
-        if code in (None, 0):
+        if code in (None, 0) or (self._asked and code in _BY_SIGTERM):
             return
         if self._may_be_started_again() and self._started_again(code):
             return
@@ -113,7 +115,7 @@ class Child:
 
     def ask_to_end(self) -> None:
         """SIGTERM: it may take its time to end, and is not started again."""
-        self._restarts = None
+        self._restarts, self._asked = None, True
         if self.process.poll() is None:
             self.process.terminate()
 

@@ -14,7 +14,7 @@ import httpx
 from environments.launch.config import PARTS, LaunchConfig, Parts, load_launch, parts, saved
 from environments.launch.disk import check_disk
 from environments.launch.display import Screen
-from environments.launch.loop import ATROPOS, TRAINER_VARIABLES, Loop, Process, run_to_end_or_signal, torchrun
+from environments.launch.loop import ATROPOS, TRAINER_VARIABLES, Loop, Process, run_to_end_or_signal, trainer_command
 from environments.launch.processes import free_port
 from environments.run_folder import claim
 from environments.settings import ConfigError, write_yaml
@@ -118,7 +118,7 @@ class Training:
 
     def _trainer(self) -> Process:
         flags = ("--config", str(self._file("trainer")))
-        argv = torchrun(self.config.ranks, flags, self.parts.trainer.checkpoint.stop_deadline_s)
+        argv = trainer_command(self.config.ranks, flags)
         return Process(argv, "config/trainer.yaml", (*TRAINER_VARIABLES.items(), *_gpus(self.config.trainer_gpus)))
 
 

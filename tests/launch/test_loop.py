@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from environments.launch.display import Screen, duration
-from environments.launch.loop import Interrupted, JsonLines, Loop, Process, run_to_end_or_signal, torchrun
+from environments.launch.loop import Interrupted, JsonLines, Loop, Process, run_to_end_or_signal, trainer_command
 from environments.launch.processes import ProcessError
 from environments.launch.train import alone, step_of_latest
 from environments.settings import ConfigError
@@ -214,11 +214,22 @@ def test_signals_end_the_work_with_their_code_and_what_was_started(run, watched)
     assert one.loop.family.children == []
 
 
-def test_one_rank_needs_no_launcher_and_several_have_time_to_save():
-    assert torchrun(1, ["--x", "1"], 600)[1:] == (torchrun(1, [], 600)[1], "--x", "1")
-    several = torchrun(3, ["--x", "1"], 600)
-    assert several[several.index("--nproc-per-node") + 1] == "3"
-    assert several[several.index("--shutdown-timeout") + 1] == "660"
+def test_one_rank_needs_no_launcher():
+    assert [Path(word).name for word in trainer_command(1, ["--x", "1"])[1:]] == ["main.py", "--x", "1"]
+    several = trainer_command(3, ["--x", "1"])
+    assert several[1:] == ("-m", "trainer.launch", "--nproc-per-node", "3", "--x", "1")
+
+
+@pytest.mark.parametrize("code", [143, -15])
+def test_a_launcher_that_ends_by_the_signal_it_was_sent_has_not_failed(run, watched, code):
+    handled = "signal.signal(15, lambda *_: os._exit(143)); " if code == 143 else ""
+    quiet = f"import os, signal, sys, time; {handled}open(sys.argv[1], 'w').close(); time.sleep(60)"
+    ready_file = run / "config" / "trainer.yaml"
+    ready_file.parent.mkdir()
+    ranks = Process((sys.executable, "-S", "-c", quiet, str(ready_file)), "config/trainer.yaml")
+    one = watched(9)
+    one.when(ready_file.exists, lambda: one.loop.interrupt(signal.SIGTERM, None))
+    assert one.loop.train(ranks, environment(run)) == 0
 
 
 def test_two_runs_in_one_folder_are_refused(run):
