@@ -39,16 +39,36 @@ def find_problem(problems: Path, problem_id: str) -> Problem:
 
 
 def read_tests(path: Path) -> tuple[list[dict[str, str]], str | None]:
-    """(tests, fn_name) from a JSON file: a list of {input, output}, or an object with "tests" and "fn_name"."""
+    """(tests, fn_name) from a JSON file: a list of {input, output}, or an object with "tests" and "fn_name".
+
+    LiveCodeBench's own {input, output, testtype} are taken too.
+    """
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise UsageError(f"--tests {path}: {error.strerror}: give a JSON file of tests") from None
     except ValueError as error:
         raise UsageError(f"--tests {path}: is not JSON ({error}): give a list of {{input, output}}") from None
+    fn_name = None
     if isinstance(data, dict):
-        return data.get("tests") or [], data.get("fn_name")
-    return data, None
+        if "tests" not in data:
+            found = ", ".join(map(str, data)) or "nothing"
+            fix = 'give a list of {input, output}, or {"tests": [...], "fn_name": ...}'
+            if {"inputs", "outputs"} <= set(data):
+                fix += ": one object for each pair of inputs and outputs"
+            raise UsageError(f"--tests {path}: has no tests, it holds {found}: {fix}")
+        data, fn_name = data["tests"], data.get("fn_name")
+    return _without_testtype(data), fn_name
+
+
+def _without_testtype(tests: Any) -> Any:
+    """The tests without LiveCodeBench's third key, which says what fn_name says."""
+    if not isinstance(tests, list):
+        return tests
+    return [
+        {key: value for key, value in test.items() if key != "testtype"} if isinstance(test, dict) else test
+        for test in tests
+    ]
 
 
 def verify_file(
@@ -73,7 +93,7 @@ def verify_file(
         if (problem_id is None) == (tests is None):
             raise UsageError("give exactly one of --problem ID and --tests FILE")
         try:
-            code = path.read_text(encoding="utf-8")
+            code = path.read_text(encoding="utf-8-sig")
         except OSError as error:
             raise UsageError(f"{path}: {error.strerror}: give the program's file") from None
         except UnicodeDecodeError:

@@ -149,9 +149,10 @@ def _graded(sample: Sample, profile: str) -> Sample:
 
 
 def scores(problems: Sequence[Problem], samples: Sequence[Sample], cutoff: str | None = None) -> dict[str, Any]:
-    """What the samples' status gives: {correct, total, pass_at_1, ci95, pass_at_k (unbiased), pass_at_1_first (of
-    each problem's first sample), per_template, per_problem, by, without_known_bad (None where nothing is known to be
-    bad), verdicts}; samples without a verdict are in none of them, and one at least must have one."""
+    """What the samples' status gives: {correct, total, pass_at_1 (mean over problems), ci95, pass_at_k (unbiased),
+    pass_at_1_first (of each problem's first sample), per_template, per_problem, by, without_known_bad (None where
+    nothing is known to be bad), verdicts}; samples without a verdict are in none of them, and one at least must have
+    one."""
     templates = {problem.id: template_of(problem) for problem in problems}
     cells = {name: [0, 0] for name in templates}
     for sample in samples:
@@ -167,7 +168,7 @@ def scores(problems: Sequence[Problem], samples: Sequence[Sample], cutoff: str |
     return {
         "correct": correct,
         "total": total,
-        "pass_at_1": correct / total,
+        "pass_at_1": pass_rate(per_problem),
         "ci95": list(pass_interval(per_problem)),
         **estimates(samples),
         "per_template": per_template,
@@ -219,7 +220,19 @@ def without(per_problem: Mapping[str, Sequence[Any]], names: Collection[str]) ->
     if len(left) == len(per_problem) or not total:
         return None
     low, high = pass_interval(left)
-    return {"pass_at_1": sum(row[1] for row in left.values()) / total, "ci95": [low, high], "problems": len(left)}
+    return {"pass_at_1": pass_rate(left), "ci95": [low, high], "problems": len(left)}
+
+
+def pass_rate(per_problem: Mapping[str, Sequence[Any]]) -> float:
+    """pass@1 as LiveCodeBench has it: the mean over problems of the share of their samples that passed.
+
+    It is that of all samples where each problem has as many; where some lack a verdict their problem counts no less.
+
+    Args:
+        per_problem: {problem id: [template, correct, total]}; one at least must have samples.
+    """
+    rates = [correct / total for _, correct, total in per_problem.values() if total]
+    return sum(rates) / len(rates)
 
 
 def pass_interval(per_problem: Mapping[str, Sequence[Any]]) -> tuple[float, float]:
@@ -269,18 +282,25 @@ def template_of(problem: Problem) -> str:
     return problem.template or problem.id
 
 
-Table = list[NDArray[np.float64]]  # one array per template, [problems, (correct, total) once or twice]
+Table = list[NDArray[np.float64]]  # one array per template, [problems, (rate, 1 or without samples 0) once or twice]
+
+
+def _share(correct: float, total: float) -> tuple[float, float]:
+    return (correct / total, 1.0) if total else (0.0, 0.0)
 
 
 def _table(per_problem: Mapping[str, Sequence[Any]]) -> Table:
     by_template: dict[str, list[Sequence[Any]]] = {}
     for template, *counts in per_problem.values():
-        by_template.setdefault(template, []).append(counts)
+        row = [
+            part for correct, total in zip(counts[::2], counts[1::2], strict=True) for part in _share(correct, total)
+        ]
+        by_template.setdefault(template, []).append(row)
     return [np.asarray(rows, dtype=np.float64) for rows in by_template.values()]
 
 
 def _draws(table: Table) -> NDArray[np.float64]:
-    """Sums of resampled counts, one row (correct, total, ...) per resample."""
+    """Sums over the resampled problems, one row (rates, problems, ...) per resample."""
     random = np.random.default_rng(_BOOTSTRAP_SEED)
     chosen = random.integers(len(table), size=RESAMPLES * len(table))
     # The resamples that drew a template, once for each time they drew it.

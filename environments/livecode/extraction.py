@@ -15,7 +15,14 @@ def answer_part(text: str, reasoning_open: bool = False) -> str:
     """
     if not reasoning_open and not text.lstrip().startswith(THINK_OPEN):
         return text
-    return text.rpartition(THINK_CLOSE)[2] if THINK_CLOSE in text else ""
+    return text.partition(THINK_CLOSE)[2]  # the first one: the answer, or its program, may say the word again
+
+
+def reasoning_closed(text: str) -> bool:
+    """Whether an answer holds the end of a reasoning that somebody else opened, and not just its program the word."""
+    before, mark, after = text.partition(THINK_CLOSE)
+    alone = not before.rpartition("\n")[2].strip() and not after.partition("\n")[0].strip()
+    return bool(mark) and (alone or sum(FENCE in line for line in before.split("\n")) % 2 == 0)
 
 
 def extract_code(text: str, reasoning_open: bool = False) -> str | None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 from environments.livecode import apart
-from environments.livecode.extraction import THINK_CLOSE, extract_code
+from environments.livecode.extraction import extract_code, reasoning_closed
 from environments.livecode.problems import Problem
 from environments.livecode.prompts import Prompt, PromptBuilder
 from environments.livecode.rewards import FAIL, PASS, drop_reason, reward
@@ -225,7 +225,7 @@ class Pipeline:
             text = str(self.prompts.tokenizer.decode(list(sample.ids), skip_special_tokens=True))
             return pack(text), extract_code(text, prompt.reasoning_open)
         # Only the server knows whether its template opened the reasoning: without the closing mark it took it out.
-        return pack(sample.text), extract_code(sample.text, THINK_CLOSE in sample.text)
+        return pack(sample.text), extract_code(sample.text, reasoning_closed(sample.text))
 
 
 @dataclass(frozen=True)

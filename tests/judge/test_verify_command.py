@@ -59,6 +59,25 @@ def test_tests_may_come_from_a_file_with_a_function(tmp_path: Path) -> None:
     assert run(tmp_path, "def f(n): return n", tests=tests)[0] == 1
 
 
+def test_files_may_begin_with_a_byte_order_mark_and_tests_be_livecodebenchs_own(tmp_path: Path) -> None:
+    tests = tmp_path / "own.json"
+    rows = [{**test, "testtype": "stdin"} for test in TESTS]
+    tests.write_text("\ufeff" + json.dumps(rows), encoding="utf-8")
+    assert run(tmp_path, "\ufeffprint(int(input()) ** 2)", tests=tests)[0] == 0
+    tests.write_text(json.dumps({"tests": [{"input": "2", "output": "4", "testtype": "functional"}], "fn_name": "f"}))
+    assert run(tmp_path, "def f(n): return n * n", tests=tests)[0] == 0
+
+
+@pytest.mark.parametrize("data", [{"inputs": ["2"], "outputs": ["4"], "fn_name": "f"}, {"cases": []}, {}])
+def test_an_object_without_tests_is_said_to_have_none_and_what_it_holds(tmp_path: Path, data: dict[str, Any]) -> None:
+    tests = tmp_path / "other.json"
+    tests.write_text(json.dumps(data), encoding="utf-8")
+    status, text = run(tmp_path, "", tests=tests)
+    assert status == 2
+    assert "has no tests" in text
+    assert ", ".join(data) in text
+
+
 def test_all_tests_run_when_asked_to(tmp_path: Path) -> None:
     _, text = run(tmp_path, "print(0)", tests=tmp_path / "tests.json", all_tests=True)
     assert text.count("wrong_answer") == 3

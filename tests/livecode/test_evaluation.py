@@ -15,6 +15,7 @@ from environments.livecode.evaluation import (
     paired_difference,
     pass_interval,
     request_seed,
+    scores,
     without,
 )
 from environments.livecode.groups import Pipeline
@@ -169,6 +170,20 @@ def test_pass_at_k_is_the_unbiased_estimate() -> None:
         ("a", 0, "wrong_answer"), ("a", 1, "accepted"), ("b", 0, "accepted"), ("b", 1, "accepted"), ("b", 2, None),
     )]  # fmt: skip
     assert estimates(rows) == {"pass_at_k": {"1": 0.75, "2": 1.0}, "pass_at_1_first": 0.5}
+
+
+def test_pass_at_1_is_the_mean_over_problems_also_where_samples_lack_a_verdict() -> None:
+    problems = [problem("a1", "a"), problem("a2", "a"), problem("b1", "b")]
+    status = {"a1": ["accepted"] * 4, "a2": ["accepted", None, None, None], "b1": ["wrong_answer"] * 4}
+    rows = [{"problem": p, "index": i, "status": s} for p, row in status.items() for i, s in enumerate(row)]
+    found = scores(problems, rows)
+    assert found["pass_at_1"] == found["pass_at_k"]["1"] == pytest.approx(2 / 3)
+    assert (found["correct"], found["total"]) == (5, 9)
+    assert pass_interval({"a": ["t", 4, 4], "b": ["u", 0, 1]}) == (0.0, 1.0)
+    assert paired_difference(
+        record_of({"a": ["t", 0, 4], "b": ["t", 1, 1]}, pass_at_1=0.5),
+        record_of({"a": ["t", 2, 4], "b": ["t", 1, 1]}, pass_at_1=0.75),
+    )[0] == pytest.approx(0.25)  # fmt: skip
 
 
 def test_a_requests_seed_fits_into_31_bits() -> None:

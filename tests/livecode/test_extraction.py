@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from environments.livecode.extraction import extract_code
+from environments.livecode.extraction import extract_code, reasoning_closed
 
 CASES = {
     "one block": ("Here:\n```python\nprint(1)\n```", "print(1)"),
@@ -27,6 +27,13 @@ CASES = {
     "fences in the reasoning do not count": ("<think>\n```\nprint(1)\n```\n</think>\nNo program.", None),
     "the answer after the reasoning": ("<think>\n```\nbad\n```\n</think>\n```\ngood\n```", "good"),
     "reasoning that was cut off": ("<think>\n```\nprint(1)\n```\nhm", None),
+    "the closing tag again in the answer": ("<think>\nhm\n</think>\nAfter </think>:\n```\nok\n```", "ok"),
+    "the closing tag again in the program": (
+        "<think>\nhm\n</think>\n```\nprint('</think>')\n```",
+        "print('</think>')",
+    ),
+    "the closing tag again after the program": ("<think>hm</think>\n```\nok\n```\nDone.</think>", "ok"),
+    "a closing tag without reasoning": ("```\nprint('</think>')\n```", "print('</think>')"),
     "a program that mentions the tag": ("```\nprint('<think>')\n```", "print('<think>')"),
 }
 
@@ -43,3 +50,16 @@ def test_reasoning_that_the_prompt_opened_is_left_out() -> None:
 
 def test_reasoning_that_the_prompt_opened_and_nothing_closed_has_no_program() -> None:
     assert extract_code("```\nbad\n```\n", reasoning_open=True) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "closed"),
+    [
+        ("```\nprint('</think>')\n```", False),
+        ("hm\n```\nbad\n</think>\n```\ngood\n```", True),
+        ("hm</think>```\ngood\n```", True),
+        ("```\ngood\n```", False),
+    ],
+)
+def test_the_word_in_a_program_ends_no_reasoning(text: str, closed: bool) -> None:
+    assert reasoning_closed(text) == closed

@@ -214,7 +214,7 @@ function show(one, row) {
   if (one.message) detail.append(el("h2", { text: one.failed == null ? "Message" : `Test ${one.failed} failed` }), marked(one.message));
   if (one.test) detail.append(folded("its input", one.test.input, true), folded("what it expects", one.test.output, true));
   detail.append(folded("prompt", one.prompt, false));
-  const closed = one.answer.lastIndexOf("</think>");
+  const closed = one.answer.indexOf("</think>");
   if (closed >= 0) {
     detail.append(folded("reasoning", one.answer.slice(0, closed), false));
     detail.append(folded("answer", one.answer.slice(closed + 8), false));
