@@ -224,6 +224,11 @@ class EvaluationConfig(Section):
         description="Rules that every program is graded by, the first one's score counts: livecodebench (6 s, no "
         "memory limit, exact decimals), nouscoder (15 s, 4 GB, decimals to 1e-4), run (env's limits, exact decimals).",
     )
+    semantics: Literal["process", "official"] = Field(
+        "process",
+        description="How livecodebench runs programs: process, as in training, or official, as LiveCodeBench's own "
+        "grader does: inside its process, on a text stdin, with what was printed when the main thread ended.",
+    )
     cutoff: str | None = Field(
         "2024-07-31",
         pattern=r"^\d{4}-\d\d-\d\d$",

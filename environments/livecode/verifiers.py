@@ -190,9 +190,13 @@ def judge_request(
     time_limit_s: float,
     memory_limit_mb: int,
     decimal_tolerance: float | None = None,
+    semantics: str | None = None,
     order: list[int] | None = None,
 ) -> dict[str, Any]:
-    """A verifier's request for one program: all tests, stop at the first that fails."""
+    """A verifier's request for one program: all tests, stop at the first that fails.
+
+    `semantics` is a field only where it is given: a verifier of an earlier version knows none.
+    """
     tests: Sequence[TestCase] = problem.tests
     return {
         "code": code,
@@ -205,6 +209,7 @@ def judge_request(
         "deadline_s": None,
         "stop_at_first_failure": True,
         "decimal_tolerance": decimal_tolerance,
+        **({} if semantics is None else {"semantics": semantics}),
     }
 
 

@@ -47,7 +47,7 @@ async def evaluate_sets(env: LivecodeEnv) -> list[dict[str, Any]]:
     version = await env.client.weight_version()
     grading = profiles(
         options.profiles, time_limit_s=config.time_limit_s, memory_limit_mb=config.memory_limit_mb,
-        no_memory_limit_mb=options.no_memory_limit_mb,
+        no_memory_limit_mb=options.no_memory_limit_mb, semantics=options.semantics,
     )  # fmt: skip
     # All at once: one set's last long answers would leave most generation slots empty.
     records = await all_of(

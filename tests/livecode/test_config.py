@@ -70,6 +70,7 @@ OPTIONS = [
     "evaluation.seed",
     "evaluation.limit",
     "evaluation.profiles",
+    "evaluation.semantics",
     "evaluation.cutoff",
     "evaluation.no_memory_limit_mb",
     "evaluation.route",

@@ -50,6 +50,28 @@ def test_the_profiles_are_the_published_ones() -> None:
     ]  # fmt: skip
 
 
+def test_the_official_semantics_are_livecodebenchs_alone() -> None:
+    names: list[Any] = ["livecodebench", "nouscoder", "run"]
+    found = profiles(names, time_limit_s=1, memory_limit_mb=64, no_memory_limit_mb=9000, semantics="official")
+    assert [one.limits.get("semantics") for one in found] == ["official", None, None]
+    assert str(found[0]) == "livecodebench: 6 s, 9000 MB, exact decimals, official semantics"
+
+
+async def test_a_profile_with_the_official_semantics_grades_by_them(generation: Any, tokenizer: Any) -> None:
+    generation.script = lambda prompt, number: {"text": "```python\nimport os\nos.write(1, b'0.333333')\n```"}
+    grading = [Profile("nouscoder", 15.0, 512, 1e-4), Profile("livecodebench", 15.0, 512, semantics="official")]
+    async with RolloutClient([generation.url]) as client, LocalVerifier(workers=1) as verifier:
+        pipeline = Pipeline(
+            client=client, verifier=verifier, prompts=PromptBuilder(tokenizer, limit=4000), max_concurrent=1,
+            time_limit_s=9, memory_limit_mb=99,
+        )  # fmt: skip
+        record = await evaluate(
+            [THIRD], 1, 0.7, False, pipeline=pipeline, name="set", max_new_tokens=50, grading=grading
+        )
+    assert record["profiles"]["nouscoder"]["verdicts"] == {"accepted": 1}
+    assert record["profiles"]["livecodebench"]["verdicts"] == {"wrong_answer": 1}
+
+
 def official(folder: Path) -> list[bool]:
     (path,) = folder.glob("*.livecodebench.json")
     return list(json.loads(path.read_text())[0]["graded_list"])

@@ -199,7 +199,7 @@ class ZygoteHandle:
             usage=self.usage,
         )
 
-    def load(self, source: str, fn_name: str | None, limit_s: float) -> dict[str, Any] | None:
+    def load(self, source: str, fn_name: str | None, limit_s: float, official: bool = False) -> dict[str, Any] | None:
         """Have it compile the program: {"compiled", "message"}; a crash and too much CPU time are the source's.
 
         None: it was killed, as by the kernel when memory is short, or waits for something that never comes, and is
@@ -210,7 +210,7 @@ class ZygoteHandle:
         """
         started = time.monotonic()
         try:
-            self.channel.send({"load": source, "fn_name": fn_name})
+            self.channel.send({"load": source, "fn_name": fn_name, "official": official})
             left, spent = limit_s, -1.0
             while True:
                 try:

@@ -145,6 +145,7 @@ class Request:
     deadline_s: float | None
     stop_at_first_failure: bool
     decimal_tolerance: float | None
+    semantics: str
 
 
 FIELDS = {
@@ -158,7 +159,9 @@ FIELDS = {
     "deadline_s",
     "stop_at_first_failure",
     "decimal_tolerance",
+    "semantics",
 }
+SEMANTICS = ("process", "official")
 
 
 def shown(value: Any) -> str:
@@ -240,6 +243,9 @@ def parse_request(request: Any, store: Any) -> Request:
     stop = request.get("stop_at_first_failure", True)
     if not isinstance(stop, bool):
         raise bad_request("stop_at_first_failure", f"is {shown(stop)}", "give true or false")
+    semantics = request.get("semantics")
+    if semantics not in (None, *SEMANTICS):
+        raise bad_request("semantics", f"is {shown(semantics)}", f"give {' or '.join(SEMANTICS)}")
     if fn_name is not None:
         tests.values()
     return Request(
@@ -252,4 +258,5 @@ def parse_request(request: Any, store: Any) -> Request:
         deadline_s=_number(request, "deadline_s", None, 0, 1e6),
         stop_at_first_failure=stop,
         decimal_tolerance=_number(request, "decimal_tolerance", None, 0, 1.0),
+        semantics=semantics or SEMANTICS[0],
     )

@@ -31,6 +31,7 @@ from verifier_app.judge.watch import Watch
 log = logging.getLogger(__name__)
 
 COMPILE_LIMIT_S = 15.0
+OFFICIAL = "verifier_app.judge.official"
 WAITING = ("epoll", "add_reader", "connect_read_pipe", "Selector")  # with these a program may wait for its input
 MESSAGE_CHARS = 300
 ONE_PROGRAMS = ("judge_fault", "host_overloaded", "sandbox_failed")  # faults that the next program need not have
@@ -111,7 +112,7 @@ class Judge:
             raise bad_request("require_isolation", f"is {require_isolation!r}", "give any or strong")
         self.require_isolation = require_isolation
         self.deny = tuple(deny)
-        self._templates: dict[bool, TemplateHandle] = {}
+        self._templates: dict[tuple[bool, bool], TemplateHandle] = {}
         self._lock = threading.Lock()
         self._owner = os.getpid()
 
@@ -158,18 +159,20 @@ class Judge:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def template(self, numpy: bool) -> TemplateHandle:
-        """The warm interpreter, with or without numpy; started at first use and again when it died."""
+    def template(self, numpy: bool, official: bool = False) -> TemplateHandle:
+        """The warm interpreter, with or without numpy and what the official semantics need; started at first use and
+        again when it died."""
+        kind = numpy, official
         with self._lock:
             if self._owner != os.getpid():
                 self._owner, self._templates = os.getpid(), {}
-            found = self._templates.get(numpy)
+            found = self._templates.get(kind)
             if found is None or not found.alive:
                 if found is not None:
                     found.close()
                 kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-                found = TemplateHandle([*MODULES, "numpy"] if numpy else MODULES, self.deny)
-                self._templates[numpy] = found
+                modules = [*MODULES, *(["numpy"] if numpy else []), *([OFFICIAL] if official else [])]
+                found = self._templates[kind] = TemplateHandle(modules, self.deny)
             return found
 
     def _judge(self, request: Request) -> dict[str, Any]:
@@ -219,7 +222,8 @@ class Judge:
         for _ in range(2):
             zygote = self._zygote(request)
             try:
-                loaded = zygote.load(request.code, request.fn_name, COMPILE_LIMIT_S)
+                official = request.semantics == "official"
+                loaded = zygote.load(request.code, request.fn_name, COMPILE_LIMIT_S, official)
             except BaseException:
                 zygote.close()
                 raise
@@ -228,11 +232,11 @@ class Judge:
         raise JudgeError("sandbox_failed", "the sandbox was killed twice while it compiled the program")
 
     def _zygote(self, request: Request) -> ZygoteHandle:
-        numpy = "numpy" in request.code
+        kind = "numpy" in request.code, request.semantics == "official"
         try:
-            zygote = self.template(numpy).spawn({"memory_mb": request.memory_limit_mb})
+            zygote = self.template(*kind).spawn({"memory_mb": request.memory_limit_mb})
         except JudgeError:
-            zygote = self.template(numpy).spawn({"memory_mb": request.memory_limit_mb})
+            zygote = self.template(*kind).spawn({"memory_mb": request.memory_limit_mb})
         if self.require_isolation == "strong" and zygote.report["level"] != "strong":
             why = "; ".join(zygote.report.get("weak", []))
             zygote.close()

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from verifier_app.judge import respawn
-from verifier_app.judge.ending import leave, report
+from verifier_app.judge.ending import EXIT_EXCEPTION, leave, report
 from verifier_app.judge.wire import argument_lines, encode
 
 RESULT_FD = 3
@@ -44,6 +44,16 @@ def run_stdin(code: types.CodeType, module: types.ModuleType, writes_late: bool,
 
 def run_call(code: types.CodeType, module: types.ModuleType, fn_name: str) -> None:
     """Define the program, call its function with the arguments on descriptor 0, write the value to descriptor 3."""
+
+    def define() -> Callable[..., Any]:
+        exec(code, module.__dict__)
+        return _find(module, fn_name)
+
+    run_to_value(define)
+
+
+def run_to_value(define: Callable[[], Callable[..., Any]]) -> None:
+    """Call what `define` gives with the arguments on descriptor 0, write the value to descriptor 3, and leave."""
     # the program may replace the modules' names
     write, exit_now, loads, deeper, longer = os.write, os._exit, json.loads, sys.setrecursionlimit, _any_digits
     status = EXIT_NO_VALUE
@@ -52,11 +62,8 @@ def run_call(code: types.CodeType, module: types.ModuleType, fn_name: str) -> No
             text = file.read().decode("utf-8", "surrogatepass")
         with longer():
             arguments = [loads(line) for line in argument_lines(text)]
-        null = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(null, 0)
-        os.close(null)
-        exec(code, module.__dict__)
-        value = _find(module, fn_name)(*arguments)
+        _to_nothing(0)
+        value = define()(*arguments)
         deeper(ENCODING_RECURSION)  # the program may have chosen less
         data = memoryview(encode(value))
         while data:
@@ -67,6 +74,33 @@ def run_call(code: types.CodeType, module: types.ModuleType, fn_name: str) -> No
     except BaseException:
         status = report()
     exit_now(status)
+
+
+def run_to_text(printed: Callable[[str], str]) -> None:
+    """Run what `printed` runs on the text of descriptor 0, write what it returns to descriptor 1, and leave.
+
+    The program itself finds both descriptors empty.
+    """
+    write, exit_now, status = os.write, os._exit, EXIT_EXCEPTION
+    try:
+        with open(0, "rb", closefd=False) as file:
+            text = file.read().decode("utf-8", "surrogatepass")
+        out = os.dup(1)
+        _to_nothing(0, 1)
+        data = memoryview(printed(text).encode("utf-8", "surrogatepass"))
+        while data:
+            data = data[write(out, data) :]
+        status = 0
+    except BaseException:
+        status = report()
+    exit_now(status)
+
+
+def _to_nothing(*descriptors: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in descriptors:
+        os.dup2(null, fd)
+    os.close(null)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
 """The zygote: one per rollout. It holds the compiled program and no expected output, and forks once per test.
 
 It is forked by the template (template.py), which was started before any test arrived. Messages from the judge:
-{"load": source, "fn_name": ...} once, then, for each test, its CPU limit in seconds, a bare number, with the test's
-descriptors (stdin, stdout, stderr, result).
+{"load": source, "fn_name": ..., "official": ...} once, then, for each test, its CPU limit in seconds, a bare number,
+with the test's descriptors (stdin, stdout, stderr, result).
 
 A page that zygote or child writes to after the fork is a page fault, mostly with a copy; so what runs between two tests
 is kept to few calls on few objects.
@@ -22,6 +22,7 @@ import resource
 import sys
 import types
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 from verifier_app.judge import ending, kernel, respawn, runner
@@ -32,12 +33,12 @@ FILENAME = "solution.py"
 FIRST_FREE = 64
 
 
-def compile_program(source: str) -> tuple[types.CodeType | None, str]:
+def compile_program(compiler: Callable[[], types.CodeType]) -> tuple[types.CodeType | None, str]:
     """(code, "") or (None, what is wrong with the source)."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a source may hold any number
-            return compile(source, FILENAME, "exec", dont_inherit=True), ""
+            return compiler(), ""
     except SyntaxError as error:
         line = f" (line {error.lineno})" if error.lineno else ""
         return None, f"{type(error).__name__}: {error.msg}{line}"
@@ -55,6 +56,7 @@ class Zygote:
         self.code: types.CodeType | None = None
         self.fn_name: str | None = None
         self.writes_late = False
+        self.official: Any = None  # an official.Program
         self.respawned: str | None = None  # the source, when processes may be started that read it again
         # a child that cannot be confined says so here; it closes the pipe before the program runs
         self.complaints, alarm = os.pipe()
@@ -76,16 +78,28 @@ class Zygote:
 
     def _load(self, message: dict[str, Any]) -> dict[str, Any]:
         self.fn_name = message["fn_name"]
+        if message["official"]:
+            return self._load_official(message["load"])
         if self.fn_name is not None:
             self.main.__name__ = self.main.__dict__["__name__"] = (
                 "solution"  # a main guard does not run (LiveCodeBench)
             )
             sys.modules["solution"] = self.main
         source = message["load"].removeprefix("\ufeff")  # a byte order mark, as CPython reads a file
-        self.code, problem = compile_program(source)
+        self.code, problem = compile_program(lambda: compile(source, FILENAME, "exec", dont_inherit=True))
         self.writes_late = ending.may_write_late(source)
         self.respawned = source if respawn.may_start(source) else None
         gc.freeze()  # or a collection in a test's process would copy every page
+        return {"compiled": self.code is not None, "message": problem[:300]}
+
+    def _load_official(self, source: str) -> dict[str, Any]:
+        from verifier_app.judge import official  # loaded by the template for it alone
+
+        self.main.__name__ = self.main.__dict__["__name__"] = official.MODULE
+        self.code, problem = compile_program(lambda: official.compile_program(source, FILENAME, self.fn_name))
+        if self.code is not None:
+            self.official = official.Program(self.code, self.main, source, self.fn_name)
+        gc.freeze()
         return {"compiled": self.code is not None, "message": problem[:300]}
 
     def _run(self, cpu_s: int, fds: list[int]) -> bytes:
@@ -134,7 +148,9 @@ class Zygote:
             os._exit(1)
         os.close(self.alarm)
         assert self.code is not None
-        if self.fn_name is None:
+        if self.official is not None:
+            self.official.run()
+        elif self.fn_name is None:
             runner.run_stdin(self.code, self.main, self.writes_late, self.respawned)
         else:
             runner.run_call(self.code, self.main, self.fn_name)
