@@ -178,7 +178,13 @@ def verify(
     file: Annotated[Path, typer.Argument(help="The program to judge.")],
     problem: Annotated[str | None, typer.Option(help="Id of a problem in --problems.")] = None,
     problems: Annotated[Path | None, typer.Option(help="Problem file (JSONL) that --problem is in.")] = None,
-    tests: Annotated[Path | None, typer.Option(help="JSON file with tests instead of a problem.")] = None,
+    tests: Annotated[
+        Path | None,
+        typer.Option(
+            help='JSON file with tests instead of a problem: [{"input": "1 2\\n", "output": "3\\n"}, ...], both '
+            "strings; with --fn-name one JSON value a line in them."
+        ),
+    ] = None,
     fn_name: Annotated[str | None, typer.Option(help="Function to call, with --tests; none: stdin.")] = None,
     time_limit_s: Annotated[float, typer.Option(help="Seconds for one test.", min=0.01)] = 15.0,
     memory_limit_mb: Annotated[int, typer.Option(help="Megabytes for one test.", min=16)] = 4096,
