@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from environments.livecode.config import RunConfig
 from environments.serving import ServeConfig
 from environments.settings import ConfigError, Settings, explain, load, read_yaml
 from trainer.config import TrainerConfig
@@ -18,6 +17,9 @@ from trainer.config import TrainerConfig
 PROGRAM = "atropos train"
 PARTS = ("environment", "trainer", "server")
 S = TypeVar("S", bound=Settings)
+
+if TYPE_CHECKING:
+    from environments.livecode.config import RunConfig
 
 
 class LaunchConfig(Settings):
@@ -90,6 +92,8 @@ def parts(config: LaunchConfig, api: str, servers: Sequence[str], where: str = P
     Raises:
         ConfigError: an option that does not exist or fit, or a shared one that a part sets otherwise.
     """
+    from environments.livecode.config import RunConfig  # seconds of Atropos' imports, which --help need not wait for
+
     shared = _shared(config, api, servers)
     on_cpu = config.server.get("device") != "gpu" and not Path("/proc/driver/nvidia/version").exists()
     defaults = _defaults(config, on_cpu)
