@@ -18,6 +18,7 @@ from environments.errors import ConfigError, LivecodeError
 from environments.livecode.config import RunConfig, load_run_config
 from environments.livecode.environment import LivecodeEnv
 from environments.livecode.progress import DiskFull
+from environments.livecode.sampling import check_sets
 from environments.run_folder import claim
 from environments.settings import write_yaml
 
@@ -34,6 +35,7 @@ def run(mode: str, config: RunConfig) -> int:
     """
     if mode not in MODES:
         raise ConfigError(f"{mode}: no such mode. Choose one of {', '.join(MODES)}.")
+    check_sets(config.evaluation.problems if mode == "evaluate" else [config.env.problems])
     name = "environment" if mode == "serve" else mode
     try:
         claim(Path(config.env.run_dir))

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from environments.livecode.problems import Problem, ProblemError, load_problems
@@ -149,6 +150,13 @@ def load_set(name: str, seed: int) -> list[Problem]:
             f"problems = {name!r}: no such warm-up set. Known: {', '.join(f'warmup:{n}' for n in known)}."
         )
     return list(getattr(build(seed), part))
+
+
+def check_sets(names: Iterable[str]) -> None:
+    """ProblemError for a set that is not there: said before a server is waited for, which may take minutes."""
+    for name in names:
+        if name.partition(":")[0] != "warmup" and not Path(name).exists():
+            load_problems(name)
 
 
 def build_sampler(rule: Rule, problems: Sequence[Problem], seed: int, floor_epochs: int = 0) -> Sampler:

@@ -12,9 +12,11 @@ import pytest
 from environments.contract import terms
 from environments.livecode import served_weights
 from environments.livecode.config import RunConfig
+from environments.livecode.environment import LivecodeEnv
 from environments.livecode.rollouts import RolloutClient
 from environments.livecode.served_weights import InfrastructureError, ServedWeights
 from environments.livecode.servers import ServerAway, ServerRefused
+from environments.settings import ConfigError
 from tests.livecode.test_environment import Alternate, config, serving, until
 from tests.served import Served
 
@@ -150,3 +152,11 @@ async def test_a_server_that_never_starts_or_does_not_fit_is_an_error(generation
     async with RolloutClient([generation.url]) as client:
         with pytest.raises(ServerRefused, match="serves at most 5 tokens"):
             await client.check(context=10, wait_s=60.0)  # at once: waiting does not help
+
+
+@pytest.mark.parametrize("mode", ["serve", "process", "evaluate"])
+def test_problems_that_are_not_there_are_said_before_a_server_is_waited_for(config: RunConfig, mode: str):
+    config.servers, config.servers_wait_s = ["http://127.0.0.1:9"], 600.0
+    config.env.problems, config.evaluation.problems = "nofile.jsonl", ["nofile.jsonl"]
+    with pytest.raises(ConfigError, match=r"nofile\.jsonl: cannot be read"):
+        LivecodeEnv.run(mode, config)
