@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,10 @@ def load_launch(argv: Sequence[str]) -> LaunchConfig:
         ConfigError: as `settings.load`.
     """
     words, inner = _take_inner(argv)
+    if not words:
+        raise ConfigError(f"{PROGRAM}: needs a file: {PROGRAM} --config my-run.yaml; `atropos init` writes one")
+    if not words[0].startswith("-"):  # the file without its flag
+        words.insert(0, "--config")
     config = load(LaunchConfig, words, PROGRAM)
     for part, values in inner.items():
         merged = _merge(getattr(config, part), values)
@@ -202,7 +207,15 @@ def _checked(model: type[S], values: dict[str, Any], where: str) -> S:
     try:
         return model(**values)
     except ValidationError as error:
-        raise ConfigError(explain(error, model, where)) from None
+        raise ConfigError(in_own_words(explain(error, model, where))) from None
+
+
+def in_own_words(message: str) -> str:
+    """A process's message with the names that the shared options have in this file."""
+    for inner, top in _TOP.items():
+        if "." in inner:
+            message = re.sub(rf"\b{re.escape(inner)}\b", top, message)
+    return message
 
 
 def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:

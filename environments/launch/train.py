@@ -11,7 +11,7 @@ from typing import Any
 
 import httpx
 
-from environments.launch.config import PARTS, LaunchConfig, Parts, load_launch, parts, saved
+from environments.launch.config import PARTS, LaunchConfig, Parts, in_own_words, load_launch, parts, saved
 from environments.launch.disk import check_disk
 from environments.launch.display import Screen
 from environments.launch.loop import ATROPOS, TRAINER_VARIABLES, Loop, Process, run_to_end_or_signal, trainer_command
@@ -159,12 +159,15 @@ def check_problems(processes: Parts) -> tuple[int, int]:
     Raises:
         ConfigError: a problem that cannot be read, or none whose prompt fits.
     """
-    from environments.livecode.prompts import prompt_builder
+    from environments.livecode.prompts import PromptError, prompt_builder
     from environments.livecode.sampling import load_set
 
     run = processes.environment
     problems = load_set(run.env.problems, run.env.seed)
-    fit, too_long = prompt_builder(run.env, tokenizer(run)).fitting(problems)
+    try:
+        fit, too_long = prompt_builder(run.env, tokenizer(run)).fitting(problems)
+    except PromptError as error:
+        raise ConfigError(in_own_words(str(error))) from None
     return len(fit), len(too_long)
 
 

@@ -49,7 +49,7 @@ def test_the_written_file_fits_its_problems_and_the_memory(written, problems):
     assert 5 < made.trainer.memory_gib < 16 - 2  # beside vLLM's weights and cache
     # a context that leaves less room than the longest prompt needs, and one that leaves no room for any
     assert check_problems(parts(config.model_copy(update={"context": config.context - 64}), API, [SERVER])) == (1, 1)
-    with pytest.raises(ConfigError, match="no problem is left"):
+    with pytest.raises(ConfigError, match=r"no problem is left[\s\S]*Raise context or lower max_new_tokens"):
         check_problems(parts(config.model_copy(update={"context": 128}), API, [SERVER]))
 
 
@@ -146,6 +146,21 @@ def test_what_a_part_cannot_be_told_is_one_error_with_the_fix(written, part, val
     with pytest.raises(ConfigError) as caught:
         parts(config, API, [SERVER])
     assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+def test_the_file_may_stand_alone_and_has_to_be_given(written):
+    assert load_launch([str(written), "--steps", "7"]).steps == 7
+    with pytest.raises(ConfigError, match="`atropos init` writes one"):
+        load_launch([])
+
+
+def test_what_a_process_refuses_is_said_in_the_file_s_words(written):
+    long = load_launch([str(written), "--context", "9000"])
+    with pytest.raises(ConfigError, match="environment: context 9000 > the model's 8192 tokens: lower context to 8192"):
+        parts(long, API, [SERVER])
+    odd = load_launch([str(written), "--max_new_tokens", "5000"])
+    with pytest.raises(ConfigError, match="raise context or lower max_new_tokens"):
+        parts(odd, API, [SERVER])
 
 
 def test_servers_that_run_already_are_used_and_none_is_started(written):
