@@ -14,8 +14,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from environments.checked import expanded
 from environments.dataset.cli import app as data_commands
 from environments.errors import BAD_INPUT, LivecodeError, note_bad_input
+from environments.terminal import take_any_text
 
 GROUP = "atropos.environments"
 MODES = ("serve", "process", "evaluate")
@@ -24,6 +26,12 @@ MODES = ("serve", "process", "evaluate")
 class _Commands(typer.core.TyperGroup):
     """Where the errors of every command end: one line, and the exit code that the error carries."""
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        command = self.get_command(ctx, args[0]) if args else None
+        # What an environment, vLLM or another command is told is theirs to read.
+        own = command is not None and not command.context_settings.get("ignore_unknown_options")
+        return list(super().parse_args(ctx, _as_meant(args) if own else args))
+
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
@@ -31,6 +39,18 @@ class _Commands(typer.core.TyperGroup):
             if error.exit_code == BAD_INPUT:
                 note_bad_input()
             raise fail(str(error), error.exit_code) from None
+
+
+def _as_meant(words: list[str]) -> list[str]:
+    """Options with dashes or underscores alike, and `~` as the home folder: after `=` no shell makes it so."""
+    meant = []
+    for word in words:
+        name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        try:
+            meant.append(name.replace("_", "-") + equals + str(expanded(value)))
+        except ValueError as error:
+            raise fail(f"{word}: {error}") from None
+    return meant
 
 
 app = typer.Typer(
@@ -247,6 +267,7 @@ def init(
 
 def main() -> None:
     """Entry point of the console script."""
+    take_any_text()
     app()
 
 

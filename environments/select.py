@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
@@ -30,7 +30,12 @@ Record = dict[str, Any]
 
 
 class SelectConfig(Settings):
-    """Everything that `atropos select` can be told."""
+    """Chooses the best checkpoint of a run by serving and evaluating each."""
+
+    EXAMPLE: ClassVar[str] = (
+        "atropos select --run runs/mine --evaluation configs/nouscoder-14b/eval-40k.yaml "
+        "--serving configs/nouscoder-14b/serve-40k.yaml"
+    )
 
     run: Path = Field(description="The training run's folder.")
     evaluation: Path = Field(description="YAML of the evaluation (run-env livecode evaluate): its first set counts.")

@@ -17,7 +17,7 @@ import urllib.request
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,7 +32,16 @@ YARN_ORIGINAL = {"qwen3": 32768}
 
 
 class ServeConfig(Settings):
-    """Everything that the serving command can be told."""
+    """vLLM with the flags that this project needs."""
+
+    START: ClassVar[tuple[str, ...]] = ("model", "host", "port", "max_model_len")
+    COMMON: ClassVar[tuple[str, ...]] = (
+        *("device", "dtype", "max_num_seqs", "weight_transfer", "tensor_parallel_size", "gpu_memory_utilization"),
+        *("kv_cache_gib", "enforce_eager", "yarn_factor", "extra_args", "dry_run"),
+    )
+    EXAMPLE: ClassVar[str] = (
+        "atropos serve-model --config configs/demo/server.yaml --model models/SmolLM2-135M-Instruct --dry-run"
+    )
 
     model: Path = Field(description="Folder of a Hugging Face causal language model.")
     served_name: str = Field("policy", description="Name of the model in the OpenAI routes.")
@@ -270,8 +279,7 @@ def _runs(process: int) -> bool:
 
 def main(argv: Sequence[str]) -> int:
     """Replaces this process by vLLM; with dry_run prints the command and returns 0."""
-    words = [word.replace("--dry-run", "--dry_run", 1) if word.startswith("--dry-run") else word for word in argv]
-    config = load(ServeConfig, words, "atropos serve-model")
+    config = load(ServeConfig, argv, "atropos serve-model")
     command, env = serve_command(config)
     if not config.dry_run:
         _check_port(config)

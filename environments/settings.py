@@ -6,24 +6,27 @@ the file beats the default. Everything that is wrong is said at once: field, val
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, ClassVar, TypeVar
 from urllib.parse import urlsplit
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, SettingsError
+from pydantic import BaseModel, ValidationError
 
+from environments.checked import Checked, PathText, Url, expanded
 from environments.errors import BAD_INPUT_NOTE, ConfigError, note_bad_input
+from environments.flags import hidden, merged, nearest, option_names, parse
+from environments.option_help import describe
 
 __all__ = [
     "BAD_INPUT_NOTE",
     "ConfigError",
+    "PathText",
     "Section",
     "Settings",
-    "empty_is_none",
+    "Url",
     "explain",
     "load",
     "note_bad_input",
@@ -34,92 +37,81 @@ __all__ = [
 ]
 
 
-_EMPTY = ("", "null", "none")
-
-
-def empty_is_none(model: type[BaseModel], values: Any) -> Any:
-    """A field that may be empty is None however that is written: nothing, null or None, in a file or by a flag."""
-    if not isinstance(values, dict):
-        return values
-    fields = model.model_fields
-    return {
-        name: None
-        if isinstance(value, str)
-        and value.strip().lower() in _EMPTY
-        and name in fields
-        and type(None) in get_args(fields[name].annotation)
-        else value
-        for name, value in values.items()
-    }
-
-
-class Section(BaseModel):
+class Section(Checked):
     """A part of a configuration: unknown keys are errors."""
 
-    model_config = ConfigDict(extra="forbid")
 
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_is_none(cls, values: Any) -> Any:
-        return empty_is_none(cls, values)
-
-
-class Settings(BaseSettings):
+class Settings(Checked):
     """A whole configuration: YAML and flags only: no environment variables that nobody sees."""
 
-    model_config = SettingsConfigDict(
-        extra="forbid", cli_avoid_json=True, cli_implicit_flags=False, cli_hide_none_type=True
-    )
-
-    @model_validator(mode="before")
-    @classmethod
-    def _empty_is_none(cls, values: Any) -> Any:
-        return empty_is_none(cls, values)
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        return (init_settings,)
+    USAGE: ClassVar[str] = ""
+    START: ClassVar[tuple[str, ...]] = ()
+    COMMON: ClassVar[tuple[str, ...]] = ()
+    MORE: ClassVar[str] = ""
+    EXAMPLE: ClassVar[str] = ""
 
 
 S = TypeVar("S", bound=Settings)
 
 
-def load(model: type[S], argv: Sequence[str], program: str = "") -> S:
+def load(model: type[S], argv: Sequence[str], program: str = "", *, leave_out: Sequence[str] = ()) -> S:
     """The validated settings of `argv` (no program name in it).
+
+    Args:
+        leave_out: sections that `--help` does not show, since they have no effect in this call.
 
     Raises:
         ConfigError: a missing or broken file, an unknown key, a wrong type, a refused combination.
         SystemExit: after ``--help``, which lists every option with its sentence.
     """
-    path, flags = _take_config(list(argv))
+    path, words = _take_config(list(argv))
+    flags = parse(model, words)
+    if flags.wants_help:
+        print(describe(model, program, leave_out=leave_out))
+        raise SystemExit(0)
     from_file = read_yaml(path) if path else {}
     try:
-        if not flags:
-            return model(**from_file)
-        return model(_cli_parse_args=flags, _cli_exit_on_error=False, _cli_prog_name=program or None, **from_file)
+        return model.model_validate(merged(from_file, flags.values))
     except ValidationError as error:
-        raise ConfigError(explain(error, model, str(path) if path else "flags")) from None
-    except SettingsError as error:
-        raise ConfigError(_explain_flags(str(error), model)) from None
+        raise ConfigError(explain(error, model, str(path) if path else "settings", flags.given)) from None
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which each key of a mapping stands once."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: dict[Any, int] = {}
+        for key, _ in node.value:
+            if key.tag == "tag:yaml.org,2002:merge":
+                continue
+            name, line = self.construct_object(key, deep=True), key.start_mark.line + 1
+            if not isinstance(name, str):
+                raise ConfigError(f"line {line}: the key {name!r} is a {type(name).__name__}; put it in quotes")
+            if name in seen:
+                raise ConfigError(
+                    f"line {line}: {name} stands on line {seen[name]} already, the second would replace the first; "
+                    "leave one of them out"
+                )
+            seen[name] = line
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
-    """The mapping in a YAML file; ConfigError when it is missing, broken or not a mapping."""
+    """The mapping in a YAML file; ConfigError when it is missing, broken, not a mapping, or has a key twice."""
     try:
-        loaded = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        loader = _Loader(Path(path).read_text(encoding="utf-8"))
+        try:
+            loaded = loader.get_single_data()
+        finally:
+            loader.dispose()
     except FileNotFoundError:
         raise ConfigError(f"--config {path}: no such file. Give the path of a YAML file.") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path}: cannot be read ({error}).") from None
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, yaml.reader.ReaderError) as error:
         raise ConfigError(f"--config {path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except ConfigError as error:
+        raise ConfigError(f"--config {path}: {error}") from None
     if loaded is None:
         return {}
     if not isinstance(loaded, dict):
@@ -133,22 +125,44 @@ def write_yaml(settings: BaseModel, path: str | Path) -> None:
     Path(path).write_text(yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False), encoding="utf-8")
 
 
-def explain(error: ValidationError, model: type[BaseModel], where: str) -> str:
-    """One line for each thing that is wrong: the dotted field, the value, what to do."""
-    known = list(option_names(model))
+def explain(error: ValidationError, model: type[BaseModel], where: str, given: dict[str, str] | None = None) -> str:
+    """One line for each thing that is wrong: the dotted field, the value, what to do; by where it was said.
+
+    Args:
+        where: the file, for what no flag said.
+        given: {dotted name: flag} of the command line.
+    """
+    known = [name for name in option_names(model) if name not in hidden(model)]
     known += sorted({name.rpartition(".")[0] for name in known} - {""})
-    lines = []
+    said: dict[str, list[str]] = {}
     for item in error.errors():
         field = ".".join(str(part) for part in item["loc"] if not str(part).startswith("function-"))
         if item["type"] == "extra_forbidden":
-            lines.append(f"{field}: unknown option. {_nearest(field, known)}")
+            line = f"{field}: unknown option. {nearest(field, known)}"
         elif item["type"] == "missing":
-            lines.append(f"{field}: required. Set it in the file or by --{field}.")
+            line = f"{field}: required. Set it in the file or by --{field}."
         else:
             message = item["msg"].removeprefix("Value error, ")
             value = "" if isinstance(item["input"], dict) or not field else f" = {item['input']!r}"
-            lines.append(f"{field}{value}: {message}" if field else message)
-    return f"{where}: " + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines)
+            line = f"{field}{value}: {message}" if field else message
+        source = "" if item["type"] == "missing" else _flags_that_said(field, line, given or {})
+        said.setdefault(source or where, []).append(line)
+    return "\n".join(
+        f"{source}: " + ("\n  " if len(lines) > 1 else "") + "\n  ".join(lines) for source, lines in said.items()
+    )
+
+
+def _flags_that_said(field: str, line: str, given: dict[str, str]) -> str:
+    """The flags that a fault comes from; empty where none has a part in it.
+
+    A fault of one option is its own flag's; one of a whole section is said to be that of the flags that it names.
+    """
+    own = {name for name in given if field == name or field.startswith(f"{name}.")}
+    if not own:
+        named = set(re.findall(r"[\w.]+", line.removeprefix(f"{field}:")))
+        below = {name for name in given if not field or name.startswith(f"{field}.")}
+        own = {name for name in below if {name, name.rpartition(".")[2]} & named}
+    return ", ".join(given[name] for name in given if name in own)
 
 
 def without_password(field: str, urls: Sequence[str]) -> None:
@@ -160,44 +174,23 @@ def without_password(field: str, urls: Sequence[str]) -> None:
             )
 
 
-def option_names(model: type[BaseModel], prefix: str = "") -> Iterator[str]:
-    """Every dotted option of a settings model, in order of definition."""
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield from option_names(inner, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def _nearest(field: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(field, known, n=1, cutoff=0.5)
-    if near:
-        return f"Did you mean {near[0]}?"
-    section = field.rpartition(".")[0]
-    siblings = [name for name in known if name.rpartition(".")[0] == section] or known
-    return f"Known here: {', '.join(siblings)}."
-
-
-def _explain_flags(message: str, model: type[BaseModel]) -> str:
-    unknown = message.partition("unrecognized arguments:")[2].split()
-    flags = [flag.lstrip("-").partition("=")[0] for flag in unknown if flag.startswith("--")]
-    if not flags:
-        return message.removeprefix("error parsing CLI: ")
-    known = list(option_names(model))
-    return "\n  ".join(f"--{flag}: unknown option. {_nearest(flag, known)}" for flag in flags)
-
-
 def _take_config(argv: list[str]) -> tuple[str | None, list[str]]:
-    path, rest = None, []
+    paths: list[str] = []
+    rest = []
     words = iter(argv)
     for word in words:
         if word == "--config":
             path = next(words, None)
-            if path is None:
+            if path is None or path.startswith("--"):
                 raise ConfigError("--config: needs a path. Give the path of a YAML file.")
+            paths.append(path)
         elif word.startswith("--config="):
-            path = word.partition("=")[2]
+            paths.append(word.partition("=")[2])
         else:
             rest.append(word)
-    return path, rest
+    if len(paths) > 1:
+        raise ConfigError(f"--config: given {len(paths)} times ({', '.join(paths)}); one file has all options.")
+    try:
+        return (str(expanded(paths[0])) if paths else None), rest
+    except ValueError as error:
+        raise ConfigError(f"--config {paths[0]}: {error}") from None

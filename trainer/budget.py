@@ -15,13 +15,14 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from pydantic import Field
 from transformers import AutoConfig, PretrainedConfig
 
 from environments.settings import ConfigError, load
+from environments.terminal import take_any_text
 from trainer.config import TrainerConfig
 from trainer.planning.flops import GPUS, attended_pairs, flops
 from trainer.planning.shapes import SHAPES
@@ -41,7 +42,16 @@ class DoesNotFitMemory(ConfigError, RuntimeError):
 
 
 class BudgetConfig(TrainerConfig):
-    """The trainer's options, and the GPUs to plan for."""
+    """What a run needs on each GPU: the trainer's options, and the GPUs to plan for."""
+
+    START: ClassVar[tuple[str, ...]] = ("model", "gpu", "gpus")
+    COMMON: ClassVar[tuple[str, ...]] = (
+        *("batch.context", "batch.max_tokens", "batch.rollouts", "activation_checkpointing", "logprob_chunk"),
+        *("memory_gib", "mfu"),
+    )
+    EXAMPLE: ClassVar[str] = (
+        "python -m trainer.budget --config configs/nouscoder-14b/train-32k.yaml --gpu h100 --gpus 8"
+    )
 
     run_dir: Path = Field(Path("runs/budget"), description="Not used.")
     gpu: Literal["a100", "h100", "h200", "b200"] = Field("h100", description="Kind of GPU, as an SXM module.")
@@ -259,6 +269,7 @@ def memory_of(config: BudgetConfig) -> float:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: exit code 0 when it fits, 1 when it does not, 2 for settings that cannot be used."""
+    take_any_text()
     try:
         config = load(BudgetConfig, sys.argv[1:] if argv is None else argv, "python -m trainer.budget")
         model = model_config(config.model)

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from environments.settings import Section, Settings, without_password
+from environments.settings import Section, Settings, Url, without_password
 from trainer.objective_table import OBJECTIVES
 
 Recompute = Literal["full", "selective", "none"]
@@ -129,7 +129,7 @@ class BatchConfig(Section):
 class ApiConfig(Section):
     """The Atropos API server."""
 
-    url: str = Field("http://127.0.0.1:8000", description="Address of the Atropos API server.")
+    url: Url = Field("http://127.0.0.1:8000", description="Address of the Atropos API server.")
     batch_deadline_s: float = Field(3600.0, gt=0, description="Longest wait for one batch before giving up.")
 
 
@@ -140,7 +140,7 @@ class WeightsConfig(Section):
         "disk",
         description="Transfer: disk (a folder that both sides see; also without a GPU) or nccl (from GPU to GPU).",
     )
-    servers: list[str] = Field([], description="Addresses of the vLLM servers; none: nothing is sent.")
+    servers: list[Url] = Field([], description="Addresses of the vLLM servers; none: nothing is sent.")
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="The served weights' type.")
     pause_mode: Literal["keep", "abort", "wait"] = Field(
         "keep", description="What happens to running generations during an update."
@@ -197,7 +197,18 @@ class InitFromConfig(Section):
 
 
 class TrainerConfig(Settings):
-    """Everything that `torchrun trainer/main.py` can be told."""
+    """Trains on the groups that the Atropos API has and sends new weights to the vLLM servers."""
+
+    START: ClassVar[tuple[str, ...]] = ("model", "run_dir", "steps", "weights.servers", "api.url")
+    COMMON: ClassVar[tuple[str, ...]] = (
+        *("objective.name", "objective.optimizer_steps_per_batch", "optimizer.lr", "batch.rollouts"),
+        *("batch.group_size", "batch.context", "batch.max_tokens", "weights.backend", "weights.dtype"),
+        *("checkpoint.every", "checkpoint.resume", "init_from.run", "use_wandb"),
+    )
+    EXAMPLE: ClassVar[str] = (
+        "torchrun --nproc-per-node 1 trainer/main.py --config configs/demo/trainer.yaml "
+        "--model models/SmolLM2-135M-Instruct --run_dir runs/mine --weights.servers http://127.0.0.1:8001"
+    )
 
     model: Path = Field(description="Folder of a Hugging Face causal language model (safetensors).")
     run_dir: Path = Field(description="Folder of this run: config, metrics, checkpoints.")

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from environments.terminal import take_any_text
 from trainer.groups import Group, staleness
 
 Number: TypeAlias = float | int | Tensor
@@ -240,4 +241,5 @@ def markdown() -> str:
 
 
 if __name__ == "__main__":
+    take_any_text()
     sys.stdout.write(markdown())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import ClassVar
 
 from pydantic import Field, model_validator
 
@@ -12,7 +13,12 @@ CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "demo"
 
 
 class DemoConfig(Settings):
-    """The demo's own options; what it starts is configured by the files in configs/demo."""
+    """The whole loop on this machine. These are the demo's own options; what it starts is configured by the files in
+    configs/demo."""
+
+    START: ClassVar[tuple[str, ...]] = ("steps", "seed", "run_dir", "model")
+    COMMON: ClassVar[tuple[str, ...]] = ("trainer_config", "eval_samples", "eval_every", "shuffle_rewards")
+    EXAMPLE: ClassVar[str] = "atropos demo --steps 2 --trainer-config configs/demo/trainer_gspo.yaml"
 
     steps: int = Field(6, ge=1, description="Training steps.")
     seed: int = Field(0, ge=0, description="Seed of the problems, their order, sampling and evaluation.")

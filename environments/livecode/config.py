@@ -5,15 +5,16 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from atroposlib.envs.base import BaseEnvConfig
 from pydantic import ConfigDict, Field, model_validator
 
+from environments.checked import Checked
 from environments.livecode.profiles import Name as Profile
 from environments.livecode.sampling import Rule
 from environments.serving import yarn_overrides
-from environments.settings import Section, Settings, load, without_password
+from environments.settings import PathText, Section, Settings, Url, load, without_password
 
 PROGRAM = "atropos run-env livecode"
 
@@ -43,24 +44,26 @@ REPLACED = {
 }
 
 
-class LivecodeEnvConfig(BaseEnvConfig):
+class LivecodeEnvConfig(Checked, BaseEnvConfig):
     """The environment's own options, beside Atropos' group_size, total_steps, rollout_server_url and wandb."""
 
     model_config = ConfigDict(extra="forbid")
+    HIDDEN: ClassVar[frozenset[str]] = frozenset(REPLACED)
 
     group_size: int = Field(8, ge=2, description="Rollouts of one problem that are compared with each other.")
     total_steps: int = Field(
         -1, ge=-1, description="Training steps to feed; -1 takes the number that the trainer registered."
     )
-    rollout_server_url: str = Field("http://127.0.0.1:8000", description="Address of the Atropos API server.")
+    rollout_server_url: Url = Field("http://127.0.0.1:8000", description="Address of the Atropos API server.")
     use_wandb: bool = Field(False, description="Log to Weights & Biases as Atropos does, beside the run folder.")
     wandb_name: str | None = Field("livecode", description="The environment's name at the API and in wandb.")
     steps_per_eval: int = Field(-1, description="Atropos' option; evaluations are a mode of their own here.")
     worker_timeout: float = Field(-1, description="Atropos' option; no rollout is cut off by a clock of its own.")
 
-    problems: str = Field(
+    problems: PathText = Field(
         "warmup:train",
-        description="A JSONL file of problems, or warmup:train, warmup:new_instances, warmup:unseen_templates.",
+        description="A JSONL file of problems, a split of `atropos data build`, or warmup:train, "
+        "warmup:new_instances, warmup:unseen_templates.",
     )
     seed: int = Field(0, ge=0, description="Seed of the warm-up problems, their order and evaluation sampling.")
     problem_sampling: Rule = Field(
@@ -77,7 +80,7 @@ class LivecodeEnvConfig(BaseEnvConfig):
         "livecodebench", description="LiveCodeBench's prompt alone, or with worked turns before it."
     )
     fewshot_turns: int = Field(2, ge=1, le=8, description="Worked turns of the fewshot style.")
-    fewshot_path: str | None = Field(
+    fewshot_path: PathText | None = Field(
         None, description="JSON file with worked turns [{question, answer}]; empty: the warm-up set's own."
     )
     fewshot_scaffold: Literal["livecodebench", "plain"] = Field(
@@ -116,10 +119,10 @@ class LivecodeEnvConfig(BaseEnvConfig):
         description="Where programs are judged: local, on this machine; http, services on others; modal, containers.",
     )
     verifier_workers: int = Field(2, ge=1, description="Judges at the same time on this machine.")
-    tests_dir: str | None = Field(
+    tests_dir: PathText | None = Field(
         None, description="local: folder of test sets above 1 MiB; empty: tests in env.run_dir."
     )
-    verifier_urls: list[str] = Field(
+    verifier_urls: list[Url] = Field(
         [], description="http: addresses of `python -m verifier_app serve`, comma-separated; the token: VERIFIER_TOKEN."
     )
     verifier_concurrency: int = Field(
@@ -145,7 +148,7 @@ class LivecodeEnvConfig(BaseEnvConfig):
     time_limit_s: float = Field(15.0, gt=0, description="Time limit of one test in seconds.")
     memory_limit_mb: int = Field(4096, ge=64, description="Memory limit of one test in MB.")
 
-    run_dir: str = Field("runs/livecode", description="Folder of the run's records.")
+    run_dir: PathText = Field("runs/livecode", description="Folder of the run's records.")
     record_rollouts_per_group: int = Field(
         1, ge=0, description="Rollouts of a recorded group that are kept with text, code and verdict."
     )
@@ -201,13 +204,13 @@ class ProcessConfig(Section):
     """The mode `process`: groups into a file, without API and trainer."""
 
     groups: int = Field(8, ge=1, description="Groups to make.")
-    output: str | None = Field(None, description="JSONL file; empty: groups.jsonl in env.run_dir.")
+    output: PathText | None = Field(None, description="JSONL file; empty: groups.jsonl in env.run_dir.")
 
 
 class EvaluationConfig(Section):
     """The mode `evaluate`."""
 
-    problems: list[str] = Field(
+    problems: list[PathText] = Field(
         ["warmup:new_instances", "warmup:unseen_templates"],
         min_length=1,
         description="Sets to evaluate: as env.problems, several.",
@@ -253,11 +256,28 @@ class EvaluationConfig(Section):
 
 
 class RunConfig(Settings):
-    """Everything that `atropos run-env livecode` can be told."""
+    """Rollouts of competitive programming problems, judged and grouped: serve feeds a trainer through the Atropos API
+    (the default), process writes groups to a file, evaluate scores a model."""
 
-    model: str = Field(description="Folder (or hub name) of the model that the servers serve.")
-    tokenizer: str | None = Field(None, description="Folder (or hub name) of its tokenizer; empty: model.")
-    servers: list[str] = Field(
+    USAGE: ClassVar[str] = f"{PROGRAM} [serve|process|evaluate] [--config FILE] [--option value ...]"
+    START: ClassVar[tuple[str, ...]] = ("model", "servers", "env.problems", "env.run_dir", "env.rollout_server_url")
+    COMMON: ClassVar[tuple[str, ...]] = (
+        *("env.group_size", "env.context", "env.max_new_tokens", "env.temperature", "env.total_steps"),
+        *("env.prompt_style", "env.max_concurrent_rollouts", "env.max_staleness", "env.verifier"),
+        *("env.verifier_workers", "env.time_limit_s", "process.groups", "process.output", "evaluation.problems"),
+        *("evaluation.n", "evaluation.greedy", "evaluation.route"),
+    )
+    MORE: ClassVar[str] = (
+        "Shown are the options of this mode; those of another one: `atropos run-env livecode MODE --help`."
+    )
+    EXAMPLE: ClassVar[str] = (
+        f"{PROGRAM} process --model models/SmolLM2-135M-Instruct --env.problems warmup:train --process.groups 2\n"
+        f"{PROGRAM} evaluate --config configs/demo/environment.yaml --model models/SmolLM2-135M-Instruct"
+    )
+
+    model: PathText = Field(description="Folder (or hub name) of the model that the servers serve.")
+    tokenizer: PathText | None = Field(None, description="Folder (or hub name) of its tokenizer; empty: model.")
+    servers: list[Url] = Field(
         ["http://127.0.0.1:8001"], min_length=1, description="Addresses of the vLLM servers, comma-separated."
     )
     servers_wait_s: float = Field(
@@ -280,9 +300,6 @@ class RunConfig(Settings):
         without_password("servers", self.servers)
         without_password("env.rollout_server_url", [self.env.rollout_server_url])
         without_password("env.verifier_urls", self.env.verifier_urls)
-        for url in self.servers:
-            if not url.startswith(("http://", "https://")):
-                raise ValueError(f"servers: {url!r} is no address: write it as http://HOST:PORT")
         if self.evaluation.route == "chat" and len(self.servers) != 1:
             raise ValueError(f"servers: {len(self.servers)} with evaluation.route chat, which takes one; give one")
         described = Path(self.model) / "config.json"
@@ -302,14 +319,16 @@ class RunConfig(Settings):
         return self
 
 
-def load_run_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -> RunConfig:
+def load_run_config(
+    path: str | Path | None = None, overrides: Sequence[str] = (), *, leave_out: Sequence[str] = ()
+) -> RunConfig:
     """The run's options: defaults, then the YAML file at `path`, then flags such as ``--env.group_size 8``.
 
     Raises:
         ConfigError: naming each wrong field, its value and the fix; an unknown key names the nearest known one.
     """
     config = ["--config", str(path)] if path is not None else []
-    return load(RunConfig, [*config, *overrides], PROGRAM)
+    return load(RunConfig, [*config, *overrides], PROGRAM, leave_out=leave_out)
 
 
 def describe_options() -> list[tuple[str, str, str]]:

@@ -25,6 +25,7 @@ from environments.settings import write_yaml
 logger = logging.getLogger(__name__)
 
 _COLLECT_EVERY_S = 60.0
+_SECTIONS = {"process": "process", "evaluate": "evaluation"}  # options that one mode alone has
 
 
 def run(mode: str, config: RunConfig) -> int:
@@ -54,7 +55,8 @@ def run(mode: str, config: RunConfig) -> int:
 
 def run_command(mode: str, argv: Sequence[str]) -> int:
     """The command line: [--config FILE] [--env.option value ...]; ConfigError before anything starts."""
-    config = load_run_config(None, argv)
+    others = [section for other, section in _SECTIONS.items() if other != mode]
+    config = load_run_config(None, argv, leave_out=others)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     return run(mode, config)
