@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from verifier_app.judge import verify
+from verifier_app.judge import Judge
 
 # the future import must stay the first statement, and gcd comes from the prelude
 PROGRAM = """
@@ -23,8 +23,10 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.parametrize("deny", [(), ("mount",), ("unshare",)], ids=["every_layer", "no_mount", "no_namespaces"])
 @pytest.mark.parametrize("method", ["spawn", "forkserver", "fork"])
-def test_every_start_method_works_in_a_small_memory(method: str) -> None:
+def test_every_start_method_works_in_a_small_memory(method: str, deny: tuple[str, ...]) -> None:
     tests = [{"input": "", "output": "[2, 3]\n7\n"}]
-    verdict = verify({"code": PROGRAM.replace("METHOD", method), "tests": tests, "memory_limit_mb": 256})
+    with Judge(deny=deny) as judge:
+        verdict = judge.verify({"code": PROGRAM.replace("METHOD", method), "tests": tests, "memory_limit_mb": 256})
     assert verdict["status"] == "accepted", verdict["message"]

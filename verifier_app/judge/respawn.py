@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import sys
 import types
+from collections.abc import Callable
+from typing import Any
 
 from verifier_app.judge.prelude import THREAD_STACK_BYTES, import_lines
 
@@ -35,3 +37,17 @@ def prepare(module: types.ModuleType, source: str) -> None:
     with open(path, "w", encoding="utf-8", errors="surrogatepass") as file:
         file.write(text)
     module.__dict__["__file__"] = path
+    if any(entry.startswith("/proc/self/fd/") for entry in sys.path):
+        _keep_own_path()
+
+
+def _keep_own_path() -> None:
+    """Let the new processes find the library where their interpreter has it: our descriptors are not theirs."""
+    from multiprocessing import spawn
+
+    prepare: Callable[[str], dict[str, Any]] = spawn.get_preparation_data
+
+    def without_path(name: str) -> dict[str, Any]:
+        return {key: value for key, value in prepare(name).items() if key != "sys_path"}
+
+    spawn.get_preparation_data = without_path
