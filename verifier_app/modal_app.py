@@ -22,19 +22,21 @@ from verifier_app.judge.packages import PACKAGES
 APP, VOLUME = "livecode-verifier", "livecode-tests"
 OPTIONS: dict[str, Any] = {}
 PACKAGES_PINNED: list[str] = []
+TIMEOUT_S = ""
 
 if modal.is_local():
     from verifier_app.settings import modal_settings
 
     settings = modal_settings()
     APP, VOLUME = settings.app, settings.volume
+    TIMEOUT_S = str(settings.timeout_s)  # a container does not learn it otherwise
     PACKAGES_PINNED = [f"{name}=={version(name)}" for name in PACKAGES]  # programs must meet the same here and there
     OPTIONS = {
         "cpu": (settings.cpu, settings.cpu_limit),
         "memory": (settings.memory_mb, settings.memory_limit_mb),
         "timeout": settings.timeout_s,
         "startup_timeout": settings.startup_timeout_s,
-        "retries": modal.Retries(max_retries=settings.retries),
+        "retries": modal.Retries(max_retries=settings.retries) if settings.retries else 0,
         "max_containers": settings.max_containers,
         "scaledown_window": settings.scaledown_window_s,
     }
@@ -45,6 +47,7 @@ else:
 image = (
     modal.Image.debian_slim(python_version=f"{sys.version_info.major}.{sys.version_info.minor}")
     .uv_pip_install(*PACKAGES_PINNED)
+    .env({"VERIFIER_TIMEOUT_S": TIMEOUT_S})
     .add_local_python_source("verifier_app")  # the last layer: mounted at start, so that a change builds nothing
 )
 tests = modal.Volume.from_name(VOLUME, create_if_missing=True)

@@ -70,9 +70,16 @@ class ModalSettings(BaseSettings):
     cpu_limit: float = Field(2.0, gt=0, le=16, description="Cores that a container may use.")
     memory_mb: int = Field(1024, ge=256, description="MiB that a container reserves.")
     memory_limit_mb: int = Field(6144, ge=256, description="MiB at which a container is killed.")
-    timeout_s: int = Field(900, ge=60, le=86400, description="Longest judging of one call.")
+    timeout_s: int = Field(
+        7200, ge=60, le=86400, description="Longest judging of one call; a request's own deadline comes first."
+    )
     startup_timeout_s: int = Field(300, ge=10, le=3600, description="Longest start of a container.")
-    retries: int = Field(2, ge=0, le=10, description="New tries for a call whose container died.")
+    retries: int = Field(
+        0,
+        ge=0,
+        le=10,
+        description="New tries by Modal for a call that failed; the caller makes its own, and counts them.",
+    )
     min_containers: int = Field(0, ge=0, description="Containers that are always warm.")
     buffer_containers: int = Field(16, ge=0, description="Idle containers kept ready while calls come.")
     max_containers: int = Field(256, ge=1, description="Containers at the same time.")

@@ -138,8 +138,11 @@ class LivecodeEnvConfig(Checked, BaseEnvConfig):
     modal_app: str = Field("livecode-verifier", description="modal: the app's name (VERIFIER_APP at its deployment).")
     modal_volume: str = Field("livecode-tests", description="modal: its volume of test sets (VERIFIER_VOLUME).")
     modal_environment: str | None = Field(None, description="modal: Modal's environment; empty: the profile's own.")
-    verifier_deadline_s: float = Field(
-        600.0, gt=0, description="Longest wait for one verdict, queue and retries included."
+    verifier_deadline_s: float | None = Field(
+        None,
+        gt=0,
+        description="Longest wait for one verdict, queue and retries included; empty: what its tests may take and "
+        "300 s, at least 600.",
     )
     test_order: Literal["hardest_first", "file"] = Field(
         "hardest_first",

@@ -29,7 +29,7 @@ from environments.livecode.sampling import build_sampler, load_set
 from environments.livecode.served_weights import InfrastructureError, ServedWeights
 from environments.livecode.test_order import TestOrder
 from environments.livecode.text_client import TextClient
-from environments.livecode.verifiers import build_verifier
+from environments.livecode.verifiers import SelfTested, build_verifier, check_deadlines
 from environments.settings import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -97,11 +97,13 @@ class LivecodeEnv(FixedBaseEnv):
             patience_s=_SERVERS_AWAY_S if resumed else 0.0,
             wait_s=self.run_config.servers_wait_s,
         )
-        verifier = build_verifier(config)
+        self.verifier = await stack.enter_async_context(build_verifier(config))
+        if isinstance(self.verifier, SelfTested):
+            await self.verifier.self_test()
         self._changed = asyncio.Event()
         self.pipeline = Pipeline(
             client=self.client,
-            verifier=await stack.enter_async_context(verifier),
+            verifier=self.verifier,
             prompts=self.prompts,
             max_concurrent=config.max_concurrent_rollouts,
             time_limit_s=config.time_limit_s,
@@ -135,6 +137,7 @@ class LivecodeEnv(FixedBaseEnv):
         """The problems of a set whose prompt leaves room for the answer; each other one is recorded, and counted in
         the log by its source. PromptError when none is left."""
         fit, too_long = self.prompts.fitting(problems)
+        check_deadlines(self.config, fit, getattr(self.verifier, "call_s", None))
         if too_long:
             sources = Counter(error.problem.source for error in too_long)
             logger.warning(

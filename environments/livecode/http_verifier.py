@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -19,14 +20,17 @@ import httpx
 from environments.livecode.asking import is_busy, pause_s, remote_client
 from environments.livecode.remote import (
     NoVerdict,
+    Streak,
     TestSetMissing,
     TryAgain,
     raise_fault,
     read_verdict,
+    self_test,
+    tests_of,
     until_deadline,
 )
 from environments.livecode.test_sets import LargeSet, LargeSets
-from environments.livecode.verifiers import Unreachable, Verdict, VerifierError
+from environments.livecode.verifiers import LEAST_WAIT_S, Unreachable, Verdict, VerifierError, wait_s
 
 logger = logging.getLogger(__name__)
 
@@ -50,11 +54,11 @@ class HttpVerifier:
         urls: addresses of the services.
         token: sent as a bearer token; None: VERIFIER_TOKEN, or none at all.
         concurrency: calls at the same time, over all services.
-        deadline_s: longest wait for one verdict, retries included.
+        deadline_s: longest wait for one verdict, retries included; None: by the request (`wait_s`).
     """
 
     def __init__(
-        self, urls: Sequence[str], *, token: str | None = None, concurrency: int = 64, deadline_s: float = 600.0
+        self, urls: Sequence[str], *, token: str | None = None, concurrency: int = 64, deadline_s: float | None = None
     ) -> None:
         if not urls:
             raise ValueError("env.verifier_urls: empty; give the address of at least one service")
@@ -62,13 +66,14 @@ class HttpVerifier:
         self.causes: Counter[str] = Counter()
         self._services = [_Service(url.rstrip("/")) for url in urls]
         self._bound = asyncio.Semaphore(concurrency)
+        self._streak = Streak()
         self._sets = LargeSets()
         token = token or os.environ.get("VERIFIER_TOKEN")
         self._http = remote_client(
             "env.verifier_urls",
             urls,
             headers={"Authorization": f"Bearer {token}"} if token else {},
-            timeout=httpx.Timeout(deadline_s, connect=10.0),
+            timeout=httpx.Timeout(None, connect=10.0),  # the rest by each request's deadline
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=concurrency),
         )
 
@@ -108,7 +113,22 @@ class HttpVerifier:
         """
         request, large = await self._sets.refer(request)
         async with self._bound:
-            return await until_deadline(lambda: self._ask(request, large), self.deadline_s, self.causes)
+            deadline_s = wait_s(request, self.deadline_s)
+            return await until_deadline(lambda: self._ask(request, large), deadline_s, self.causes, self._streak)
+
+    async def self_test(self) -> None:
+        """Has every service that answers judge a right and a wrong program.
+
+        Raises:
+            VerifierError, VerifierUnusable: there is no verdict, or a wrong one.
+        """
+        for service in self._services:
+            if service.down_until <= time.monotonic():
+                await self_test(partial(self._tested, service), service.url)
+
+    async def _tested(self, service: _Service, request: dict[str, Any]) -> Verdict:
+        ask = partial(self._post, service, request)
+        return await until_deadline(ask, self.deadline_s or LEAST_WAIT_S, self.causes, Streak(3))
 
     def _least_loaded(self) -> _Service:
         now = time.monotonic()
@@ -148,12 +168,13 @@ class HttpVerifier:
         body = json.dumps(request).encode()
         headers = {"Content-Type": "application/json"}
         answer = await self._send(service, "POST", "/verify", content=body, headers=headers)
+        # What stands between here and the service may mix answers up: a verdict names the request that it is on.
+        asked = answer.get("request") == hashlib.sha256(body).hexdigest()
         try:
-            verdict = read_verdict(answer, service.url)
+            verdict = read_verdict(answer, service.url, tests_of(request) if asked else None)
         except NoVerdict as error:
             raise TryAgain("no_verdict", str(error), broken=True) from None
-        # What stands between here and the service may mix answers up: a verdict names the request that it is on.
-        if answer.get("request") != hashlib.sha256(body).hexdigest():
+        if not asked:
             reason = "a verdict on another request, or of a service of another version"
             raise TryAgain("another_request", f"{service.url}: {reason}", broken=True)
         return verdict

@@ -10,13 +10,21 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
 
-from environments.livecode.remote import TryAgain, read_verdict, until_deadline
+from environments.livecode.remote import Streak, TryAgain, read_verdict, self_test, tests_of, until_deadline
 from environments.livecode.test_sets import LargeSet, LargeSets
-from environments.livecode.verifiers import Unreachable, Verdict, VerifierError
+from environments.livecode.verifiers import (
+    LEAST_WAIT_S,
+    Unreachable,
+    Verdict,
+    VerifierError,
+    VerifierUnusable,
+    wait_s,
+)
 
 logger = logging.getLogger(__name__)
 
 DEPLOY = "modal deploy -m verifier_app"
+ANSWER_S = 20.0  # for Modal to say that the app is there; its client goes on trying for a minute
 
 
 class ModalVerifier:
@@ -31,8 +39,8 @@ class ModalVerifier:
         environment: Modal's environment; None: the profile's own.
         concurrency: calls at the same time: about max_containers + buffer_containers, far below the 2,000 pending
             inputs that Modal takes.
-        deadline_s: longest wait for one verdict, retries included. A call that is given up ends by the app's own
-            timeout (VERIFIER_TIMEOUT_S): Modal's client cannot cancel it.
+        deadline_s: longest wait for one verdict, retries included; None: by the request (`wait_s`). A call that is
+            given up ends by the request's own deadline: Modal's client cannot cancel it.
     """
 
     def __init__(
@@ -42,11 +50,13 @@ class ModalVerifier:
         volume: str = "livecode-tests",
         environment: str | None = None,
         concurrency: int = 64,
-        deadline_s: float = 600.0,
+        deadline_s: float | None = None,
     ) -> None:
         self.deadline_s = deadline_s
         self.causes: Counter[str] = Counter()
         self._app, self._environment = app, environment
+        self.call_s: float | None = None  # after so long Modal ends a call; the self-test's containers say it
+        self._streak = Streak()
         self._bound = asyncio.Semaphore(concurrency)
         self._sets = LargeSets()
         self._modal = _import_modal()
@@ -60,20 +70,40 @@ class ModalVerifier:
         """Asks Modal for the app: VerifierError with the command to run where there is none, or no account."""
         modal = self._modal
         try:
-            for function in (self._verify, self._verify_many):
-                await function.hydrate.aio()
+            async with asyncio.timeout(ANSWER_S):
+                for function in (self._verify, self._verify_many):
+                    await function.hydrate.aio()
         except modal.exception.NotFoundError:
-            where = f" --env {self._environment}" if self._environment else ""
-            name = f"VERIFIER_APP={self._app} " if self._app != "livecode-verifier" else ""
-            raise VerifierError(
-                f"env.modal_app = {self._app}: no such app"
-                f"{f' in environment {self._environment}' if self._environment else ''}. Run: {name}{DEPLOY}{where}"
-            ) from None
+            where = f" in environment {self._environment}" if self._environment else ""
+            raise VerifierError(f"env.modal_app = {self._app}: no such app{where}. Run: {self._command()}") from None
         except modal.exception.AuthError as error:
             raise VerifierError(f"env.verifier = modal: no valid account ({error}). Run: modal token new") from None
         except modal.exception.Error as error:
             raise Unreachable(f"env.verifier = modal: Modal does not answer ({error})") from None
+        except TimeoutError:
+            raise Unreachable(f"env.verifier = modal: Modal does not answer within {ANSWER_S:g} s") from None
         return self
+
+    def _command(self) -> str:
+        where = f" --env {self._environment}" if self._environment else ""
+        name = f"VERIFIER_APP={self._app} " if self._app != "livecode-verifier" else ""
+        return f"{name}{DEPLOY}{where}"
+
+    async def self_test(self) -> None:
+        """Has containers judge a right and a wrong program.
+
+        Raises:
+            VerifierError, VerifierUnusable: there is no verdict, or a wrong one.
+        """
+        await self_test(self._tested, "modal")
+
+    async def _tested(self, request: dict[str, Any]) -> Verdict:
+        async def attempt() -> Verdict:
+            (answer,) = await self._call(self._verify, request, large=None)
+            self.call_s = answer.get("timeout_s") if isinstance(answer, dict) else None
+            return read_verdict(answer, "modal", tests_of(request))
+
+        return await until_deadline(attempt, self.deadline_s or LEAST_WAIT_S, self.causes, Streak(3))
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -92,10 +122,10 @@ class ModalVerifier:
 
         async def attempt() -> Verdict:
             (answer,) = await self._call(self._verify, request, large=large)
-            return read_verdict(answer, "modal")
+            return read_verdict(answer, "modal", tests_of(request))
 
         async with self._bound:
-            return await until_deadline(attempt, self.deadline_s, self.causes)
+            return await until_deadline(attempt, wait_s(request, self.deadline_s), self.causes, self._streak)
 
     async def verify_many(self, requests: Sequence[dict[str, Any]]) -> list[Verdict | VerifierError]:
         """The verdicts on the programs of one problem, from one container, in order; an error where there is none.
@@ -116,7 +146,8 @@ class ModalVerifier:
             again: TryAgain | None = None
             for index, answer in zip(left, answers, strict=True):
                 try:
-                    results[index] = read_verdict(answer, "modal")
+                    results[index] = read_verdict(answer, "modal", tests_of(first))
+                    self._streak.judged()
                 except TryAgain as error:
                     again = error
                 except VerifierError as error:
@@ -124,9 +155,11 @@ class ModalVerifier:
             if again is not None:
                 raise again
 
+        # Each program may take its time, and a call that runs out of its own is followed by another.
+        deadline_s = self.deadline_s or wait_s(first, None) + (len(requests) - 1) * (first.get("deadline_s") or 0.0)
         try:
             async with self._bound:
-                await until_deadline(attempt, self.deadline_s, self.causes)
+                await until_deadline(attempt, deadline_s, self.causes, self._streak)
         except VerifierError as error:
             return [error if result is None else result for result in results]
         return [result for result in results if result is not None]
@@ -150,10 +183,16 @@ class ModalVerifier:
         exceptions = self._modal.exception
         try:
             return await function.remote.aio(*arguments)
-        except (exceptions.NotFoundError, exceptions.AuthError, exceptions.PermissionDeniedError) as error:
-            raise VerifierError(f"modal: {error}. Is the app deployed? Run: {DEPLOY}") from error
-        except exceptions.InvalidError as error:
-            raise VerifierError(f"modal: {error}") from error
+        except exceptions.AuthError as error:
+            raise VerifierUnusable(f"modal: {error}. Run: modal token new") from error
+        except (exceptions.NotFoundError, exceptions.PermissionDeniedError) as error:
+            raise VerifierUnusable(f"modal: {error}. Is the app deployed? Run: {self._command()}") from error
+        except (exceptions.UnimplementedError, exceptions.VersionError) as error:
+            raise VerifierUnusable(f"modal: {error}. Client and service do not fit: pip install -U modal") from error
+        except exceptions.ConflictError as error:  # ABORTED: an InvalidError by name only
+            raise TryAgain(type(error).__name__, f"modal: {type(error).__name__}: {error}") from error
+        except (exceptions.InvalidError, exceptions.RequestSizeError, exceptions.SerializationError) as error:
+            raise VerifierError(f"modal: {type(error).__name__}: {error}") from error
         except Exception as error:  # whatever came from there, it is no verdict
             raise TryAgain(type(error).__name__, f"modal: {type(error).__name__}: {error}") from error
 

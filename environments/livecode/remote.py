@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
-from environments.livecode.verifiers import PERMANENT, DeadlineExceeded, JudgeFault, Verdict, VerifierError
+from environments.livecode.verifiers import (
+    PERMANENT,
+    DeadlineExceeded,
+    JudgeFault,
+    Verdict,
+    VerifierError,
+    VerifierUnusable,
+)
 from verifier_app.judge.protocol import STATUSES
 
 T = TypeVar("T")
 
 BACKOFF_S = (0.1, 5.0)  # first and longest pause between two tries
+SANDBOXES_IN_A_ROW = 12  # that did not start, and no verdict between them: the place cannot judge
+UNUSABLE = frozenset({"unauthorized", "weak_isolation"})  # faults that every further request meets too
 
 
 class TryAgain(RuntimeError):
@@ -40,22 +50,49 @@ class TestSetMissing(VerifierError):
     __test__ = False  # not a pytest class
 
 
-async def until_deadline(attempt: Callable[[], Awaitable[T]], deadline_s: float, causes: Counter[str]) -> T:
+class Streak:
+    """Sandboxes that failed in a row, over all requests of one verifier."""
+
+    def __init__(self, limit: int = SANDBOXES_IN_A_ROW) -> None:
+        self.limit, self.length = limit, 0
+
+    def judged(self) -> None:
+        """There was a verdict."""
+        self.length = 0
+
+    def failed(self, error: TryAgain) -> None:
+        """Raises VerifierUnusable when it was one too many."""
+        if error.kind != "sandbox_failed":
+            return
+        self.length += 1
+        if self.length >= self.limit:
+            raise VerifierUnusable(f"{self.length} sandboxes in a row failed, the last: {error}")
+
+
+async def until_deadline(
+    attempt: Callable[[], Awaitable[T]], deadline_s: float, causes: Counter[str], streak: Streak
+) -> T:
     """The first result of `attempt`, with growing pauses that differ between callers after each TryAgain.
 
     Raises:
         DeadlineExceeded: none in time; the message ends with the last failure. Counted as "deadline".
+        VerifierUnusable: too many sandboxes failed.
     """
-    last = TryAgain("none", "no service was asked")
+    last, asked = None, 0
+    began = time.monotonic()
     try:
         async with asyncio.timeout(deadline_s):
             pause = BACKOFF_S[0]
             while True:
+                asked, began = asked + 1, time.monotonic()
                 try:
-                    return await attempt()
+                    result = await attempt()
+                    streak.judged()
+                    return result
                 except TryAgain as error:
                     last = error
                     causes[error.kind] += 1
+                    streak.failed(error)
                 except JudgeFault:
                     causes["judge_fault"] += 1
                     raise
@@ -63,14 +100,25 @@ async def until_deadline(attempt: Callable[[], Awaitable[T]], deadline_s: float,
                 pause = min(2 * pause, BACKOFF_S[1])
     except TimeoutError:
         causes["deadline"] += 1
-        raise DeadlineExceeded(f"no verdict within {deadline_s:g} s: {last}") from None
+        waited = f"call {asked} had no answer for {time.monotonic() - began:.1f} s"
+        raise DeadlineExceeded(
+            f"no verdict within {deadline_s:g} s: {f'{last}; {waited}' if last else waited}"
+        ) from None
 
 
-def read_verdict(answer: Any, where: str) -> Verdict:
-    """The verdict in {"verdict": ...}; {"error": {"kind", "message"}} and anything else raise.
+def tests_of(request: dict[str, Any]) -> int:
+    """The number of tests that a request names."""
+    return len(request["tests"]) if request.get("tests") is not None else int(request["tests_ref"]["count"])
+
+
+def read_verdict(answer: Any, where: str, tests: int | None) -> Verdict:
+    """The verdict in {"verdict": ...} on `tests` tests; {"error": {"kind", "message"}} and anything else raise.
+
+    tests: None where it is not said which request the answer is on.
 
     Raises:
         TestSetMissing, TryAgain, VerifierError: by the error's kind; an answer of another form is NoVerdict.
+        VerifierUnusable: no request will be judged there.
     """
     fault = answer.get("error") if isinstance(answer, dict) else None
     if isinstance(fault, dict):
@@ -78,6 +126,8 @@ def read_verdict(answer: Any, where: str) -> Verdict:
     verdict = answer.get("verdict") if isinstance(answer, dict) else None
     if not isinstance(verdict, dict) or not _is_verdict(verdict):
         raise NoVerdict(f"{where}: an answer without a verdict; is it of this version?")
+    if tests is not None and verdict["total"] != tests:
+        raise NoVerdict(f"{where}: a verdict on {verdict['total']} tests, and the request has {tests}")
     return verdict
 
 
@@ -110,6 +160,36 @@ def raise_fault(kind: str, message: str) -> NoReturn:
         raise TestSetMissing(f"{kind}: {message}")
     if kind == "judge_fault":
         raise JudgeFault(f"{kind}: {message}")
-    if kind in PERMANENT - {"closed"} or kind in ("unauthorized", "too_large"):
+    if kind in UNUSABLE:
+        raise VerifierUnusable(f"{kind}: {message}")
+    if kind in PERMANENT - {"closed"} or kind in ("too_large", "deadline_too_short"):
         raise VerifierError(f"{kind}: {message}")
-    raise TryAgain(kind, f"{kind}: {message}", broken=kind not in ("busy", "host_overloaded", "judge_died"))
+    raise TryAgain(
+        kind, f"{kind}: {message}", broken=kind not in ("busy", "host_overloaded", "judge_died", "out_of_time")
+    )
+
+
+SUM = "print(sum(map(int, input().split())))"
+KNOWN = [  # program, status, passed, failed test
+    ("right", SUM, ("accepted", 2, None)),
+    ("wrong", "print(3)", ("wrong_answer", 1, 1)),
+]
+
+
+async def self_test(judge: Callable[[dict[str, Any]], Awaitable[Verdict]], where: str) -> None:
+    """Judges a right and a wrong program.
+
+    Raises:
+        VerifierUnusable: the verdict is not what it must be.
+        VerifierError: there is none.
+    """
+    tests = [{"input": "1 2\n", "output": "3\n"}, {"input": "5 6\n", "output": "11\n"}]
+    for name, code, expected in KNOWN:
+        request = {"code": code, "fn_name": None, "tests": tests, "time_limit_s": 15.0, "memory_limit_mb": 1024}
+        verdict = await judge(request)
+        found = verdict["status"], verdict["passed"], verdict["failed_test"]
+        if found != expected:
+            raise VerifierUnusable(
+                f"{where}: the self-test's {name} program came back as {found[0]} with {found[1]} of 2 tests passed "
+                f"({verdict.get('message')}), not as {expected[0]} with {expected[1]}: do not train on its verdicts"
+            )

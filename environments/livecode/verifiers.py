@@ -4,12 +4,15 @@ VerifierError            no verdict: a request that no judge can take, or retrie
 ├── JudgeFault           the judge failed at this one program, as it would again
 ├── Unreachable          the judge cannot be reached or cannot start
 └── DeadlineExceeded     no verdict in time
+
+VerifierUnusable         no further verdict is to be had, or none to be trusted: the run ends
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
@@ -18,9 +21,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
 
 from environments.dataset.stored import TESTS, StoredTests, is_built
-from environments.errors import LivecodeError
+from environments.errors import ConfigError, LivecodeError
 from environments.livecode.problems import Problem, ProblemError, TestCase
 from environments.livecode.test_sets import LargeSets
+from verifier_app.container import CALL_MARGIN_S
 from verifier_app.judge import JudgeError
 from verifier_app.judge.pool import JudgePool
 from verifier_app.judge.store import TestStore
@@ -52,6 +56,10 @@ class JudgeFault(VerifierError):
     """The judge itself failed at this program. It would again, and it says nothing of any other program."""
 
 
+class VerifierUnusable(LivecodeError, RuntimeError):
+    """Every further verification would end like this one: the run ends, and the message says what to do."""
+
+
 class Verifier(Protocol):
     """Judges one program. Used as an async context manager, so that nothing of it outlives the environment."""
 
@@ -75,16 +83,25 @@ class ManyVerifier(Protocol):
         ...
 
 
+@runtime_checkable
+class SelfTested(Protocol):
+    """Judges elsewhere, which may be of another version, or in a place where nothing can be judged."""
+
+    async def self_test(self) -> None:
+        """Judges known programs; VerifierError or VerifierUnusable where the verdicts are not what they must be."""
+        ...
+
+
 class LocalVerifier:
     """The judge on this machine: a pool of judge processes.
 
     Args:
         workers: judges at the same time.
-        deadline_s: longest wait for one verdict, queue and retries included.
+        deadline_s: longest wait for one verdict, queue and retries included; None: by the request (`wait_s`).
         tests_dir: folder for test sets above 1 MiB, written once and read by the judges; None: they travel inline.
     """
 
-    def __init__(self, *, workers: int, deadline_s: float = 600.0, tests_dir: str | Path | None = None) -> None:
+    def __init__(self, *, workers: int, deadline_s: float | None = None, tests_dir: str | Path | None = None) -> None:
         self.deadline_s = deadline_s
         self.retries = 0
         self._pool = JudgePool(workers=workers, tests_dir=tests_dir)
@@ -111,7 +128,7 @@ class LocalVerifier:
             logger.warning("verification is tried again: %s", error)
 
         request = await self._by_reference(request)
-        return await with_retries(lambda: self._pool.verify(request), self.deadline_s, count)
+        return await with_retries(lambda: self._pool.verify(request), wait_s(request, self.deadline_s), count)
 
     async def _by_reference(self, request: dict[str, Any]) -> dict[str, Any]:
         store = self._store
@@ -183,6 +200,52 @@ def _judge_tests(problem: Problem) -> list[dict[str, str]]:
     return _forms[key][1]
 
 
+LEAST_WAIT_S = 600.0
+BESIDE_S = 300.0  # of a wait, beside the judging itself: a container's start, the way there and back, another try
+TEST_OVERHEAD_S = 1.0  # beside a test's own limit; some 0.1 s even in gVisor
+COMPILE_S = 30.0
+
+
+def judging_s(tests: int, time_limit_s: float) -> float:
+    """Longest fair time in which a program may still pass: every test takes its limit."""
+    return tests * (time_limit_s + TEST_OVERHEAD_S) + COMPILE_S
+
+
+def wait_s(request: dict[str, Any], deadline_s: float | None) -> float:
+    """How long to wait for a request's verdict: `deadline_s`, or longer than a slow right program may take."""
+    if deadline_s is not None:
+        return deadline_s
+    return max(LEAST_WAIT_S, (request.get("deadline_s") or 0.0) + BESIDE_S)
+
+
+def check_deadlines(config: LivecodeEnvConfig, problems: Sequence[Problem], call_s: float | None) -> None:
+    """Whether every right program gets its verdict in time, however slow.
+
+    Args:
+        call_s: after so long a call is ended where the judges are; None: never.
+
+    Raises:
+        ConfigError: a problem's tests may take longer.
+    """
+    longest = max(problems, key=lambda problem: len(problem.tests), default=None)
+    if longest is None or config.verifier == "local":
+        return
+    tests = len(longest.tests)
+    needed = judging_s(tests, config.time_limit_s)
+    what = (
+        f"problem {longest.id} has {tests} tests of env.time_limit_s = {config.time_limit_s:g}, {needed:.0f} s in all"
+    )
+    deadline_s = config.verifier_deadline_s
+    if deadline_s is not None and deadline_s < needed:
+        raise ConfigError(f"env.verifier_deadline_s = {deadline_s:g}: {what}; leave it empty, or give at least that")
+    if call_s is not None and call_s < needed + CALL_MARGIN_S:
+        at_least = math.ceil(needed + CALL_MARGIN_S)
+        raise ConfigError(
+            f"env.modal_app = {config.modal_app}: its calls end after {call_s:g} s, and {what}. Run: "
+            f"VERIFIER_TIMEOUT_S={at_least} modal deploy -m verifier_app"
+        )
+
+
 def judge_request(
     problem: Problem,
     code: str,
@@ -206,7 +269,7 @@ def judge_request(
         "order": order,
         "time_limit_s": time_limit_s,
         "memory_limit_mb": memory_limit_mb,
-        "deadline_s": None,
+        "deadline_s": judging_s(len(tests), time_limit_s),
         "stop_at_first_failure": True,
         "decimal_tolerance": decimal_tolerance,
         **({} if semantics is None else {"semantics": semantics}),

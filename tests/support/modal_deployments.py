@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import shlex
 import time
 from collections import Counter
 from pathlib import Path
@@ -44,6 +45,12 @@ class Deployments(ModalClientBase):
     def volume_path(self, volume_id: str) -> Path:
         """The folder that stands for a volume."""
         return self.folder / "volumes" / volume_id / "files"
+
+    def image_variables(self) -> dict[str, str]:
+        """What the images' ENV lines set."""
+        lines = [line for image in self.images.values() for line in image.dockerfile_commands]
+        pairs = [line.removeprefix("ENV ").partition("=") for line in lines if line.startswith("ENV VERIFIER_")]
+        return {name: shlex.split(value)[0] for name, _, value in pairs}
 
     async def ClientHello(self, stream: Stream[Any, Any]) -> None:
         await stream.recv_message()

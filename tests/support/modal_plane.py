@@ -177,6 +177,7 @@ class ControlPlane(Deployments):
             "MODAL_OVERRIDE_HEADERS": f"x-task-id:{task_id}",
             # what Modal mounts at the path of the definition is this folder here
             "VERIFIER_TESTS_DIR": str(self.volume_path(volume.volume_id)),
+            **self.image_variables(),
         }
         log = (root / "log").open("wb")
         process = await asyncio.create_subprocess_exec(

@@ -15,7 +15,13 @@ from starlette.routing import Route
 from environments.livecode import remote, test_sets
 from environments.livecode.config import LivecodeEnvConfig
 from environments.livecode.http_verifier import HttpVerifier
-from environments.livecode.verifiers import DeadlineExceeded, Unreachable, VerifierError, build_verifier
+from environments.livecode.verifiers import (
+    DeadlineExceeded,
+    Unreachable,
+    VerifierError,
+    VerifierUnusable,
+    build_verifier,
+)
 from tests.served import Served
 from tests.verification.conftest import TOKEN, Service, Start
 
@@ -91,13 +97,22 @@ async def test_busy_overloaded_and_broken_answers_are_tried_again_and_counted_by
     assert verifier.causes == {"busy": 1, "host_overloaded": 1, "judge_died": 1, "not_json": 1, "503": 1}
 
 
-@pytest.mark.parametrize("kind", ["bad_request", "test_set_corrupt", "weak_isolation", "unauthorized", "too_large"])
-async def test_what_another_try_cannot_mend_is_an_error_at_once(kind: str) -> None:
+@pytest.mark.parametrize(
+    ("kind", "error"),
+    [
+        ("bad_request", VerifierError),
+        ("test_set_corrupt", VerifierError),
+        ("too_large", VerifierError),
+        ("weak_isolation", VerifierUnusable),  # so would every other request end: the run does
+        ("unauthorized", VerifierUnusable),
+    ],
+)
+async def test_what_another_try_cannot_mend_is_an_error_at_once(kind: str, error: type[Exception]) -> None:
     script = Scripted((400, fault(kind)))
     served = Served(script.app())
     try:
         async with HttpVerifier([served.url], deadline_s=30) as verifier:
-            with pytest.raises(VerifierError, match=f"{kind}: {served.url}: scripted"):
+            with pytest.raises(error, match=f"{kind}: {served.url}: scripted"):
                 await verifier.verify(REQUEST)
     finally:
         served.stop()
