@@ -1,4 +1,4 @@
-"""`python -m verifier_app serve ...`: the judge as an HTTP service. `... smoke`: the judge on Modal, tried out."""
+"""`python -m verifier_app serve ...`: the judge as an HTTP service. `... deploy`, `... smoke`: the judge on Modal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic_settings import CliApp, SettingsError
 from verifier_app.settings import ServerSettings, describe
 
 USAGE = """usage: python -m verifier_app serve [--help]   the judge as an HTTP service
+       python -m verifier_app deploy [--env NAME]  deploys to Modal, as `modal deploy -m verifier_app` does
        python -m verifier_app smoke            deploys to Modal for a minute, judges a few programs, removes it"""
 
 
@@ -19,6 +20,10 @@ def main(argv: list[str]) -> int:
         from verifier_app.smoke import smoke
 
         return smoke()
+    if argv == ["deploy"] or (len(argv) == 3 and argv[:2] == ["deploy", "--env"]):
+        from verifier_app.deploy import deploy
+
+        return deploy(*argv[2:])
     if argv[:1] != ["serve"]:
         print(USAGE, file=sys.stderr)
         return 0 if argv[:1] in (["-h"], ["--help"]) else 2

@@ -1,4 +1,4 @@
-"""The judge on Modal: `modal deploy -m verifier_app`, from the repository's root.
+"""The judge on Modal: `python -m verifier_app deploy` or `modal deploy -m verifier_app`, from the repository's root.
 
 `verify` judges one rollout, `verify_many` the rollouts of one group in turn. A container takes one call and is thrown
 away. It has no network and no access to the workspace, and sees the test sets read-only below a folder of root's.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import modal
@@ -23,6 +24,7 @@ APP, VOLUME = "livecode-verifier", "livecode-tests"
 OPTIONS: dict[str, Any] = {}
 PACKAGES_PINNED: list[str] = []
 TIMEOUT_S = ""
+GO = ("__init__.py", "container.py", "modal_app.py")  # beside the judge
 
 if modal.is_local():
     from verifier_app.settings import modal_settings
@@ -44,11 +46,19 @@ if modal.is_local():
 else:
     POOL = {}
 
+
+def _stays_here(path: Path) -> bool:
+    """Whether a container has no use for this file."""
+    return path.suffix != ".py" or not (path.parent.name == "judge" or path.name in GO)
+
+
 image = (
     modal.Image.debian_slim(python_version=f"{sys.version_info.major}.{sys.version_info.minor}")
     .uv_pip_install(*PACKAGES_PINNED)
     .env({"VERIFIER_TIMEOUT_S": TIMEOUT_S})
-    .add_local_python_source("verifier_app")  # the last layer: mounted at start, so that a change builds nothing
+    .add_local_python_source(
+        "verifier_app", ignore=_stays_here
+    )  # the last layer: mounted at start, so that a change builds nothing
 )
 tests = modal.Volume.from_name(VOLUME, create_if_missing=True)
 app = modal.App(APP, include_source=False)

@@ -1,7 +1,8 @@
 """A control plane for Modal's own client, on loopback: a deployment is recorded, a call starts a container.
 
 A container is a process of `modal._container_entrypoint`, the program that Modal runs, with the mounted files and
-nothing else of the project. What this cannot show is what Modal itself adds: gVisor, the network's wall, the limits.
+nothing else of the project. With `capabilities` set it runs inside gVisor, as on Modal, with no way out but a socket to
+this plane. What this cannot show is what Modal itself adds: the network's wall, the limits, the scheduler.
 """
 
 from __future__ import annotations
@@ -26,8 +27,25 @@ from grpclib.events import RecvRequest, listen
 from grpclib.server import Server, Stream
 from modal_proto import api_pb2
 
+from tests.support.gvisor import inside
 from tests.support.modal_deployments import SUCCESS, Deployments
 
+REPOSITORY = Path(__file__).resolve().parents[2]
+DENY = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from verifier_app.judge import seccomp
+seccomp.install(seccomp.refusal_rules(sys.argv[2].split(",")))
+os.execv(sys.argv[3], sys.argv[3:])
+"""
+REFUSALS = {
+    "resource_exhausted": (Status.RESOURCE_EXHAUSTED, "too many pending inputs"),
+    "unavailable": (Status.UNAVAILABLE, "the control plane is away"),
+    "aborted": (Status.ABORTED, "a conflict that passes"),
+    "unimplemented": (Status.UNIMPLEMENTED, "no such call"),
+    "not_found": (Status.NOT_FOUND, "Function 'verify' not found"),
+    "unauthenticated": (Status.UNAUTHENTICATED, "Token is revoked"),
+}
 RESCHEDULES = 2  # times that a call whose container died is given to another one
 
 
@@ -69,7 +87,8 @@ class _Server(Server):
 class ControlPlane(Deployments):
     """The routes that `modal deploy`, `Function.remote` and a container use.
 
-    faults: words that are spent one for each call: "resource_exhausted", "unavailable" (refused at the door), "killed"
+    faults: words that are spent one for each call: "resource_exhausted", "unavailable" and the other names of REFUSALS
+    (refused at the door), "killed"
     (its container dies once), "lost" (every container of it dies), "timeout", "internal", "garbage" (a result that is
     no verdict), "slow_start" (a second passes before its container begins).
     """
@@ -77,6 +96,9 @@ class ControlPlane(Deployments):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.url = ""
+        self.socket = folder / "door" / "socket"
+        self.denied: tuple[str, ...] = ()  # groups of system calls that containers are refused
+        self.capabilities: str | None = None  # of containers inside gVisor; None: they run on this machine's kernel
         self.faults: deque[str] = deque()
         self.running = 0
         self.most_in_flight = 0
@@ -94,10 +116,8 @@ class ControlPlane(Deployments):
         fault = self.faults.popleft() if self.faults else ""
         self.seen["calls"] += 1
         self.received_bytes += request.ByteSize()
-        if fault == "resource_exhausted":
-            raise GRPCError(Status.RESOURCE_EXHAUSTED, "too many pending inputs")
-        if fault == "unavailable":
-            raise GRPCError(Status.UNAVAILABLE, "the control plane is away")
+        if fault in REFUSALS:
+            raise GRPCError(*REFUSALS[fault])
         (item,) = request.pipelined_inputs
         call = Call(request.function_id, self.new("fc"), self.new("in"), item.input)
         self._calls[call.call_id] = call
@@ -181,7 +201,7 @@ class ControlPlane(Deployments):
         }
         log = (root / "log").open("wb")
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "modal._container_entrypoint"),
+            *self._command(root, environment),
             env=environment,
             cwd=root / "root",
             stdin=asyncio.subprocess.DEVNULL,
@@ -202,6 +222,17 @@ class ControlPlane(Deployments):
         if call.output is None:
             self.died.append((root / "log").read_text(errors="replace")[-2000:])
             call.deaths += 1
+
+    def _command(self, root: Path, environment: dict[str, str]) -> list[str]:
+        """Modal's entry point; on a poorer host, or inside gVisor, where only a Unix socket leads here."""
+        entry = [sys.executable, "-m", "modal._container_entrypoint"]
+        if self.denied:
+            entry = [sys.executable, "-c", DENY, str(REPOSITORY), ",".join(self.denied), *entry]
+        if self.capabilities is None:
+            return entry
+        environment["MODAL_SERVER_URL"] = f"unix://{self.socket}"
+        shared = [root, self.socket.parent, self.folder / "volumes"]
+        return inside(root / "bundle", self.capabilities, entry, environment, shared, root / "root")
 
     def _mount(self, function: api_pb2.Function, root: Path) -> None:
         (root / "root").mkdir(parents=True)
@@ -289,6 +320,10 @@ class ControlPlane(Deployments):
         server = _Server([self])
         listen(server, RecvRequest, self._check_account)
         await server.start("127.0.0.1", 0)
+        self.socket.parent.mkdir(parents=True)
+        door = _Server([self])
+        listen(door, RecvRequest, self._check_account)
+        await door.start(path=str(self.socket))
         assert server._server is not None
         self.url = f"http://127.0.0.1:{server._server.sockets[0].getsockname()[1]}"
         try:
@@ -300,10 +335,11 @@ class ControlPlane(Deployments):
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
-            server.close()
-            await server.wait_closed()
-            for protocol in server.protocols:
-                protocol.connection.close()
+            for one in (server, door):
+                one.close()
+                await one.wait_closed()
+                for protocol in one.protocols:
+                    protocol.connection.close()
             await asyncio.gather(*(container.process.wait() for container in self._containers.values()))
             await asyncio.sleep(0.05)  # the transports close in the loop's next rounds
             await runner.cleanup()

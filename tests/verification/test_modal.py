@@ -19,12 +19,14 @@ import pytest
 from environments.livecode import remote
 from environments.livecode.config import LivecodeEnvConfig
 from environments.livecode.http_verifier import HttpVerifier
+from environments.livecode.modal_verifier import DEPLOY
 from environments.livecode.problems import Problem, TestCase, save_problems
 from environments.livecode.verifiers import (
     DeadlineExceeded,
     GroupVerifier,
     LocalVerifier,
     VerifierError,
+    VerifierUnusable,
     build_verifier,
     judge_request,
 )
@@ -68,6 +70,9 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
                 patch.delenv(name)
             for name, value in (VARIABLES | {"MODAL_SERVER_URL": plane.url}).items():
                 patch.setenv(name, value)
+            from modal.client import _Client
+
+            _Client._set_env_client(None)  # this process may have one of another plane
             yield plane
 
 
@@ -112,8 +117,12 @@ def test_a_container_takes_one_call_is_walled_in_and_answers_in_cbor(plane: Cont
 def test_the_containers_see_the_verifiers_sources_and_nothing_else_of_the_project(plane: ControlPlane) -> None:
     function = definition(plane, "verify")
     mounted = {file.filename for mount in function.mount_ids for file in plane.mounts[mount]}
-    sources = {f"/root/{path.relative_to(REPOSITORY)}" for path in (REPOSITORY / "verifier_app").rglob("*.py")}
-    assert mounted == sources
+    package = REPOSITORY / "verifier_app"
+    needed = [
+        *(package / "judge").rglob("*.py"),
+        *(package / f"{name}.py" for name in ("__init__", "container", "modal_app")),
+    ]
+    assert mounted == {f"/root/{path.relative_to(REPOSITORY)}" for path in needed}
     lines = [line for image in plane.images.values() for line in image.dockerfile_commands]
     version = f"{sys.version_info.major}.{sys.version_info.minor}."
     assert any(f"python:{version}" in line for line in lines)
@@ -134,6 +143,33 @@ def test_the_deploying_commands_settings_become_the_definition(tmp_path: Path) -
     assert (pool.min_containers, pool.max_containers, pool.buffer_containers) == (2, 40, 4)
     assert (function.resources.memory_mb_max, function.timeout_secs) == (8192, 1200)
     assert list(plane.volumes) == ["sets"]
+
+
+def test_the_command_without_a_flag_deploys_the_same_definition_by_the_same_settings(tmp_path: Path) -> None:
+    found = []
+    for number, command in enumerate((["modal", "deploy", "-m"], ["python", "-m"])):
+        with control_plane(tmp_path / str(number)) as plane:
+            words = [*command, "verifier_app", *(["deploy"] if number else [])]
+            done = run(plane, *words, VERIFIER_APP="mine", VERIFIER_MAX_CONTAINERS="40")
+            assert done.returncode == 0, done.stderr
+            published = plane.published[plane.apps["mine"]]
+            functions = {name: plane.functions[published[name]] for name in published}
+            for function in functions.values():
+                for numbered in ("mount_ids", "image_id", "object_dependencies", "volume_mounts"):
+                    function.ClearField(numbered)
+            found.append(functions)
+            refused = run(plane, *words, VERIFIER_CPU="abc")
+            assert refused.returncode != 0
+            assert "VERIFIER_CPU = 'abc': " in refused.stderr
+    assert found[0].keys() == found[1].keys() == {"verify", "verify_many"}
+    assert found[0] == found[1]
+
+
+def test_the_literal_command_is_answered_with_the_one_to_run(plane: ControlPlane) -> None:
+    for words in (["modal", "deploy", "verifier_app"], ["modal", "deploy", "verifier_app/"]):
+        done = run(plane, *words)
+        assert done.returncode == 1
+        assert "modal deploy -m" in re.sub(r"\s+", " ", done.stderr + done.stdout)
 
 
 @pytest.mark.parametrize(
@@ -279,7 +315,7 @@ async def test_a_damaged_set_is_an_error_with_its_name_and_no_verdict(plane: Con
 @pytest.mark.parametrize(
     ("fault", "cause"),
     [("resource_exhausted", "ResourceExhaustedError"), ("timeout", "FunctionTimeoutError"),
-     ("internal", "InternalFailure"), ("lost", "RemoteError")],
+     ("internal", "InternalFailure"), ("lost", "RemoteError"), ("aborted", "ConflictError")],
 )  # fmt: skip
 async def test_what_modal_refuses_or_loses_is_asked_again_and_counted_by_cause(
     plane: ControlPlane, fault: str, cause: str
@@ -288,6 +324,36 @@ async def test_what_modal_refuses_or_loses_is_asked_again_and_counted_by_cause(
     async with modal_verifier() as verifier:
         assert (await verifier.verify(REQUEST))["status"] == "accepted"
     assert verifier.causes == {cause: 1}
+
+
+@pytest.mark.parametrize(
+    ("fault", "command"),
+    [("not_found", DEPLOY), ("unauthenticated", "modal token new"), ("unimplemented", "pip install -U modal")],
+)
+async def test_what_every_call_would_meet_ends_the_run_with_the_command_to_run(
+    plane: ControlPlane, fault: str, command: str
+) -> None:
+    plane.faults.append(fault)
+    async with modal_verifier() as verifier:
+        with pytest.raises(VerifierUnusable, match=f"Run: {command}|: {command}"):
+            await verifier.verify(REQUEST)
+    assert not verifier.causes
+
+
+async def test_a_container_passes_the_self_test_and_says_when_calls_end(plane: ControlPlane) -> None:
+    async with modal_verifier() as verifier:
+        await verifier.self_test()
+    assert verifier.call_s == definition(plane, "verify").timeout_secs
+
+
+async def test_a_host_without_strong_isolation_ends_the_run_with_the_reason(plane: ControlPlane) -> None:
+    plane.denied = ("unshare", "setuid", "landlock")
+    try:
+        async with modal_verifier() as verifier:
+            with pytest.raises(VerifierUnusable, match=r"weak_isolation: .*strong isolation is required.*signal"):
+                await verifier.self_test()
+    finally:
+        plane.denied = ()
 
 
 @pytest.mark.parametrize("fault", ["unavailable", "killed", "slow_start"])
