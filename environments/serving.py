@@ -77,7 +77,7 @@ class ServeConfig(Settings):
         "warning", description="The web server's log level."
     )
     vllm_log: Literal["debug", "info", "warning", "error"] = Field(
-        "warning", description="vLLM's own log level; info: its settings, its start and its rates, 125 lines."
+        "error", description="vLLM's own log level; info: its settings, its start and its rates, 125 lines."
     )
     extra_args: list[str] = Field([], description="Further vLLM arguments, as they would stand on its command line.")
     extra_env: dict[str, str] = Field({}, description="Further environment variables of the server.")

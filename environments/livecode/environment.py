@@ -309,6 +309,8 @@ class LivecodeEnv(FixedBaseEnv):
             await self._refresh()
         self.sent = self.api_groups
         logger.info("feeding %d steps of %d groups", self.config.total_steps, self.groups_per_batch)
+        if self.served >= self.config.total_steps:
+            logger.warning("all %d steps are done: start the trainer with a higher --steps first", self.served)
         try:
             while self.served < self.config.total_steps or await self._longer(agreement):
                 while self.may_begin():

@@ -271,7 +271,7 @@ class ServerChecks:
             if limit is not None and limit < context:
                 raise ServerRefused(
                     f"servers: {server.url} serves at most {limit} tokens, env.context is {context}. "
-                    f"Start vLLM with --max-model-len {context} or lower env.context."
+                    f"Start it by atropos serve-model --max_model_len {context}, or lower env.context."
                 )
         if need_versions:
             try:

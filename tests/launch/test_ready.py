@@ -76,7 +76,7 @@ def model(tmp_path: Path) -> Path:
 
 
 def test_vllm_s_own_log_is_quiet_unless_asked_for(model):
-    assert serve_command(ServeConfig(model=model))[1]["VLLM_LOGGING_LEVEL"] == "WARNING"
+    assert serve_command(ServeConfig(model=model))[1]["VLLM_LOGGING_LEVEL"] == "ERROR"
     assert serve_command(ServeConfig(model=model, vllm_log="info"))[1]["VLLM_LOGGING_LEVEL"] == "INFO"
 
 

@@ -96,7 +96,7 @@ async def test_where_a_trainer_has_named_weights_before_those_without_a_name_are
 async def test_a_context_above_the_servers_names_the_flag(generation: Any) -> None:
     generation.max_model_len = 512
     async with RolloutClient([generation.url]) as client:
-        with pytest.raises(ServerRefused, match=r"512 tokens, env.context is 1024.*--max-model-len 1024"):
+        with pytest.raises(ServerRefused, match=r"512 tokens, env.context is 1024.*--max_model_len 1024"):
             await client.check(context=1024)
 
 
@@ -279,5 +279,5 @@ async def test_without_a_server_that_has_the_weights_rollouts_wait(generation: A
 
 def test_a_version_is_an_optimizer_step() -> None:
     assert (parse_version("default"), parse_version("0"), parse_version("41")) == (0, 0, 41)
-    with pytest.raises(ServerRefused, match="'v2' is not an optimizer step"):
+    with pytest.raises(ServerRefused, match="'v2' is not a number of batches"):
         parse_version("v2")
