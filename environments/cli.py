@@ -110,11 +110,21 @@ def run_api(
     journal: Annotated[
         Path | None, typer.Option(help="File that keeps the groups; one for each run. None: in memory only.")
     ] = None,
+    max_body_mb: Annotated[int, typer.Option(help="MiB of the longest request body.", min=1, max=1000)] = 256,
+    allow_reset: Annotated[
+        bool, typer.Option("--allow-reset", help="Let GET /reset_data forget everything, the journal included.")
+    ] = False,
 ) -> None:
     """Start the Atropos API server, where environments put groups and the trainer takes batches."""
     from environments.api_server.launch import serve
 
-    serve(host, port, journal)
+    serve(
+        host,
+        port,
+        None if journal is None else journal.expanduser(),
+        allow_reset=allow_reset,
+        max_body_mb=max_body_mb,
+    )
 
 
 @app.command()

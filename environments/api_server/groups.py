@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any
+import json
+from typing import Annotated, Any
 
 import msgspec
 
@@ -21,6 +21,16 @@ UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeError)
 """What the decoder raises for a body that is no JSON, or not ours: wrong types, too deep, not UTF-8."""
 
 
+PROMPT_MASK = -100
+"""Entry of `masks` on what is not trained; elsewhere the mask holds the token's id."""
+LONGEST_ID = 200
+"""Characters of a group's id."""
+Number = Annotated[float, msgspec.Meta(ge=-3.4e38, le=3.4e38)]
+"""The trainer computes in float32, where a larger one is infinite."""
+Token = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
+Mask = Annotated[int, msgspec.Meta(ge=PROMPT_MASK, le=2**31 - 1)]
+
+
 class GroupError(LivecodeError, ValueError):
     """A group that nobody could train on; the message names field, value and fix."""
 
@@ -28,18 +38,25 @@ class GroupError(LivecodeError, ValueError):
 class Wire(msgspec.Struct):
     """What of a group is looked at."""
 
-    tokens: list[list[int]]
-    masks: list[list[int]]
-    scores: list[float]
-    advantages: list[list[float]] | None = None
-    ref_logprobs: list[list[float]] | None = None
-    inference_logprobs: list[list[float]] | None = None
+    tokens: list[list[Token]]
+    masks: list[list[Mask]]
+    scores: list[Number]
+    advantages: list[list[Number]] | None = None
+    ref_logprobs: list[list[Number]] | None = None
+    inference_logprobs: list[list[Number]] | None = None
     overrides: list[dict[str, Any]] | None = None
     group_overrides: dict[str, Any] | None = None
     messages: list[list[dict[str, Any]]] | None = None
-    env_id: int | None = None
+    env_id: Token | None = None
 
 
+class Named(msgspec.Struct):
+    """What of group_overrides is looked at again."""
+
+    group_id: str | None = None
+
+
+_named = msgspec.json.Decoder(Named | None)
 _groups = msgspec.json.Decoder(list[msgspec.Raw])
 _group = msgspec.json.Decoder(Wire)
 _keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
@@ -78,19 +95,58 @@ def _entry(raw: bytes) -> Entry:
     for index, messages in enumerate(wire.messages or []):
         if any("role" not in message or "content" not in message for message in messages):
             raise GroupError(f"messages[{index}]: a message without role or content; send both")
-    for name in ("advantages", "ref_logprobs", "inference_logprobs"):
-        for index, row in enumerate(getattr(wire, name) or []):
-            if not math.isfinite(math.fsum(row)):
-                raise GroupError(f"{name}[{index}]: a number is not finite; send finite numbers")
-    group_id = (wire.group_overrides or {}).get("group_id")
-    return Entry(group_id if isinstance(group_id, str) and group_id else new_id(), size, wire.env_id, raw)
+    for index, (tokens, mask) in enumerate(zip(wire.tokens, wire.masks, strict=True)):
+        _check_mask(index, tokens, mask)
+    return Entry(_group_id(wire.group_overrides), size, wire.env_id, raw)
 
 
-def stock_form(raw: bytes) -> bytes:
-    """The group's bytes with null for every field of a stock answer that the sender left out."""
+def _check_mask(index: int, tokens: list[int], mask: list[int]) -> None:
+    """A mask is -100 on what is given and the token's id on what was sampled."""
+    given = mask.count(PROMPT_MASK)
+    if given == len(mask):
+        raise GroupError(
+            f"masks[{index}]: no sampled token among {len(mask)}; send a completion of one token or more, with its "
+            "ids in the mask"
+        )
+    if mask[0] != PROMPT_MASK:
+        raise GroupError(f"masks[{index}][0] is {mask[0]}: a sampled token needs one before it; send -100 there")
+    if mask[:given].count(PROMPT_MASK) == given and mask[given:] == tokens[given:]:
+        return
+    for place, (token, entry) in enumerate(zip(tokens, mask, strict=True)):
+        if entry not in (PROMPT_MASK, token):
+            raise GroupError(
+                f"masks[{index}][{place}] is {entry}: send -100 for what is given, or the token's id, here {token}"
+            )
+
+
+def _group_id(named: dict[str, Any] | None) -> str:
+    """The sender's id, or one of our own where there is none."""
+    group_id = (named or {}).get("group_id")
+    if group_id is None:
+        return new_id()
+    if not isinstance(group_id, str) or not 1 <= len(group_id) <= LONGEST_ID or not group_id.isprintable():
+        raise GroupError(
+            f"group_overrides.group_id is {ascii(group_id)[:80]}: send a string of 1 to {LONGEST_ID} printable "
+            "characters, such as a UUID, or leave it out"
+        )
+    return group_id
+
+
+def stock_form(raw: bytes, group_id: str | None = None) -> bytes:
+    """The group's bytes with null for every field of a stock answer that the sender left out.
+
+    group_id: the server's id, added as api_group_id where the sender gave the group none.
+    """
     there = _keys.decode(raw)
-    missing = [name for name in STOCK_FIELDS if name not in there]
-    if not missing:
+    added = [f'"{name}":null' for name in STOCK_FIELDS if name not in there]
+    if group_id is not None and not _is_named(there.get("group_overrides")):
+        added.append(f'"api_group_id":{json.dumps(group_id)}')
+    if not added:
         return raw
-    head = ",".join(f'"{name}":null' for name in missing).encode()
-    return b"{" + head + b"," + raw.lstrip()[1:]
+    return b"{" + ",".join(added).encode() + b"," + raw.lstrip()[1:]
+
+
+def _is_named(overrides: msgspec.Raw | None) -> bool:
+    """Whether group_overrides has an id."""
+    named = _named.decode(overrides) if overrides is not None else None
+    return named is not None and named.group_id is not None

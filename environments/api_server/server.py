@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import json
 import logging
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,69 +17,59 @@ from typing import Any
 
 from atroposlib.api import server as stock
 from fastapi import FastAPI, Request, Response
-from fastapi.middleware.gzip import GZipMiddleware
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, Gauge, generate_latest
-from pydantic import BaseModel, Field
 
+from environments.api_server.bodies import Bodies
+from environments.api_server.contracts import Contracts
+from environments.api_server.forms import (
+    AckRequest,
+    ContractRequest,
+    EnvIdentifier,
+    LeaseRequest,
+    RegisterEnv,
+    Registration,
+    RollbackRequest,
+)
 from environments.api_server.groups import GroupError, parse, stock_form
-from environments.api_server.store import Entry, Lease, StepError, Store
+from environments.api_server.journal import RecordTooLong
+from environments.api_server.store import Entry, Lease, StepError, Store, Unwritable
+from verifier_app.judge.protocol import printable
 
 log = logging.getLogger(__name__)
 
+MOST_BYTES = 256 << 20
+"""Of a request body; a group of 16 rollouts of 40k tokens is about 15 MB."""
 REPLACED = {
     *("/register", "/register-env", "/scored_data", "/scored_data_list"),
-    *("/batch", "/status", "/latest_example", "/reset_data"),
+    *("/batch", "/status", "/latest_example", "/reset_data", "/status-env", "/disconnect-env"),
 }
 
 
-class LeaseRequest(BaseModel):
-    """POST /lease."""
-
-    trainer: str = Field("trainer", description="Who asks, for the log.")
-    step: int = Field(ge=0, description="Step the batch is trained in: the version of the weights before it.")
-
-
-class AckRequest(BaseModel):
-    """POST /ack."""
-
-    checkpoint_step: int = Field(ge=0, description="Step of a checkpoint that is durable.")
-
-
-class RollbackRequest(BaseModel):
-    """POST /rollback."""
-
-    step: int = Field(ge=0, description="Step the trainer goes on from.")
-
-
-class ContractRequest(BaseModel):
-    """POST /contract."""
-
-    side: str = Field(description="Who says it: trainer, or environment.")
-    terms: dict[str, Any] = Field(description="What it assumes of the run, such as model, context, temperature.")
-
-
-def build(store: Store) -> FastAPI:
+def build(store: Store, *, allow_reset: bool = False, most_bytes: int = MOST_BYTES) -> FastAPI:
     """An app with Atropos' routes, serving from this store. One in a process: what is left of Atropos' own routes
     reads the state of Atropos' one app, which is kept up to date with the store.
+
+    allow_reset: whether GET /reset_data may forget everything. most_bytes: of the longest request body.
     """
     app = FastAPI(title=stock.app.title)
-    for one in reversed(stock.app.user_middleware):
-        if one.cls is not GZipMiddleware:  # gzip of a batch, level 9, holds the event loop for seconds
-            app.add_middleware(one.cls, *one.args, **one.kwargs)
+    # Not Atropos' own middleware: it lets any web page in, unpacks any body on the event loop, and packs batches there.
+    app.add_middleware(Bodies, most=most_bytes)
     app.router.routes.extend(
         route for route in stock.app.router.routes if isinstance(route, APIRoute) and route.path not in REPLACED
     )
-    Server(app, store).mount()
+    Server(app, store, allow_reset).mount()
     return app
 
 
 class Server:
     """The routes over one store. Changes are made one at a time, in a thread, since they wait for the disk."""
 
-    def __init__(self, app: FastAPI, store: Store) -> None:
-        self.app, self.store = app, store
+    def __init__(self, app: FastAPI, store: Store, allow_reset: bool) -> None:
+        self.app, self.store, self.allow_reset = app, store, allow_reset
+        self.contracts = Contracts(store)
         # One thread, and not a lock: a request that is cancelled would let go of a lock while its change goes on.
         self.disk = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self.registry = CollectorRegistry()
@@ -102,7 +93,12 @@ class Server:
         add("/metrics", self.metrics, methods=["GET"])
         add("/latest_example", self.latest_example, methods=["GET"])
         add("/reset_data", self.reset_data, methods=["GET"])
+        add("/status-env", self.status_env, methods=["GET"])
+        add("/disconnect-env", self.disconnect_env, methods=["POST"])
         self.app.add_exception_handler(OSError, self.disk_full)
+        self.app.add_exception_handler(RequestValidationError, self.refused)
+        self.app.add_exception_handler(Unwritable, self.refused)
+        self.app.add_exception_handler(RecordTooLong, self.refused)
         self._measure()
         self._show()
 
@@ -121,15 +117,17 @@ class Server:
 
     # -- registration --------------------------------------------------------------------------------------
 
-    async def register(self, registration: stock.Registration) -> dict[str, Any]:
+    async def register(self, registration: Registration) -> dict[str, Any]:
         """A trainer. A later registration replaces the former one: it is a trainer that was started again."""
         await self._change(self.store.register, registration.model_dump())
+        self.contracts.begins("trainer")
         requesters = stock.app.state.requesters = getattr(stock.app.state, "requesters", [])
         requesters.append(stock.uuid.uuid4().int)
         return {"uuid": requesters[-1]}
 
-    async def register_env(self, env: stock.RegisterEnv) -> dict[str, Any]:
+    async def register_env(self, env: RegisterEnv) -> dict[str, Any]:
         """An environment, once a trainer has asked for its first batch."""
+        env.desired_name = env.desired_name or "environment"
         # Atropos' own function makes the entry and the answer, on a copy; the entry is then written, and shown by that
         stock.app.state.envs = list(self.store.envs)
         answer: dict[str, Any] = await stock.register_env_url(env)
@@ -140,16 +138,29 @@ class Server:
     async def contract(self, request: ContractRequest) -> Response:
         """Both sides say what they assume and hear what the other does; 409 names the fields in which they differ."""
         await self._change(self.store.set_contract, request.side, request.terms)
-        return self._refusal_by_contract() or JSONResponse(
-            {"status": "agreed" if len(self.store.contracts) > 1 else "waiting", "sides": self.store.contracts}
-        )
+        if refusal := self.contracts.spoke(request.side):
+            return JSONResponse({"detail": refusal}, status_code=409)
+        status = "agreed" if self.contracts.agreed else "waiting"
+        return JSONResponse({"status": status, "sides": self.store.contracts})
 
-    def _refusal_by_contract(self) -> Response | None:
-        names = self.store.differences
-        if not names:
+    async def status_env(self, env: EnvIdentifier) -> Any:
+        """As Atropos has it; 422 for an environment that is none, or where nobody has a share."""
+        if (refusal := self._unknown(env)) is not None:
+            return refusal
+        try:
+            return await stock.get_status_env(env)
+        except ZeroDivisionError:
+            return JSONResponse({"detail": "weight: those of all environments add up to 0; send one above 0"}, 422)
+
+    async def disconnect_env(self, env: EnvIdentifier) -> Any:
+        """As Atropos has it; 422 for an environment that is none."""
+        return self._unknown(env) or await stock.disconnect_env(env)
+
+    def _unknown(self, env: EnvIdentifier) -> Response | None:
+        count = len(self.store.envs)
+        if env.env_id < count:
             return None
-        said = {side: {name: terms[name] for name in names} for side, terms in self.store.contracts.items()}
-        return JSONResponse({"detail": f"the sides differ in {', '.join(names)}: {said}"}, status_code=409)
+        return JSONResponse({"detail": f"env_id {env.env_id}: {count} are registered; send the id of one"}, 422)
 
     # -- groups in -----------------------------------------------------------------------------------------
 
@@ -207,7 +218,9 @@ class Server:
         """The batch of a step, kept until /ack; asking again for the same step gives the same batch."""
         if self.store.registration is None:
             return self._not_registered()
-        return self._refusal_by_contract() or await self._lease(request.step, acknowledge=False)
+        if refusal := self.contracts.refusal("trainer"):
+            return JSONResponse({"detail": refusal}, status_code=409)
+        return await self._lease(request.step, acknowledge=False)
 
     async def _lease(self, step: int, *, acknowledge: bool) -> Response:
         assert self.store.registration is not None
@@ -223,7 +236,7 @@ class Server:
     def _leased(self, step: int, batch_size: int) -> tuple[Lease | None, bytes]:
         """A lease with its answer; in one go, since compaction moves what the journal holds."""
         lease = self.store.lease(step, batch_size)
-        raws = [] if lease is None else [stock_form(self.store.raw(entry)) for entry in lease.entries]
+        raws = [] if lease is None else [stock_form(self.store.raw(entry), entry.group_id) for entry in lease.entries]
         return lease, b'{"batch":[' + b",".join(raws) + b"]}"
 
     async def ack(self, request: AckRequest) -> dict[str, Any]:
@@ -263,13 +276,26 @@ class Server:
         log.error("the journal's disk is full: what was sent is not taken, and must be sent again")
         return JSONResponse({"detail": "the journal's disk is full: free space, then send again"}, status_code=507)
 
+    async def refused(self, request: Request, error: Exception) -> Response:
+        """422 for what cannot be taken, said here too: Atropos' clients show the status alone."""
+        if isinstance(error, RequestValidationError):
+            faults = [{name: one[name] for name in ("type", "loc", "msg")} for one in error.errors()]
+        else:
+            faults = [{"type": "value_error", "loc": ["body"], "msg": str(error)}]
+        said = "; ".join(f"{'.'.join(map(str, one['loc'][1:])) or 'body'}: {one['msg']}" for one in faults[:5])
+        log.warning("%s %s is refused: %s", request.method, request.url.path, printable(said[:500]))
+        content = json.dumps({"detail": faults[:20]}).encode("ascii")  # a field's name may be no text
+        return Response(content, 422, media_type="application/json")
+
     async def latest_example(self) -> Response:
         """The group that came last."""
         raw = self.latest or b'{"tokens":[],"masks":[],"scores":[]}'
         return Response(stock_form(raw), media_type="application/json")
 
     async def reset_data(self) -> Response:
-        """Forgets everything, the journal included."""
+        """Forgets everything, the journal included, where that is allowed."""
+        if not self.allow_reset:
+            return JSONResponse({"detail": "not enabled: start the server with --allow-reset"}, status_code=403)
         await self._change(self.store.reset)
         self.latest = None
         return PlainTextResponse("Reset successful")

@@ -61,6 +61,10 @@ class Lease:
     entries: list[Entry]
 
 
+class Unwritable(LivecodeError, ValueError):
+    """A change that JSON has no form for: an integer beyond 64 bits, a lone surrogate, too deep."""
+
+
 class StepError(LivecodeError, ValueError):
     """A step that the trainer cannot go back to; the message says where it can."""
 
@@ -194,15 +198,6 @@ class Store:
         """Whether a group of this id has been taken before."""
         return group_id in self.done or group_id in self.held
 
-    @property
-    def differences(self) -> list[str]:
-        """Fields in which the sides' contracts differ."""
-        sides = list(self.contracts.values())
-        if len(sides) < 2:
-            return []
-        shared = set.intersection(*(set(side) for side in sides))
-        return sorted(name for name in shared if any(side[name] != sides[0][name] for side in sides))
-
     def _held(self) -> Iterator[Entry]:
         for lease in [*self.leases, *self.again]:
             yield from lease.entries
@@ -228,7 +223,11 @@ class Store:
     # -- the journal ---------------------------------------------------------------------------------------
 
     def _change(self, change: dict[str, Any]) -> None:
-        payload = msgspec.json.encode(change) + b"\n"
+        try:
+            payload = msgspec.json.encode(change) + b"\n"
+            msgspec.json.decode(payload)  # what cannot be read again must not be written
+        except (msgspec.MsgspecError, OverflowError, RecursionError, UnicodeError) as error:
+            raise Unwritable(f"cannot be written as JSON ({type(error).__name__}: {error})") from None
         self._apply(payload, 0 if self.journal is None else self.journal.append(payload))
 
     def _compact(self) -> None:

@@ -86,7 +86,7 @@ def ours() -> Iterator[Api]:
     from environments.api_server.server import build
     from environments.api_server.store import Store
 
-    served = Served(build(Store()))
+    served = Served(build(Store(), allow_reset=True))
     api = Api(served.url)
     yield api
     api.http.close()
