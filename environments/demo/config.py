@@ -17,7 +17,7 @@ class DemoConfig(Settings):
     configs/demo."""
 
     START: ClassVar[tuple[str, ...]] = ("steps", "seed", "run_dir", "model")
-    COMMON: ClassVar[tuple[str, ...]] = ("trainer_config", "eval_samples", "eval_every", "shuffle_rewards")
+    COMMON: ClassVar[tuple[str, ...]] = ("trainer_config", "eval_samples", "shuffle_rewards")
     EXAMPLE: ClassVar[str] = "atropos demo --steps 2 --trainer-config configs/demo/trainer_gspo.yaml"
 
     steps: int = Field(6, ge=1, description="Training steps.")
@@ -31,7 +31,6 @@ class DemoConfig(Settings):
     trainer_config: Path = Field(CONFIGS / "trainer.yaml", description="The trainer's options.")
     server_config: Path = Field(CONFIGS / "server.yaml", description="vLLM's options.")
     eval_samples: int = Field(4, ge=1, description="Samples per held-out problem, before and after.")
-    eval_every: int = Field(0, ge=0, description="Steps between held-out evaluations on the way; 0: none.")
     shuffle_rewards: bool = Field(
         False,
         description="Control: deal the rewards of a group out at random, so that nothing can be learned.",

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import yaml
 from pydantic import Field, ValidationError, model_validator
@@ -24,7 +24,15 @@ if TYPE_CHECKING:
 
 
 class LaunchConfig(Settings):
-    """What `atropos train` can be told; `atropos init` writes such a file."""
+    """Starts API server, vLLM, environment and trainer on this machine; the same command goes on later. `atropos init`
+    writes such a file, and --environment.OPTION, --trainer.OPTION and --server.OPTION reach into its parts."""
+
+    START: ClassVar[tuple[str, ...]] = ("model", "problems", "run_dir", "steps")
+    COMMON: ClassVar[tuple[str, ...]] = (
+        *("seed", "group_size", "groups", "context", "max_new_tokens", "temperature"),
+        *("environment", "trainer", "server"),
+    )
+    EXAMPLE: ClassVar[str] = "atropos train --config my-run.yaml --steps 40 --trainer.optimizer.lr 1e-5"
 
     model: Path = Field(description="Folder of a Hugging Face causal language model; training begins with it.")
     problems: str = Field(description="As env.problems: a JSONL file, a split that was built, or a warm-up set.")
