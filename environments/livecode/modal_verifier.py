@@ -24,6 +24,9 @@ from environments.livecode.verifiers import (
 logger = logging.getLogger(__name__)
 
 DEPLOY = "modal deploy -m verifier_app"
+INPUT_BYTES = (
+    1_900_000  # of one call: Modal sends 2 MiB and more by HTTP, which a container without a network cannot fetch
+)
 ANSWER_S = 20.0  # for Modal to say that the app is there; its client goes on trying for a minute
 
 
@@ -118,7 +121,11 @@ class ModalVerifier:
             VerifierError: a request that no judge can take.
             DeadlineExceeded: no verdict in time; the message ends with the last failure.
         """
-        request, large = await self._sets.refer(request)
+        code = request.get("code")
+        request, large = await self._referred(request, input_bytes(code))
+        if input_bytes(request) + input_bytes(code) > INPUT_BYTES:
+            raise too_large(input_bytes(code))
+        request["code"] = code
 
         async def attempt() -> Verdict:
             (answer,) = await self._call(self._verify, request, large=large)
@@ -132,13 +139,19 @@ class ModalVerifier:
 
         A program without a verdict is judged again, in a new container, together with the others that have none.
         """
-        first, large = await self._sets.refer(requests[0])
         own = ("code", "order")
+        sizes = [input_bytes({name: request.get(name) for name in own}) for request in requests]
+        first, large = await self._referred(requests[0], sum(sizes))
         shared = {name: value for name, value in first.items() if name not in own}
-        results: list[Verdict | VerifierError | None] = [None] * len(requests)
+        room = INPUT_BYTES - input_bytes(shared)
+        results: list[Verdict | VerifierError | None] = [too_large(size) if size > room else None for size in sizes]
 
         async def attempt() -> None:
             left = [index for index, result in enumerate(results) if result is None]
+            for part in parts(left, [sizes[index] for index in left], room):
+                await judged(part)
+
+        async def judged(left: list[int]) -> None:
             programs = [{name: requests[index].get(name) for name in own} for index in left]
             answers = await self._call(self._verify_many, shared, programs, large=large)
             if len(answers) != len(left):
@@ -163,6 +176,14 @@ class ModalVerifier:
         except VerifierError as error:
             return [error if result is None else result for result in results]
         return [result for result in results if result is not None]
+
+    async def _referred(self, request: dict[str, Any], programs_bytes: int) -> tuple[dict[str, Any], LargeSet | None]:
+        """The request without its code, its tests by reference where they do not fit one input beside the programs."""
+        request = request | {"code": ""}
+        referred, large = await self._sets.refer(request)
+        if large is None and input_bytes(referred) + programs_bytes > INPUT_BYTES:
+            referred, large = await self._sets.refer(request, 0)
+        return referred, large
 
     async def _call(self, function: Any, *arguments: Any, large: LargeSet | None) -> list[Any]:
         """The answers of one call; a test set that the volume lacks is uploaded first."""
@@ -201,6 +222,35 @@ class ModalVerifier:
             await upload_sets(self._volume, [(large.sha256, await asyncio.to_thread(large.read))])
         except self._modal.exception.Error as error:
             raise TryAgain(type(error).__name__, f"modal: the upload failed: {error}") from error
+
+
+def input_bytes(value: Any) -> int:
+    """About what a value takes in a call's input."""
+    if isinstance(value, str):
+        return 9 + (len(value) if value.isascii() else len(value.encode("utf-8", "surrogatepass")))
+    if isinstance(value, dict):
+        return 9 + sum(input_bytes(name) + input_bytes(item) for name, item in value.items())
+    if isinstance(value, list | tuple):
+        return 9 + sum(map(input_bytes, value))
+    return 9
+
+
+def too_large(size: int) -> VerifierError:
+    """The error of a program that no call takes."""
+    return VerifierError(f"code: {size} bytes; a call to Modal takes {INPUT_BYTES} in all")
+
+
+def parts(indices: Sequence[int], sizes: Sequence[int], room: int) -> list[list[int]]:
+    """The indices in groups whose sizes add up to at most `room`."""
+    found: list[list[int]] = []
+    left = 0
+    for index, size in zip(indices, sizes, strict=True):
+        if not found or size > left:
+            found.append([])
+            left = room
+        found[-1].append(index)
+        left -= size
+    return found
 
 
 async def upload_sets(volume: Any, sets: Sequence[tuple[str, bytes]]) -> None:

@@ -16,9 +16,10 @@ INLINE_BYTES = 1 << 20  # smaller sets travel in the request
 KEPT_SETS = 8  # encoded sets kept in memory: a group's rollouts come close together
 
 
-def is_large(tests: Sequence[dict[str, str]]) -> bool:
-    """Whether a set travels by itself."""
-    return sum(len(test["input"]) + len(test["output"]) for test in tests) >= INLINE_BYTES
+def is_large(tests: Sequence[dict[str, str]], inline_bytes: int | None = None) -> bool:
+    """Whether a set travels by itself: from `inline_bytes` characters on (None: INLINE_BYTES)."""
+    size = sum(len(test["input"]) + len(test["output"]) for test in tests)
+    return size >= (INLINE_BYTES if inline_bytes is None else inline_bytes)
 
 
 @dataclass(frozen=True)
@@ -38,18 +39,21 @@ class LargeSets:
         self._uploads: Counter[tuple[str, str]] = Counter()
         self._locks: dict[tuple[str, str], asyncio.Lock] = {}
 
-    async def refer(self, request: dict[str, Any]) -> tuple[dict[str, Any], LargeSet | None]:
-        """The request, by reference where its tests are large.
+    async def refer(
+        self, request: dict[str, Any], inline_bytes: int | None = None
+    ) -> tuple[dict[str, Any], LargeSet | None]:
+        """The request, by reference where its tests have `inline_bytes` or more; None: INLINE_BYTES.
 
         Equal requests of a problem share one list object (`judge_request`), which is what makes them known again.
         """
+        inline_bytes = INLINE_BYTES if inline_bytes is None else inline_bytes
         tests = request.get("tests")
         if isinstance(tests, StoredTests):
-            if tests.size < INLINE_BYTES:
+            if tests.size < inline_bytes:
                 return request | {"tests": await asyncio.to_thread(tests.plain)}, None
             large = LargeSet(tests.sha256, tests.total, tests.read)
             return request | _reference(large), large
-        if not isinstance(tests, list) or not is_large(tests):
+        if not isinstance(tests, list) or not is_large(tests, inline_bytes):
             return request, None
         if id(tests) not in self._kept:
             work = asyncio.ensure_future(asyncio.to_thread(encode_set, tests))

@@ -180,6 +180,7 @@ class Deployments(ModalClientBase):
 
     async def BlobGet(self, stream: Stream[Any, Any]) -> None:
         request = await stream.recv_message()
+        self.seen["BlobGet"] += 1
         await stream.send_message(api_pb2.BlobGetResponse(download_url=f"{self._blob_url}/{request.blob_id}"))
 
     async def FunctionPrecreate(self, stream: Stream[Any, Any]) -> None:

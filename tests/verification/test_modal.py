@@ -278,6 +278,27 @@ async def test_a_large_set_travels_once_whoever_needs_it_first(plane: ControlPla
     assert size <= plane.received_bytes - before < size + 100_000
 
 
+async def test_no_input_travels_as_a_blob_which_a_container_without_a_network_cannot_fetch(plane: ControlPlane) -> None:
+    tests = [TestCase(input=f"{number}\n" + "#" * 300_000, output=str(number + 1)) for number in range(3)]
+    middling = Problem(id="middling", source="t", kind="stdin", statement="s", tests=tests)  # below the bound alone
+    codes = [f"print(int(input()) + 1) #{'x' * 700_000}{number}" for number in range(4)]
+    codes += ["print(0)", "#" * 2_000_000]
+    requests = [judge_request(middling, code, time_limit_s=5, memory_limit_mb=512) for code in codes]
+    before, started = plane.seen["BlobGet"], plane.started
+    async with modal_verifier(verifier_strategy="problem") as verifier:
+        *verdicts, oversized = await verifier.verify_many(requests)
+        alone = await verifier.verify(
+            judge_request(middling, codes[0] + "\u4e00" * 200_000, time_limit_s=5, memory_limit_mb=512)
+        )
+        with pytest.raises(VerifierError, match="2000009 bytes; a call to Modal takes"):
+            await verifier.verify(requests[-1])
+    assert [verdict["status"] for verdict in verdicts] == ["accepted"] * 4 + ["wrong_answer"]
+    assert isinstance(oversized, VerifierError)
+    assert alone["status"] == "accepted"
+    assert plane.seen["BlobGet"] == before
+    assert plane.started - started > 3  # two programs a call, the first calls once more with the set
+
+
 def test_data_push_uploads_each_large_set_once(plane: ControlPlane, tmp_path: Path) -> None:
     problems = [large_problem("a"), large_problem("b"), large_problem("a").model_copy(update={"id": "twin"})]
     small = Problem(id="s", source="t", kind="stdin", statement="s", tests=[TestCase(input="1", output="2")])
