@@ -59,6 +59,22 @@ def _bound_cpu() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
 
 
+WHOLE = """
+from verifier_app.judge import verify
+for code in ("import sys; sys.stdout.write('1 ' * (30 << 20))", "import os\\nfor _ in range(200_000): os.write(1, b'1')"):
+    verdict = verify({"code": code, "tests": [{"input": "", "output": "x"}], "time_limit_s": 60})
+    assert verdict["status"] == "wrong_answer", verdict["message"]
+print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0])
+"""
+
+
+def test_a_whole_judge_stays_small_under_a_long_answer() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(HOME)}
+    done = subprocess.run([sys.executable, "-c", WHOLE], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) >> 10 < MEMORY_MB
+
+
 @pytest.mark.parametrize(("got", "expected", "call"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_a_long_answer_costs_little_to_refuse(got: str, expected: str, call: bool) -> None:
     code = MEASURE.format(size=SIZE, got=got, expected=expected, call=call)

@@ -17,6 +17,7 @@ from typing import Any
 
 from verifier_app.judge.wire import Items, One
 
+Bytes = bytes | bytearray
 MESSAGE_CHARS = 300
 LONG_LINE_BYTES = 4096
 WINDOW_BYTES = 1 << 16
@@ -67,7 +68,7 @@ def stripped_lines(text: str) -> list[str]:
     return [line.strip() for line in text.strip().split("\n")]
 
 
-def _text(data: bytes, start: int, stop: int) -> str:
+def _text(data: Bytes, start: int, stop: int) -> str:
     return data[start:stop].decode("utf-8", "surrogateescape")
 
 
@@ -75,7 +76,7 @@ def _size(text: str) -> int:
     return len(text.encode("utf-8", "surrogateescape"))
 
 
-def _character(data: bytes, at: int, low: int) -> int:
+def _character(data: Bytes, at: int, low: int) -> int:
     """The start of the character that the byte `at` belongs to."""
     start = at
     while start > max(low, at - 3) and data[start] & 0xC0 == 0x80:
@@ -83,7 +84,7 @@ def _character(data: bytes, at: int, low: int) -> int:
     return start if start > low else at
 
 
-def _windows(data: bytes, start: int, stop: int) -> Iterator[str]:
+def _windows(data: Bytes, start: int, stop: int) -> Iterator[str]:
     """The text between two offsets, in pieces."""
     while start < stop:
         end = start + WINDOW_BYTES
@@ -92,7 +93,7 @@ def _windows(data: bytes, start: int, stop: int) -> Iterator[str]:
         start = end
 
 
-def _stripped(data: bytes, start: int, stop: int) -> tuple[int, int]:
+def _stripped(data: Bytes, start: int, stop: int) -> tuple[int, int]:
     """str.strip of the text between two offsets, as offsets."""
     for piece in _windows(data, start, stop):
         rest = piece.lstrip()
@@ -110,7 +111,7 @@ def _stripped(data: bytes, start: int, stop: int) -> tuple[int, int]:
     return start, stop
 
 
-def _words(data: bytes, start: int, stop: int, most: int) -> list[str] | None:
+def _words(data: Bytes, start: int, stop: int, most: int) -> list[str] | None:
     """str.split of the text between two offsets; None for more than `most` words, or a long one that is no number."""
     words: list[str] = []
     pieces: list[str] = []  # of a word that may go on in the next window
@@ -137,7 +138,7 @@ def _words(data: bytes, start: int, stop: int, most: int) -> list[str] | None:
     return [*words, "".join(pieces)] if pieces else words
 
 
-def _line_matches(data: bytes, start: int, stop: int, expected: str, tolerance: float | None) -> bool:
+def _line_matches(data: Bytes, start: int, stop: int, expected: str, tolerance: float | None) -> bool:
     """Whether the line between two offsets matches one that is stripped."""
     short = LONG_LINE_BYTES + 4 * len(expected)
     if stop - start > short:
@@ -148,7 +149,7 @@ def _line_matches(data: bytes, start: int, stop: int, expected: str, tolerance: 
     return wanted is not None and _words_equal(_words(data, start, stop, len(wanted)), wanted, tolerance)
 
 
-def output_difference(got: bytes | str, expected: str, tolerance: float | None = None) -> str | None:
+def output_difference(got: Bytes | str, expected: str, tolerance: float | None = None) -> str | None:
     """None when the outputs match, else one line that shows the first difference (at most 300 characters)."""
     data = got.encode("utf-8", "surrogatepass") if isinstance(got, str) else got
     if data == expected.encode("utf-8", "surrogatepass"):

@@ -74,7 +74,7 @@ class Pump:
         self._open = {self._stderr, self._out} | ({self._stdin} if self._stdin >= 0 else set())
         for fd in self._open:
             os.set_blocking(fd, False)
-        self.output: list[bytes] = []
+        self.data = bytearray()  # all that came on stdout or, for a call, on the result's pipe
         self.received = 0
         self.errors = b""
         self.error_bytes = 0
@@ -123,7 +123,7 @@ class Pump:
             self._shut(fd)
         elif fd == self._out:
             self.received += len(data)
-            self.output.append(data)
+            self.data += data  # no list: a program may write byte by byte
         else:
             self.error_bytes += len(data)
             self.errors = (self.errors + data)[-STDERR_KEPT:]
@@ -166,12 +166,6 @@ class Pump:
                 self._take(fd)
                 if self.received + self.error_bytes == before:
                     break
-
-    @property
-    def data(self) -> bytes:
-        """All that came on stdout or, for a call, on the result's pipe."""
-        self.output = [b"".join(self.output)]
-        return self.output[0]
 
     def last_error_line(self) -> str:
         """The last line of stderr that says something."""

@@ -133,7 +133,7 @@ def _long_int(value: int) -> Any:
     return {"i": hex(value)} if bits <= MAX_INT_BITS else {"x": f"int of {bits} bits"}
 
 
-def decode(data: bytes, expected: Any = NOTHING) -> Any:
+def decode(data: bytes | bytearray, expected: Any = NOTHING) -> Any:
     """The judge's half: plain data, or Malformed.
 
     Args:
@@ -149,7 +149,7 @@ def decode(data: bytes, expected: Any = NOTHING) -> Any:
         raise Malformed(f"not one JSON value ({type(error).__name__})") from None
 
 
-def _may_equal(data: bytes, expected: Any) -> bool:
+def _may_equal(data: bytes | bytearray, expected: Any) -> bool:
     """Whether data may stand for this value, by its length or else by its marks: only a number has two spellings."""
     own = encode(expected)
     if len(data) <= _SHORT_BYTES + 2 * len(own):
