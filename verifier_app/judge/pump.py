@@ -6,10 +6,13 @@ import contextlib
 import fcntl
 import os
 import select
+import time
 from collections.abc import Callable
 
 OUTPUT_CAP = 64 << 20
 STDERR_KEPT = 8192
+STDERR_FREE = 1 << 20  # beyond it stderr is emptied every NOISE_S only, or a program could keep its judge busy with it
+NOISE_S = 0.005
 CHUNK = 1 << 20
 _SEALS = fcntl.F_SEAL_SEAL | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_WRITE
 F_SETPIPE_SZ = 1031
@@ -78,6 +81,7 @@ class Pump:
         self.received = 0
         self.errors = b""
         self.error_bytes = 0
+        self._noise_at: float | None = None  # when a noisy stderr is due to be emptied
         self._poll = select.poll()
         self._poll.register(self._out, select.POLLIN)
         self._poll.register(self._stderr, select.POLLIN)
@@ -127,6 +131,11 @@ class Pump:
         else:
             self.error_bytes += len(data)
             self.errors = (self.errors + data)[-STDERR_KEPT:]
+            if self.error_bytes > STDERR_FREE and self._noise_at is None:
+                self._noise_at = time.monotonic()
+                self._poll.unregister(fd)
+                with contextlib.suppress(OSError):
+                    fcntl.fcntl(fd, F_SETPIPE_SZ, CHUNK)
 
     @property
     def over_cap(self) -> bool:
@@ -145,6 +154,11 @@ class Pump:
                 if reason is not None:
                     return reason
                 continue
+            if self._noise_at is not None:
+                timeout = min(timeout, NOISE_S)
+                if self._stderr in self._open and time.monotonic() >= self._noise_at:
+                    self._take(self._stderr)
+                    self._noise_at = time.monotonic() + NOISE_S
             done = False
             for fd, _ in self._poll.poll(timeout * 1000):
                 if fd == control:
