@@ -7,6 +7,7 @@ numbers that mean something else, and looks like a noisy run.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,31 @@ def terms(
     if (model / "tokenizer.json").is_file():
         said["vocabulary"] = vocabulary(model / "tokenizer.json")
     return said
+
+
+OPTIONS = {
+    "context": ("batch.context", "env.context"),
+    "group_size": ("batch.group_size", "env.group_size"),
+    "overlong_baseline": ("objective.overlong_baseline", "env.overlong_baseline"),
+    "steps": ("steps", "env.total_steps"),
+    "vocabulary": ("model", "model"),
+}
+"""Each term's option of the trainer and of the environment."""
+
+
+def differences(names: Sequence[str], sides: Mapping[str, Mapping[str, Any]]) -> str:
+    """In what two sides differ, by the options that say it on each: what a user has to change."""
+    parts = []
+    for name in names:
+        options = dict(zip(("trainer", "environment"), OPTIONS.get(name, (name, name)), strict=True))
+        what = " has a tokenizer with digest" if name == "vocabulary" else " is"
+        said = [
+            f"the {side}'s {options.get(side, name)}{what} {terms[name]}"
+            for side, terms in sides.items()
+            if name in terms
+        ]
+        parts.append(", ".join(said))
+    return f"the sides differ in {', '.join(names)}: {'; '.join(parts)}. Give both the same"
 
 
 def vocabulary(path: Path) -> str:

@@ -193,6 +193,17 @@ class AtroposClient:
             "and into its counts of dropped groups"
         )
 
+    def why_no_batch(self) -> str:
+        """What a batch still wants, in words. One request that is not tried again: this is asked for while waiting."""
+        try:
+            queued = self._http.get(f"{self._url}/status", timeout=5.0).json()["queue_size"]
+        except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+            return f"{self._url} does not say its state ({type(error).__name__})"
+        wanted = self._registration["batch_size"] if self._registration else "?"
+        if not queued:
+            return f"no group waits at {self._url}, and a batch takes {wanted} rollouts: see the environment's log"
+        return f"{queued} groups wait at {self._url}, and a batch takes {wanted} rollouts"
+
     def _register_again(self, message: str) -> None:
         if self._registration is None:
             raise ApiRefused(f"{self._url} says {message!r}: call register() before lease()")

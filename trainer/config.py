@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
@@ -86,11 +86,14 @@ class ObjectiveConfig(Section):
                 raise ValueError(f"{name} {getattr(self, name)} has no effect: {why[name]}")
 
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+
 class OptimizerConfig(Section):
     """AdamW (arXiv 1711.05101) and its schedule."""
 
     lr: float = Field(1e-6, gt=0, description="Learning rate after the warm-up.")
-    betas: tuple[float, float] = Field((0.9, 0.95), description="Decay of the first and second moment.")
+    betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="Decay of the first and second moment.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of matrices; vectors have none.")
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
     warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises linearly.")

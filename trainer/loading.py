@@ -117,6 +117,14 @@ def weight_files(path: Path) -> list[Path]:
     return files
 
 
+def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor in a model folder's files; no tensor is read. Raises UnsupportedModel."""
+    try:
+        return _shapes(weight_files(path))
+    except (OSError, SafetensorError) as error:
+        raise UnsupportedModel(f"model {path}: cannot be loaded: {error}") from None
+
+
 @torch.no_grad()
 def fill(model: PreTrainedModel, path: Path, device: torch.device) -> None:
     """Gives the sharded model of `build` its memory on `device`, and this rank's part of the folder's weights."""

@@ -17,6 +17,7 @@ import torch
 
 from environments.contract import terms
 from environments.run_folder import append_line
+from trainer import disk_use
 from trainer.alignment import measure
 from trainer.batches import AtroposClient, BatchError, StopWaiting, broadcast_groups
 from trainer.budget import check_memory
@@ -24,11 +25,12 @@ from trainer.checkpoints import Checkpoints
 from trainer.config import TrainerConfig
 from trainer.export import check_export, save_hf
 from trainer.groups import Group
-from trainer.loading import weight_files
+from trainer.loading import stored_shapes
 from trainer.metrics import Metrics
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import all_reduce_sums, broadcast, distributed, together
 from trainer.policy import Policy
+from trainer.progress import Progress, Waiting
 from trainer.publishing.served import Served, ServersAreBack
 from trainer.start import Beginning, RecordError, taken
 from trainer.step import Batch, describe, prepare, set_old_logprobs, take_steps
@@ -37,6 +39,13 @@ from trainer.tracking import Tracker, tracking
 from trainer.weights import make_publisher
 
 log = logging.getLogger(__name__)
+
+
+NO_SERVERS = (
+    "weights.servers is empty: no vLLM server gets the trained weights, so every batch is sampled with those that the "
+    "servers started with. Give the servers' addresses, such as --weights.servers http://127.0.0.1:8001, unless "
+    "that is meant"
+)
 
 
 class Run:
@@ -84,10 +93,14 @@ class Run:
                 self.tracker = opened.enter_context(tracking(config))
         self.beginning = broadcast(found, self.parallel)
         with together(self.parallel):
-            weight_files(config.model)
+            shapes = stored_shapes(config.model)
             if config.checkpoint.export:
                 check_export(config.run_dir / "export", config.model)
             check_memory(config, self.parallel.world_size, self.parallel.device)
+        if self.parallel.is_main:
+            log.info("%s", disk_use.line(disk_use.disk_use(config, shapes), config.run_dir))
+            if not config.weights.servers:
+                log.warning("%s", NO_SERVERS)
         if config.weights.servers:
             with together(self.parallel):
                 publisher = make_publisher(
@@ -115,6 +128,7 @@ class Run:
         with together(self.parallel):
             if self.client is not None:
                 self._register(self.client)
+        self._progress, self._waiting = Progress(config.steps), Waiting(log.info)
         self._step_started = time.monotonic()
 
     def _restore(self) -> None:
@@ -184,6 +198,8 @@ class Run:
     def _go_on_waiting(self, seconds: float) -> None:
         if self.stop.requested:
             raise StopWaiting(f"stopped after {seconds:.0f} s of waiting for a batch")
+        if self.client is not None:
+            self._waiting.look("a batch", self.client.why_no_batch)
         if self.served is not None:
             self.served.look()
 
@@ -193,6 +209,7 @@ class Run:
         Raises:
             BatchError: no batch within the deadline, or a group that cannot be trained on.
         """
+        self._waiting.begin()
         with self._timed("seconds_wait"):
             deadline = time.monotonic() + self.config.api.batch_deadline_s
             while True:
@@ -270,13 +287,7 @@ class Run:
                     ) from None
             if self.tracker is not None:
                 self.tracker.log(row)
-            log.info(
-                "step %d: loss %.4g, grad norm %.4g, %d groups",
-                self.step,
-                row["loss"] or 0.0,
-                row["grad_norm"] or 0.0,
-                row["groups"],
-            )
+            log.info("%s", self._progress.line(row))
 
     def save_if_due(self) -> None:
         """Begins a checkpoint every so many steps; the batches of one that is durable are acknowledged."""

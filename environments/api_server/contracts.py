@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from environments.api_server.store import Store
+from environments.contract import differences
 
 
 class Contracts:
@@ -37,7 +38,7 @@ class Contracts:
         names = sorted({name for other in rivals for name in self._differences(side, other)})
         said = self._store.contracts
         shown = {one: {name: said[one][name] for name in names if name in said[one]} for one in (side, *rivals)}
-        self._told[side] = f"the sides differ in {', '.join(names)}: {shown}"
+        self._told[side] = differences(names, shown)
         self._owed.update(dict.fromkeys(rivals, self._told[side]))
         return self._told[side]
 

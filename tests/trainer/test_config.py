@@ -50,6 +50,13 @@ def test_the_set_of_options_is_frozen():
         (["--weights.backend", "ipc"], ["weights.backend", "'disk' or 'nccl'"]),
         (["--weights.nccl_address", "10.0.0.1"], ["nccl_address '10.0.0.1'", "set weights.backend: nccl"]),
         (["--steps", "0"], ["steps"]),
+        (["--steps", "true"], ["steps"]),
+        (["--optimizer.betas", "1.5,2"], ["optimizer.betas.0 = ", "less than 1"]),
+        (["--optimizer.betas", "0.9,1"], ["optimizer.betas.1 = ", "less than 1"]),
+        (["--optimizer.lr", "inf"], ["optimizer.lr"]),
+        (["--optimizer.eps", "nan"], ["optimizer.eps"]),
+        (["--api.url", "localhost:8000"], ["api.url", "http://HOST:PORT"]),
+        (["--weights.servers", "localhost:8001"], ["weights.servers", "http://HOST:PORT"]),
         (["--objective.clip_lo", "0.1"], ["Did you mean objective.clip_low?"]),
     ],
 )

@@ -90,6 +90,7 @@ class DiskPublisher:
         self._reading: dict[str, Path] = {}  # what servers that hung in an update may still read
         self._half_loaded: set[str] = set()
         self._met: set[str] = set()
+        self._said: list[str] = []
 
     def check(self, *, resumed: bool = False, wait_s: float = 0.0) -> None:
         """Ask every server for its health; raises WeightSyncError (phase "health").
@@ -144,8 +145,10 @@ class DiskPublisher:
                     missing.append(error)
             if not done:
                 self._remove_all_but(self._last)  # it is tried again every second, maybe for minutes
-                for gone in missing:
-                    logger.warning("%s", gone)
+                texts = [str(gone) for gone in missing]
+                for text in [] if texts == self._said else texts:
+                    logger.warning("%s", text)
+                self._said = texts
                 raise next((one for one in missing if one.gone), missing[0])
             for gone in missing:
                 logger.warning("%s; the run goes on without this server until it is back", gone)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
+from functools import partial
 
 from trainer.config import TrainerConfig
 from trainer.groups import BatchError
 from trainer.metrics import Metrics
 from trainer.parallel import Parallel, broadcast
 from trainer.policy import Policy
+from trainer.progress import Waiting
 from trainer.publishing.checks import check_probes, probe_prompt
 from trainer.publishing.servers import PublishStats, WeightSyncError
 from trainer.stopping import StopRequest
@@ -79,6 +81,7 @@ class Served:
     def patiently(self, policy: Policy, version: int, prompt: list[int] | None = None) -> PublishStats | None:
         """The publisher's `publish`, again and again while every server is gone, for AWAY_S at most."""
         started = time.monotonic()
+        waiting, tries = Waiting(log.warning), 0
         while True:
             try:
                 return self.publisher.publish(policy, version, prompt)
@@ -88,7 +91,11 @@ class Served:
                 late = self.stop.requested or time.monotonic() - started > AWAY_S
                 if broadcast(late, self.parallel):
                     raise
-                log.warning("%s; waiting for a server to come back, at most %g s", error, AWAY_S)
+                tries += 1
+                if self.parallel.is_main and tries == 1:
+                    log.warning("%s; waiting for a server to come back, at most %g s", error, AWAY_S)
+                elif self.parallel.is_main:
+                    waiting.look(f"a vLLM server that takes the weights of step {version}", partial(str, error))
             time.sleep(1.0)
 
     def pause(self) -> None:

@@ -1,0 +1,74 @@
+"""What a run writes to the disk, before it writes it: the bound that checkpoints, weights and export keep to."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from trainer.config import TrainerConfig
+
+GIB = 2**30
+_ADAM = 3 * 4
+"""Bytes of one parameter in a checkpoint: fp32 weight and both moments."""
+_BYTES = {"float32": 4, "bfloat16": 2}
+HEAD = "lm_head.weight"
+WEIGHT_VERSIONS = 2
+"""In the exchange folder of backend `disk`: the last one, and the one being written."""
+
+
+@dataclass(frozen=True)
+class DiskUse:
+    """Largest sizes in bytes, and the number of each."""
+
+    checkpoint: int
+    checkpoints: int
+    weights: int
+    export: int
+
+    @property
+    def total(self) -> int:
+        """Largest use at any time."""
+        return self.checkpoint * self.checkpoints + self.weights * WEIGHT_VERSIONS + self.export
+
+
+def disk_use(config: TrainerConfig, shapes: Mapping[str, tuple[int, ...]]) -> DiskUse:
+    """What the run needs at most; records and logs, some KB for a step, are not in it.
+
+    shapes: of the tensors in the model's files. A tied head that they hold as well counts, though it is left out.
+
+    Checkpoints: `keep_last`, the best one where another is chosen, and the one being written. The export is written
+    beside the one that it replaces.
+    """
+    parameters = sum(prod(shape) for shape in shapes.values())
+    # DCP writes a tensor under each of its names, and a tied head is one.
+    tied = 0 if HEAD in shapes else max((prod(shape) for name, shape in shapes.items() if "embed" in name), default=0)
+    saves = config.steps // config.checkpoint.every if config.checkpoint.every else 0
+    sends = bool(config.weights.servers) and config.weights.backend == "disk"
+    return DiskUse(
+        checkpoint=parameters * _ADAM + tied * 4,
+        checkpoints=min(config.checkpoint.keep_last + 2, saves + 1),  # one more at the end, or when it is stopped
+        weights=parameters * _BYTES[config.weights.dtype] if sends else 0,
+        export=parameters * 4 * 2 if config.checkpoint.export else 0,
+    )
+
+
+def line(use: DiskUse, folder: Path) -> str:
+    """The prediction beside what is free, with a warning where that is less than what is to come."""
+    free = shutil.disk_usage(folder).free
+    parts = [
+        f"{use.checkpoints} checkpoints of {_size(use.checkpoint)} each, the best and one being written included",
+        f"{WEIGHT_VERSIONS} weight versions of {_size(use.weights)}" if use.weights else "",
+        f"export {_size(use.export)} (half of it while it is replaced)" if use.export else "",
+    ]
+    short = f"; that may not be enough: lower checkpoint.keep_last, or free {_size(use.total - free)}"
+    return (
+        f"{folder} takes at most {_size(use.total)} of the disk: {', '.join(filter(None, parts))}; "
+        f"{_size(free)} are free{short if free < use.total else ''}"
+    )
+
+
+def _size(count: int) -> str:
+    return f"{count / GIB:.1f} GiB" if count >= GIB / 10 else f"{count / 2**20:.1f} MiB"
