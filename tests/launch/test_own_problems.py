@@ -17,6 +17,7 @@ import yaml
 
 from environments.audit import audit
 from environments.launch.processes import free_port
+from environments.livecode.problems import load_problems
 
 ROOT = Path(__file__).resolve().parents[2]
 ATROPOS = [sys.executable, "-m", "environments.cli"]
@@ -53,6 +54,29 @@ def block(heading: str) -> str:
 
 def logs(run: Path) -> str:
     return "\n".join(f"{log}:\n{log.read_text()[-1500:]}" for log in sorted(run.glob("logs/*.log")))
+
+
+def test_the_readme_s_problems_are_read_and_its_commands_exist(tmp_path):
+    rows = block("`problems.jsonl` has one problem a line")
+    path = tmp_path / "problems.jsonl"
+    path.write_text(rows)
+    assert [(problem.id, problem.kind) for problem in load_problems(path)] == [
+        ("sum", "stdin"), ("twice", "function"), ("max", "stdin"),
+    ]  # fmt: skip
+    for name, program in {
+        "sum": "print(sum(map(int, input().split())))",
+        "twice": "def twice(x):\n    return 2 * x",
+        "max": "print(max(map(int, input().split())))",
+    }.items():
+        (tmp_path / "solution.py").write_text(program)
+        command = ["verify", str(tmp_path / "solution.py"), "--problems", str(path), "--problem", name]
+        done = subprocess.run([*ATROPOS, *command], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+    typed = [line.split("#")[0].split() for line in block("## Train your model on your own problems").splitlines()]
+    assert [words[:2] for words in typed[2:]] == [["atropos", n] for n in ("verify", "init", "train", "report")]
+    for words in typed[2:]:
+        shown = subprocess.run([*ATROPOS, words[1], "--help"], capture_output=True, text=True, check=True).stdout
+        assert [option for option in words if option.startswith("--") and option not in shown] == []
 
 
 @pytest.mark.slow  # two starts of vLLM and trainer: three minutes alone on two cores
