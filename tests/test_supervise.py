@@ -117,5 +117,5 @@ def test_a_trainer_with_wrong_options_is_not_tried_again(tmp_path: Path) -> None
     assert done.returncode == 2
     assert "trainer: exit code 2: bad input, not started again" in done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("error ")] == [
-        "error flags: steps = '0': Input should be greater than or equal to 1"
+        "error --steps: steps = '0': Input should be greater than or equal to 1"
     ]

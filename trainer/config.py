@@ -252,6 +252,13 @@ class TrainerConfig(Settings):
     def _addresses_can_be_shown(self) -> TrainerConfig:
         without_password("api.url", [self.api.url])
         without_password("weights.servers", self.weights.servers)
+        named = [url.rstrip("/") for url in self.weights.servers]
+        twice = sorted({url for url in named if named.count(url) > 1})
+        if twice:
+            raise ValueError(
+                f"weights.servers names {twice[0]} twice: two updates of one server at a time break each other; "
+                "leave one out"
+            )
         return self
 
     @model_validator(mode="after")

@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from environments.run_folder import check
 from environments.settings import ConfigError, load
 from trainer.checkpoints import CheckpointError, Checkpoints
 from trainer.config import TrainerConfig
@@ -30,6 +31,7 @@ def export(
     Raises:
         ConfigError: no run, no such checkpoint, another model's checkpoint, or a folder that cannot be written.
     """
+    check(run)
     settings = run / "config" / "trainer.yaml"
     if not settings.is_file():
         raise ConfigError(f"export: {run}: no config/trainer.yaml there. Give the folder that --run_dir named.")

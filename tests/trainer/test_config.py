@@ -56,6 +56,7 @@ def test_the_set_of_options_is_frozen():
         (["--optimizer.lr", "inf"], ["optimizer.lr"]),
         (["--optimizer.eps", "nan"], ["optimizer.eps"]),
         (["--api.url", "localhost:8000"], ["api.url", "http://HOST:PORT"]),
+        (["--weights.servers", '["http://a:1", "http://a:1/"]'], ["weights.servers names http://a:1 twice"]),
         (["--weights.servers", "localhost:8001"], ["weights.servers", "http://HOST:PORT"]),
         (["--objective.clip_lo", "0.1"], ["Did you mean objective.clip_low?"]),
     ],

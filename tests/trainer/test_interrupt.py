@@ -93,7 +93,7 @@ def test_ctrl_c_under_supervise_and_the_launcher_saves_and_says_how_to_go_on(
 @pytest.mark.parametrize(
     ("flags", "code", "last"),
     [
-        (["--steps", "0"], 2, "error flags: steps = '0': Input should be greater than or equal to 1"),
+        (["--steps", "0"], 2, "error --steps: steps = '0': Input should be greater than or equal to 1"),
         pytest.param(  # starts a rank
             ["--model", "elsewhere"],
             2,
