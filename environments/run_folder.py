@@ -35,7 +35,8 @@ def append_line(path: Path, line: str) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    data = line.encode() + b"\n"
+    # A lone surrogate has no bytes; so escaped it is JSON all the same, and is read as what it was.
+    data = line.encode("utf-8", "backslashreplace") + b"\n"
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o666)
     try:
         size = os.fstat(fd).st_size

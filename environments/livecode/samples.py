@@ -64,7 +64,7 @@ class Samples:
     def begin(self, problems: Sequence[Problem], prompts: PromptBuilder) -> None:
         """Writes NAME.problems.jsonl: what a reader of the samples wants to know of each problem, once."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.with_suffix(".problems.jsonl").open("w", encoding="utf-8") as stream:
+        with self.path.with_suffix(".problems.jsonl").open("w", encoding="utf-8", errors="backslashreplace") as stream:
             for problem in problems:
                 row = {name: getattr(problem, name) for name in ("id", "difficulty", "kind", "platform", "date")}
                 stream.write(json.dumps(row | {"prompt": prompts(problem).text}, ensure_ascii=False) + "\n")
@@ -141,7 +141,7 @@ def write_livecodebench(path: Path, problems: Sequence[Problem], out: Path) -> N
     One problem at a time is in memory: answers of 40k tokens would not fit otherwise.
     """
     places: dict[str, list[tuple[int, int]]] = {}
-    with path.open("rb") as stream, out.open("w", encoding="utf-8") as target:
+    with path.open("rb") as stream, out.open("w", encoding="utf-8", errors="backslashreplace") as target:
         position = 0
         for line in stream:
             try:

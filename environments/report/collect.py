@@ -111,9 +111,12 @@ def curves(metrics: Rows) -> list[dict[str, Any]]:
 
 def left_out(groups: Rows) -> list[dict[str, Any]]:
     """A chart of the groups that were left out, by reason, over weight versions."""
-    counts = Counter((group.get("weight_version"), group.get("dropped")) for group in groups)
-    versions = sorted({version for version, _ in counts if isinstance(version, int)})
-    reasons = sorted({reason for _, reason in counts if isinstance(reason, str)})
+    pairs = [(group.get("weight_version"), group.get("dropped")) for group in groups]
+    counts = Counter((version, reason) for version, reason in pairs if _number(version) and isinstance(reason, str))
+    versions, reasons = (
+        sorted({version for version, _ in pairs if _number(version)}),
+        sorted({why for _, why in counts}),
+    )
     if not reasons:
         return []
     series = [{"name": name, "points": [[v, counts[v, name]] for v in versions]} for name in reasons]
@@ -149,7 +152,8 @@ def tables(groups: Rows) -> list[dict[str, Any]]:
         if cells:
             rows = [[name, total, passed / total] for name, (passed, total) in sorted(cells.items()) if total]
             found.append({"title": f"Rollouts by {title}", "columns": [title, "rollouts", "passed"], "rows": rows})
-    verdicts = Counter(verdict for group in groups for verdict in group.get("verdicts") or ())
+    lists = [group["verdicts"] for group in groups if isinstance(group.get("verdicts"), list)]
+    verdicts = Counter(str(verdict) for given in lists for verdict in given)
     dropped = Counter(str(group.get("dropped") or "trained on") for group in groups)
     for title, counts in (("Verdicts", verdicts), ("Groups", dropped)):
         if counts:
@@ -172,7 +176,7 @@ def rollout(record: dict[str, Any]) -> dict[str, Any]:
         "length": record.get("length"),
         "version": _version(record.get("versions")),
         "finish": record.get("finish_reason"),
-        "graded": record.get("graded") or [],
+        "graded": graded if isinstance(graded := record.get("graded"), list) else [],
         "sample": record.get("sample"),
         "passed": verdict.get("passed"),
         "total": verdict.get("total"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ def write_report(run: Path, out: Path | None = None, most_rollouts: int = 5000) 
     page = render(collect(run, most_rollouts))
     path = out or run / "report.html"
     try:
-        path.write_text(page, encoding="utf-8")
+        path.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:
         raise ConfigError(
             f"report: {path}: cannot be written ({error.strerror}). Give another file with --out."
@@ -53,7 +54,20 @@ def _sha(text: str) -> str:
     return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
 
 
+def _finite(value: Any, depth: int = 0) -> Any:
+    """The same with null for numbers that are not finite, and "..." for what is nested beyond reason."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (dict, list, tuple)) and depth > 50:
+        return "..."
+    if isinstance(value, dict):
+        return {str(key): _finite(one, depth + 1) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one, depth + 1) for one in value]
+    return value
+
+
 def _json(data: Any) -> str:
     """JSON that cannot end its script element, nor be read as markup."""
-    text = json.dumps(data, ensure_ascii=True, separators=(",", ":"), allow_nan=False, default=str)
+    text = json.dumps(_finite(data), ensure_ascii=True, separators=(",", ":"), allow_nan=False, default=str)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -21,7 +21,7 @@ function svg(name, attributes, text) {
   return node;
 }
 
-const percent = (value) => (100 * value).toFixed(1) + " %";
+const percent = (value) => value == null ? "-" : (100 * value).toFixed(1) + " %";
 const short = (value) => Math.abs(value) >= 1000 || Number.isInteger(value) ? String(Math.round(value))
   : String(Number(value.toPrecision(3)));
 const kind = (status) => status === "accepted" ? "accepted" : status === "overlong" ? "neutral" : "failed";
