@@ -113,10 +113,8 @@ def left_out(groups: Rows) -> list[dict[str, Any]]:
     """A chart of the groups that were left out, by reason, over weight versions."""
     pairs = [(group.get("weight_version"), group.get("dropped")) for group in groups]
     counts = Counter((version, reason) for version, reason in pairs if _number(version) and isinstance(reason, str))
-    versions, reasons = (
-        sorted({version for version, _ in pairs if _number(version)}),
-        sorted({why for _, why in counts}),
-    )
+    versions: list[float] = sorted({version for version, _ in pairs if version is not None and _number(version)})
+    reasons = sorted({reason for _, reason in counts if isinstance(reason, str)})
     if not reasons:
         return []
     series = [{"name": name, "points": [[v, counts[v, name]] for v in versions]} for name in reasons]
