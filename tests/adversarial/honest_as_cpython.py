@@ -138,6 +138,11 @@ ENDINGS: list[Case] = [
         "class T:\n  def __init__(self, n): self.n = n\n  def __del__(self): print(self.n)\na, b = T('o'), T('k')",
         [{"input": "", "output": "o\nk"}],
     ),
+    honest(
+        "finalized_once",
+        "kept = []\nclass T:\n  def __del__(self):\n    print('ok')\n    kept.append(self)\nt = T()\ndel t",
+        OK,
+    ),
     honest("suspended_generator", "def g():\n  try: yield\n  finally: print('ok')\nx = g()\nnext(x)", OK),
     honest(
         "suspended_in_a_with",

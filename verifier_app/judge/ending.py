@@ -84,7 +84,7 @@ def _finalize() -> list[Any]:
         with contextlib.suppress(BaseException):
             if isinstance(thing, (types.GeneratorType, types.CoroutineType)):
                 thing.close()
-            else:
+            elif not gc.is_finalized(thing):  # one that came back to life is finalized once
                 thing.__del__()
     return sorted(streams, key=lambda stream: not hasattr(type(stream), "buffer"))
 
