@@ -27,8 +27,9 @@ class Contracts:
 
     def spoke(self, side: str) -> str | None:
         """A side has said its terms, which the store has: in what it differs from another that is there, or None."""
-        self.begins(side)
         self._spoke.add(side)
+        self._owed.pop(side, None)
+        self._told.pop(side, None)
         for former in (self._owed, self._told):
             for other in [other for other in former if not self._differences(side, other)]:
                 del former[other]
@@ -41,12 +42,6 @@ class Contracts:
         self._told[side] = differences(names, shown)
         self._owed.update(dict.fromkeys(rivals, self._told[side]))
         return self._told[side]
-
-    def begins(self, side: str) -> None:
-        """A side has started and not spoken yet: its former terms are those of a process that is gone."""
-        self._spoke.discard(side)
-        self._owed.pop(side, None)
-        self._told.pop(side, None)
 
     def refusal(self, side: str) -> str | None:
         """What keeps a side from going on, or None."""

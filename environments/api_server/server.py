@@ -120,7 +120,6 @@ class Server:
     async def register(self, registration: Registration) -> dict[str, Any]:
         """A trainer. A later registration replaces the former one: it is a trainer that was started again."""
         await self._change(self.store.register, registration.model_dump())
-        self.contracts.begins("trainer")
         requesters = stock.app.state.requesters = getattr(stock.app.state, "requesters", [])
         requesters.append(stock.uuid.uuid4().int)
         return {"uuid": requesters[-1]}

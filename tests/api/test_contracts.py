@@ -97,6 +97,7 @@ def test_sides_that_are_there_and_differ_are_both_refused(start: Start) -> None:
             api = start()
         api.register()
         assert says(api, "trainer", context=512, steps=3) == 200
+        api.register()  # a trainer says its terms before it registers
         answer = api.http.post("/contract", json={"side": "environment", "terms": {"context": 640, "steps": 3}})
         assert answer.status_code == 409
         assert answer.json()["detail"].startswith("the sides differ in context: ")
