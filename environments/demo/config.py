@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
+from environments.launch.models import no_model
 from environments.settings import Settings
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "demo"
@@ -48,8 +49,5 @@ class DemoConfig(Settings):
             if not getattr(self, name).is_file():
                 raise ValueError(f"{name} {getattr(self, name)}: no such file; give the path of a YAML file")
         if not (self.model / "config.json").is_file():
-            raise ValueError(
-                f"model {self.model}: no model there (no config.json); make it by "
-                f"`python -m trainer.pretrained --out {self.model}` or give another folder"
-            )
+            raise ValueError(f"model {self.model}: {no_model(self.model)}")
         return self

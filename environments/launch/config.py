@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from environments.launch.models import no_model
 from environments.serving import ServeConfig
 from environments.settings import ConfigError, Settings, explain, load, read_yaml
 from trainer.config import TrainerConfig
@@ -57,6 +58,12 @@ class LaunchConfig(Settings):
     environment: dict[str, Any] = Field({}, description="Further options, as in a file for `run-env livecode`.")
     trainer: dict[str, Any] = Field({}, description="Further options, as in a file for trainer/main.py.")
     server: dict[str, Any] = Field({}, description="Further options, as in a file for `serve-model`.")
+
+    @model_validator(mode="after")
+    def _model_is_there(self) -> LaunchConfig:
+        if not (self.model / "config.json").is_file():
+            raise ValueError(f"model {self.model}: {no_model(self.model)}")
+        return self
 
     @model_validator(mode="after")
     def _addresses(self) -> LaunchConfig:

@@ -12,6 +12,7 @@ import yaml
 from environments.launch.config import LaunchConfig, parts
 from environments.launch.disk import parameters
 from environments.launch.machine import Machine, machine
+from environments.launch.models import no_model
 from environments.settings import ConfigError
 
 _GIB = 2**30
@@ -50,10 +51,7 @@ def write_launch(
     if path.exists():
         raise ConfigError(f"{path}: there already; edit it, or give another name")
     if not (model / "config.json").is_file():
-        raise ConfigError(
-            f"model {model}: no model there (no config.json); give the folder of a Hugging Face model (one for a first "
-            "try: `python -m trainer.pretrained --out models/SmolLM2-135M-Instruct`)"
-        )
+        raise ConfigError(f"model {model}: {no_model(model)}")
     here = machine()
     config = LaunchConfig(
         model=model,

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from environments.demo.config import DemoConfig
 from environments.launch.config import load_launch, parts
 from environments.launch.create import write_launch
 from environments.launch.disk import check_disk, disk_use, parameters
 from environments.launch.machine import Machine, free_memory_gib
 from environments.launch.train import check_folder, check_problems
 from environments.run_folder import claim
-from environments.settings import ConfigError, write_yaml
+from environments.settings import ConfigError, load, write_yaml
 
 API, SERVER = "http://127.0.0.1:4001", "http://127.0.0.1:4002"
 ROWS = [
@@ -152,6 +153,17 @@ def test_the_file_may_stand_alone_and_has_to_be_given(written):
     assert load_launch([str(written), "--steps", "7"]).steps == 7
     with pytest.raises(ConfigError, match="`atropos init` writes one"):
         load_launch([])
+
+
+def test_a_missing_model_is_said_with_where_one_comes_from(written):
+    with pytest.raises(
+        ConfigError, match=r"model Qwen/Qwen3-0.6B: no model there.*`hf download`.*SmolLM2-135M-Instruct"
+    ):
+        load_launch([str(written), "--model", "Qwen/Qwen3-0.6B"])
+    with pytest.raises(ConfigError, match=r"make it by `python -m trainer.pretrained --out x/SmolLM2-135M-Instruct`"):
+        load(DemoConfig, ["--model", "x/SmolLM2-135M-Instruct"])
+    with pytest.raises(ConfigError, match=r"--out models/SmolLM2-135M-Instruct"):
+        load(DemoConfig, ["--model", "Qwen/Qwen3-0.6B"])
 
 
 def test_what_a_process_refuses_is_said_in_the_file_s_words(written):
