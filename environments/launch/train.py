@@ -78,10 +78,9 @@ class Training:
         if self.parts.server is not None:
             self.loop.begin_and_wait("vllm", self._server(), f"vLLM with {self.config.model.name}")
         reached = self.loop.train(self._trainer(), self._environment())
-        kept = step_of_latest(self.run_dir)
         self.screen.say()
         if reached < self.config.steps:
-            self.screen.say(f"Saved after step {kept} of {self.config.steps}. `{self.command}` goes on from there.")
+            self.screen.say(left(self.run_dir, self.config.steps, self.command))
             return 130
         self._say_what_is_there()
         return 0
@@ -132,6 +131,13 @@ def step_of_latest(run_dir: Path) -> int:
         return int((run_dir / "checkpoints" / "latest").read_text(encoding="utf-8").strip().removeprefix("step-"))
     except (FileNotFoundError, ValueError):
         return 0
+
+
+def left(run_dir: Path, steps: int, command: str) -> str:
+    """What is said of a run that was ended before its last step."""
+    if not (run_dir / "checkpoints" / "latest").exists():
+        return f"Ended before there was anything to save. `{command}` begins at step 0."
+    return f"Saved after step {step_of_latest(run_dir)} of {steps}. `{command}` goes on from there."
 
 
 def check_folder(config: LaunchConfig) -> None:

@@ -16,7 +16,7 @@ from rich.console import Console
 from environments.launch.display import Screen, duration
 from environments.launch.loop import Interrupted, JsonLines, Loop, Process, run_to_end_or_signal, trainer_command
 from environments.launch.processes import ProcessError
-from environments.launch.train import alone, step_of_latest
+from environments.launch.train import alone, left, step_of_latest
 from environments.settings import ConfigError
 
 ROW = {
@@ -230,6 +230,17 @@ def test_a_launcher_that_ends_by_the_signal_it_was_sent_has_not_failed(run, watc
     one = watched(9)
     one.when(ready_file.exists, lambda: one.loop.interrupt(signal.SIGTERM, None))
     assert one.loop.train(ranks, environment(run)) == 0
+
+
+def test_a_run_that_was_ended_says_what_is_saved_and_how_it_goes_on(run):
+    assert left(run, 9, "atropos train x.yaml") == (
+        "Ended before there was anything to save. `atropos train x.yaml` begins at step 0."
+    )
+    (run / "checkpoints").mkdir()
+    (run / "checkpoints/latest").write_text("step-00000004\n")
+    assert left(run, 9, "atropos train x.yaml") == (
+        "Saved after step 4 of 9. `atropos train x.yaml` goes on from there."
+    )
 
 
 def test_two_runs_in_one_folder_are_refused(run):
