@@ -1,12 +1,13 @@
 """What each way of verification costs: this machine's judges, the HTTP service, Modal's client and containers.
 
-    python benchmarks/verification.py [--calls 400] [--out FILE.json]
+    python benchmarks/verification.py [--calls 400] [--only local http modal gvisor] [--out FILE.json]
 
 All on this machine: the service listens on loopback, and Modal is its own client and its own container entry point
 around the control plane of the tests, so that its numbers are the client's and a container's start, not the cloud's.
 Rates: `--calls` calls of a program with two tests, at most BOUND in flight. Added latency: medians over single calls.
 Large set: eight calls at once that share a set of 46 MB, and the bytes that travelled. Per test: a program with 20
-tests in one container against one container for each of its tests.
+tests in one container against one container for each of its tests. `gvisor`: the containers run inside gVisor (`make
+test` fetches runsc), as Modal's do; seconds of a call by its number of tests, from which the README's costs come.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ from environments.livecode.verifiers import Verifier, build_verifier
 
 BOUND = 4
 LARGE_MB = 46
+WAYS = ["local", "http", "modal", "gvisor"]
 TOKEN = "benchmark-token-0123456789"
 TESTS = [{"input": f"{number}\n", "output": f"{number + 1}\n"} for number in range(2)]
 PROGRAM = "print(int(input()) + 1)\n"
@@ -131,11 +133,35 @@ async def measure(name: str, calls: int, **options: Any) -> dict[str, Any]:
     return result
 
 
-def on_modal(folder: Path, calls: int) -> dict[str, Any]:
-    """The figures through Modal's client, the peak in flight, and the price of a container for each test."""
+async def by_tests(verifier: Verifier, rounds: int) -> dict[str, float]:
+    """Median seconds of one call, and of the judging in it, by the number of tests."""
+    found = {}
+    for count in (1, 10, 50, 100):
+        tests = [{"input": f"{number}\n", "output": f"{number + 1}\n"} for number in range(count)]
+        calls, tested = [], []
+        for _ in range(rounds):
+            started = time.monotonic()
+            verdict = await verifier.verify({"code": PROGRAM, "tests": tests})
+            calls.append(time.monotonic() - started)
+            tested.append(sum(test["wall_s"] for test in verdict["tests"]))
+        found[f"call_of_{count}_tests_s"] = round(statistics.median(calls), 2)
+        found[f"judging_of_{count}_tests_s"] = round(statistics.median(tested), 2)
+    print("by tests", found, file=sys.stderr)
+    return found
+
+
+def on_modal(folder: Path, calls: int, capabilities: str | None = None) -> dict[str, Any]:
+    """The figures through Modal's client, the peak in flight, and the price of a container for each test.
+
+    capabilities: of containers inside gVisor; None: they run on this machine's kernel.
+    """
+    from modal.client import _Client
+
     from tests.support.modal_plane import control_plane
 
+    _Client._set_env_client(None)  # this process may have one of another plane
     with control_plane(folder) as plane:
+        plane.capabilities = capabilities
         variables = {"MODAL_SERVER_URL": plane.url, "MODAL_TOKEN_ID": "ak", "MODAL_TOKEN_SECRET": "as"}
         os.environ.update(variables)
         command = [Path(sys.executable).with_name("modal"), "deploy", "-m", "verifier_app"]
@@ -152,7 +178,12 @@ def on_modal(folder: Path, calls: int) -> dict[str, Any]:
         together, apart = asyncio.run(compare())
         result["one_container_for_20_tests_s"] = round(together, 2)
         result["one_container_per_test_s"] = round(apart, 2)
-        return result
+
+        async def counts() -> dict[str, float]:
+            async with opened(verifier="modal") as verifier:
+                return await by_tests(verifier, 5)
+
+        return result | asyncio.run(counts())
 
 
 def main() -> None:
@@ -160,6 +191,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--calls", type=int, default=400)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--only", nargs="+", choices=WAYS, default=WAYS)
     options = parser.parse_args()
     results: dict[str, Any] = {
         "machine": f"{platform.machine()}, {os.cpu_count()} CPUs, Python {platform.python_version()}",
@@ -169,11 +201,16 @@ def main() -> None:
     }
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        results["local"] = asyncio.run(measure("local", options.calls, tests_dir=str(folder / "local")))
-        with service(folder / "service") as url:
-            os.environ["VERIFIER_TOKEN"] = TOKEN
-            results["http"] = asyncio.run(measure("http", options.calls, verifier="http", verifier_urls=[url]))
-        results["modal"] = on_modal(folder / "modal", options.calls)
+        if "local" in options.only:
+            results["local"] = asyncio.run(measure("local", options.calls, tests_dir=str(folder / "local")))
+        if "http" in options.only:
+            with service(folder / "service") as url:
+                os.environ["VERIFIER_TOKEN"] = TOKEN
+                results["http"] = asyncio.run(measure("http", options.calls, verifier="http", verifier_urls=[url]))
+        if "modal" in options.only:
+            results["modal"] = on_modal(folder / "modal", options.calls)
+        if "gvisor" in options.only:
+            results["gvisor"] = on_modal(folder / "gvisor", options.calls, "docker")
     print(json.dumps(results, indent=1))
     if options.out:
         options.out.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")

@@ -82,7 +82,11 @@ class ModalSettings(BaseSettings):
     )
     min_containers: int = Field(0, ge=0, description="Containers that are always warm.")
     buffer_containers: int = Field(16, ge=0, description="Idle containers kept ready while calls come.")
-    max_containers: int = Field(256, ge=1, description="Containers at the same time.")
+    max_containers: int = Field(
+        256,
+        ge=1,
+        description="Containers at the same time, idle ones included; a workspace of the Starter plan has 100.",
+    )
     scaledown_window_s: int = Field(60, ge=2, le=1200, description="Seconds before an idle container is given back.")
 
     @model_validator(mode="after")

@@ -18,6 +18,7 @@ class Case(NamedTuple):
     statuses: tuple[str, ...]
 
 
+MANY = 100  # tests of the program that shows what a test costs
 TESTS = [{"input": "1 2\n", "output": "3\n"}, {"input": "5 6\n", "output": "11\n"}]
 LIMITS = {"tests": TESTS, "time_limit_s": 2.0, "memory_limit_mb": 512}
 # A program that gets what it must not have prints something else than the sum, or nothing.
@@ -84,17 +85,33 @@ def smoke() -> int:
                 held = status in case.statuses
                 bad += not held
                 print(f"{'ok ' if held else 'BAD'} {case.name:20} {status:24} {spent:6.2f} s", flush=True)
+            judged = {count: _timed(verify, count) for count in (1, MANY)}
     except modal.exception.AuthError as error:
         print(f"error: no valid account ({error}). Run: modal token new", file=sys.stderr)
         return 2
+    seconds += sum(judged.values())
+    each = max(0.0, judged[MANY] - judged[1]) / (MANY - 1)
+    print(
+        f"a program with {MANY} tests: {judged[MANY]:.2f} s, with 1: {judged[1]:.2f} s, so {1000 * each:.0f} ms a test"
+    )
     for level in sorted(levels - {""}):
         print(f"isolation: {level}")
     print(
-        f"{len(CASES)} calls, {seconds:.1f} s from request to answer: at most {seconds * per_second:.5f} USD at "
+        f"{len(CASES) + 2} calls, {seconds:.1f} s from request to answer: at most {seconds * per_second:.5f} USD at "
         f"{CORE_SECOND} a core-second and {GIB_SECOND} a GiB-second"
     )
     print("every program got what it deserves" if not bad else f"{bad} programs did not: do not train with this")
     return 1 if bad else 0
+
+
+def _timed(verify: Any, count: int) -> float:
+    """Seconds of a call, its container's start included, that judges a right program on so many tests."""
+    tests = [{"input": f"{number} 1\n", "output": f"{number + 1}\n"} for number in range(count)]
+    started = time.monotonic()
+    status, _ = _read(verify.remote({"code": CASES[0].code, **LIMITS, "tests": tests}))
+    if status != "accepted":
+        print(f"BAD {count} tests: {status}")
+    return time.monotonic() - started
 
 
 def _read(answer: dict[str, Any]) -> tuple[str, str]:

@@ -129,7 +129,7 @@ class LivecodeEnvConfig(Checked, BaseEnvConfig):
         64,
         ge=1,
         le=1500,
-        description="http, modal: calls at the same time. modal: about max_containers + buffer_containers.",
+        description="http, modal: calls at the same time. modal: its max_containers, buffer included.",
     )
     verifier_strategy: Literal["rollout", "problem"] = Field(
         "rollout",

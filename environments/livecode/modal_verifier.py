@@ -24,9 +24,8 @@ from environments.livecode.verifiers import (
 logger = logging.getLogger(__name__)
 
 DEPLOY = "modal deploy -m verifier_app"
-INPUT_BYTES = (
-    1_900_000  # of one call: Modal sends 2 MiB and more by HTTP, which a container without a network cannot fetch
-)
+# Of one call. Modal sends an input above 2 MiB by HTTP, which a container without a network cannot fetch.
+INPUT_BYTES = 1_900_000
 ANSWER_S = 20.0  # for Modal to say that the app is there; its client goes on trying for a minute
 
 
@@ -40,8 +39,8 @@ class ModalVerifier:
         app: name of the deployed app (VERIFIER_APP when it was deployed).
         volume: name of the app's volume of test sets (VERIFIER_VOLUME).
         environment: Modal's environment; None: the profile's own.
-        concurrency: calls at the same time: about max_containers + buffer_containers, far below the 2,000 pending
-            inputs that Modal takes.
+        concurrency: calls at the same time: the app's max_containers, of which buffer_containers are some, far below
+            the 2,000 pending inputs that Modal takes.
         deadline_s: longest wait for one verdict, retries included; None: by the request (`wait_s`). A call that is
             given up ends by the request's own deadline: Modal's client cannot cancel it.
     """
