@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shlex
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -205,7 +206,7 @@ def main(argv: Sequence[str]) -> int:
     os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     config = load_launch(argv)
     screen = Screen()
-    training = Training(config, " ".join(["atropos train", *argv]), screen)
+    training = Training(config, shlex.join(["atropos", "train", *argv]), screen)
     if training.done >= config.steps:
         check_folder(config)
         screen.say(
