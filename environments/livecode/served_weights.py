@@ -13,6 +13,8 @@ logger = logging.getLogger(__name__)
 
 _NEVER_SENT_S = 60.0
 """How long servers may be too far behind the trainer while no group can begin: a publication comes before a batch."""
+_TRAINING = 1
+"""Batches that a trainer has taken and not published yet: the one of the step that it computes, however long."""
 _SAY_AGAIN_S = 60.0
 
 
@@ -64,7 +66,7 @@ class ServedWeights:
             self._say_foreign(named, taken)
             return None
         self._seen = True
-        if not idle or taken - named <= self._max_staleness:
+        if not idle or taken - named <= max(self._max_staleness, _TRAINING):
             self._behind_since = None
         elif self._behind_since is None:
             self._behind_since = time.monotonic()

@@ -111,6 +111,16 @@ def test_weights_that_come_in_time_end_no_run(monkeypatch):
         assert weights.version(step, step, idle=True) == step
 
 
+@pytest.mark.parametrize("max_staleness", [0, 1, 3])
+def test_a_step_may_take_as_long_as_it_takes(monkeypatch, max_staleness):
+    now = [100.0]
+    monkeypatch.setattr(served_weights.time, "monotonic", lambda: now[0])
+    weights = ServedWeights(["http://a:1"], max_staleness)
+    for _ in range(3):
+        assert weights.version(4, 5, idle=True) == 4  # the fifth batch is trained on, and nothing may begin
+        now[0] += 3600
+
+
 def test_an_older_version_after_the_first_is_a_trainer_that_went_back():
     weights = ServedWeights(["http://a:1"], max_staleness=1)
     assert weights.version(3, 4, idle=False) == 3
