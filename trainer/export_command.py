@@ -7,6 +7,7 @@ from typing import Literal
 
 import torch
 
+from environments.hub import model_folder
 from environments.run_folder import check
 from environments.settings import ConfigError, load
 from trainer.checkpoints import CheckpointError, Checkpoints
@@ -37,6 +38,7 @@ def export(
         raise ConfigError(f"export: {run}: no config/trainer.yaml there. Give the folder that --run_dir named.")
     flags = ["--config", str(settings)] + ([] if model is None else ["--model", str(model)])
     config = load(TrainerConfig, flags, "atropos export")
+    config = config.model_copy(update={"model": model_folder(config.model)})
     try:
         with distributed(device="cpu") as parallel:
             policy = Policy(config.model, parallel, activation_checkpointing="none")

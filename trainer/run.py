@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from environments.contract import terms
+from environments.hub import is_hub_name, model_folder
 from environments.run_folder import append_line
 from trainer import disk_use
 from trainer.alignment import measure
@@ -93,6 +94,10 @@ class Run:
                 self.tracker = opened.enter_context(tracking(config))
         self.beginning = broadcast(found, self.parallel)
         with together(self.parallel):
+            if self.parallel.is_main and is_hub_name(config.model):
+                model_folder(config.model)
+        with together(self.parallel):
+            config = self.config = config.model_copy(update={"model": model_folder(config.model)})
             shapes = stored_shapes(config.model)
             if config.checkpoint.export:
                 check_export(config.run_dir / "export", config.model)

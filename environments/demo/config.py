@@ -7,6 +7,7 @@ from typing import ClassVar
 
 from pydantic import Field, model_validator
 
+from environments.hub import is_hub_name
 from environments.launch.models import no_model
 from environments.settings import Settings
 
@@ -48,6 +49,6 @@ class DemoConfig(Settings):
         for name in ("environment_config", "trainer_config", "server_config"):
             if not getattr(self, name).is_file():
                 raise ValueError(f"{name} {getattr(self, name)}: no such file; give the path of a YAML file")
-        if not (self.model / "config.json").is_file():
+        if not (self.model / "config.json").is_file() and not is_hub_name(self.model):
             raise ValueError(f"model {self.model}: {no_model(self.model)}")
         return self

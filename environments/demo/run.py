@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from environments.demo.config import DemoConfig
+from environments.hub import model_folder
 from environments.launch.disk import check_disk
 from environments.launch.display import Screen, interval, percent
 from environments.launch.loop import (
@@ -159,7 +160,8 @@ def _rate(result: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the demo; 0 when it came to its end, 130 after Ctrl-C, 1 when a part of it failed."""
-    config = load(DemoConfig, [word.replace("--run-dir", "--run_dir") for word in argv], "atropos demo")
+    config = load(DemoConfig, argv, "atropos demo")
+    config = config.model_copy(update={"model": model_folder(config.model)})
     screen = Screen()
     demo = Demo(config, screen)
     # quiet libraries in every child; the hub is never asked

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from environments.hub import is_hub_name
 from environments.launch.models import no_model
 from environments.serving import ServeConfig
 from environments.settings import ConfigError, Settings, explain, load, read_yaml
@@ -61,7 +62,7 @@ class LaunchConfig(Settings):
 
     @model_validator(mode="after")
     def _model_is_there(self) -> LaunchConfig:
-        if not (self.model / "config.json").is_file():
+        if not (self.model / "config.json").is_file() and not is_hub_name(self.model):
             raise ValueError(f"model {self.model}: {no_model(self.model)}")
         return self
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import httpx
 
+from environments.hub import model_folder
 from environments.launch.config import PARTS, LaunchConfig, Parts, in_own_words, load_launch, parts, saved
 from environments.launch.disk import check_disk
 from environments.launch.display import Screen
@@ -202,9 +203,10 @@ def alone(run_dir: Path) -> ExitStack:
 
 def main(argv: Sequence[str]) -> int:
     """Trains; 0 when the last step is done, 130 after Ctrl-C or SIGTERM, 1 when a part failed, 2 for bad input."""
-    # quiet libraries in every child; the hub is never asked
-    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     config = load_launch(argv)
+    config = config.model_copy(update={"model": model_folder(config.model)})
+    # quiet libraries in every child; the hub is not asked again
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
     screen = Screen()
     training = Training(config, shlex.join(["atropos", "train", *argv]), screen)
     if training.done >= config.steps:

@@ -13,6 +13,7 @@ from typing import Any
 
 from environments.contract import terms
 from environments.dataset.stored import StoredTests
+from environments.hub import model_folder
 from environments.livecode import apart, without_trainer
 from environments.livecode.admission import may_begin
 from environments.livecode.atropos_fixes import FixedBaseEnv, GroupRefused, encode_group, server_configs
@@ -49,7 +50,10 @@ class LivecodeEnv(FixedBaseEnv):
 
     def __init__(self, run: RunConfig) -> None:
         self.run_config = run
-        config = run.env.model_copy(update={"tokenizer_name": run.tokenizer_path})
+        field = "tokenizer" if run.tokenizer else "model"
+        instead = "" if run.tokenizer else ", or its tokenizer's by --tokenizer DIR"
+        self.tokenizer_folder = model_folder(run.tokenizer_path, field, weights=False, instead=instead)
+        config = run.env.model_copy(update={"tokenizer_name": str(self.tokenizer_folder)})
         try:
             super().__init__(config, server_configs(run.servers, run.model))
         except OSError as error:
@@ -294,7 +298,7 @@ class LivecodeEnv(FixedBaseEnv):
         await self.register_env()
         await self.get_server_info()
         agreement = terms(
-            model=Path(self.run_config.tokenizer_path),
+            model=self.tokenizer_folder,
             context=self.config.context,
             group_size=self.config.group_size,
             overlong_baseline=self.config.overlong_baseline,

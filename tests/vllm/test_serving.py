@@ -56,7 +56,7 @@ def test_a_gpu_serves_bfloat16(model: Path) -> None:
 
 
 def test_a_missing_model_is_named(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=f"model = {tmp_path}: no config.json there"):
+    with pytest.raises(ConfigError, match=rf"model {tmp_path}: no model there \(no config.json\)"):
         serve_command(ServeConfig(model=tmp_path))
 
 
@@ -70,7 +70,7 @@ def test_a_port_in_use_is_named(model: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with pytest.raises(ConfigError, match=f"port = {port}: cannot listen on 127.0.0.1"):
+        with pytest.raises(ConfigError, match=f"host = 127.0.0.1, port = {port}: cannot listen there"):
             main(["--model", str(model), "--port", str(port)])
 
 
