@@ -26,7 +26,7 @@ from verifier_app.judge.protocol import (
 )
 from verifier_app.judge.pump import OUTPUT_CAP, Pump
 from verifier_app.judge.store import TestStore
-from verifier_app.judge.watch import Watch
+from verifier_app.judge.watch import Watch, cpu_cap_s
 
 log = logging.getLogger(__name__)
 
@@ -257,7 +257,7 @@ def run_test(zygote: ZygoteHandle, request: Request, index: int) -> TestResult |
         memory = request.memory_limit_mb << 20
         watch = zygote.watch(limit, memory)
         try:
-            zygote.channel.send_body(b"%d" % (int(limit) + 2), pump.child_fds)
+            zygote.channel.send_body(b"%d" % cpu_cap_s(limit), pump.child_fds)
             pump.release_child()
             reason = pump.run(zygote.channel.fileno(), watch.seconds_left, watch.check)
             ended = None if reason else Ended(*zygote.channel.recv()[0])
@@ -317,7 +317,7 @@ def conclude(request: Request, index: int, pump: Pump, watch: Watch, ended: Ende
     if pump.over_cap:
         return "output_limit_exceeded", stop_message("output_limit_exceeded", request, watch)
     status = ended.status
-    cpu_s = max(ended.cpu_s, watch.cpu_s)
+    cpu_s = max(ended.cpu_s, watch.cpu_s) - watch.lent_s
     if cpu_s > request.time_limit_s or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
         return "time_limit_exceeded", f"{cpu_s:.2f} s CPU; the limit is {request.time_limit_s:g} s"
     last = pump.last_error_line()

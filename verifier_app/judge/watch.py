@@ -31,6 +31,8 @@ READINGS = 3  # of the memory, before it is too much
 CORES = len(os.sched_getaffinity(0))
 SPIN_ROUNDS = 30_000  # about a millisecond
 TICK = os.sysconf("SC_CLK_TCK")
+# gVisor counts a task that waits for one of its host's cores as running, so its CPU time grows while it is starved.
+WAITS_AS_CPU = os.path.exists("/proc/sentry-meminfo")
 _PAGE = os.sysconf("SC_PAGESIZE")
 
 
@@ -179,6 +181,11 @@ class Heartbeat:
         return share if share > 0.2 else 0.0
 
 
+def cpu_cap_s(time_limit_s: float) -> int:
+    """RLIMIT_CPU for a test: above its limit, and where waits count as CPU time above the longest wait for a core."""
+    return int(time_limit_s * (PATIENCE if WAITS_AS_CPU else 1)) + 2
+
+
 _heartbeat: Heartbeat | None = None
 
 
@@ -269,6 +276,7 @@ class Watch:
         self.moved = self.start
         self.starved_s = 0.0
         self.cpu = CpuTime(reaped_s)
+        self.lent_s = 0.0  # of the CPU time: counted while others had the core
         self.hidden = Hidden()
         self.peak_bytes = 0
 
@@ -307,7 +315,7 @@ class Watch:
             return "memory_limit_exceeded"
         wall = now - self.start
         pending = now - self.moved if seen.waited_ns else 0.0  # a wait that is not booked yet
-        if self.cpu_s > self.time_limit_s or wall - self.starved_s - pending > self.time_limit_s:
+        if self.cpu_s - self.lent_s > self.time_limit_s or wall - self.starved_s - pending > self.time_limit_s:
             return "time_limit_exceeded"
         if wall > self.time_limit_s * PATIENCE:
             return "host_overloaded"
@@ -329,15 +337,20 @@ class Watch:
         away = max(late, (self.own_wait_ns - own_before) / 1e9)
         before_s = self.cpu_s
         self.cpu.add(seen, interval)
-        starved_s = self.starved_s + self._starved(seen, interval, self.cpu_s - before_s) + away
+        ran_s = self.cpu_s - before_s
+        blind = bool(seen.pids) and self.there and not seen.waited_ns
+        share = heartbeat().starved_share() if blind else 0.0
+        if WAITS_AS_CPU and CORES > 1 and ran_s <= interval + 2 / TICK:  # one task's: more would slow the judge itself
+            self.lent_s += ran_s * share
+        starved_s = self.starved_s + self._starved(seen, interval, ran_s, share) + away
         # On all cores nothing more could have run than the test itself did not run.
-        self.starved_s = max(0.0, min(starved_s, wall - self.cpu_s / CORES))
+        self.starved_s = max(0.0, min(starved_s, wall - (self.cpu_s - self.lent_s) / CORES))
         progress = seen.ran_ns, sum(seen.waited_ns.values())
         if progress != self.progress or not seen.runnable:
             self.progress, self.moved = progress, now
         self.waited_ns = seen.waited_ns
 
-    def _starved(self, seen: Look, interval: float, ran_s: float) -> float:
+    def _starved(self, seen: Look, interval: float, ran_s: float, share: float) -> float:
         """Seconds of this interval in which the test wanted a core and had none, or was not there at all."""
         if not (seen.pids and self.there):  # a slow host is starting it, or clears up after it
             first, self.there = not self.there, self.there or bool(seen.pids)
@@ -347,7 +360,7 @@ class Watch:
             waits = [ns - self.waited_ns.get(task, 0) for task, ns in seen.waited_ns.items()]
             return max(waits, default=0) / 1e9
         idle = interval - ran_s if seen.runnable else 0.0  # runnable, and yet no CPU time
-        return max(idle, interval * heartbeat().starved_share())
+        return max(idle, interval * share)
 
     def _held(self, seen: Look) -> int:
         """Bytes that the test's processes and files hold. What is shared counts once where that decides."""
