@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from environments.contract import terms
+from environments.errors import ConfigError
 from environments.hub import is_hub_name, model_folder
 from environments.run_folder import append_line
 from trainer import disk_use
 from trainer.alignment import measure
-from trainer.batches import AtroposClient, BatchError, StopWaiting, broadcast_groups
+from trainer.batches import ApiRefused, AtroposClient, BatchError, StopWaiting, broadcast_groups
 from trainer.budget import check_memory
 from trainer.checkpoints import Checkpoints
 from trainer.config import TrainerConfig
@@ -168,6 +169,19 @@ class Run:
                 sends_weights=bool(config.weights.servers),
             )
         )
+        self._roll_back(self.client, self.beginning.step)
+
+    def _roll_back(self, client: AtroposClient, step: int) -> None:
+        """On rank 0: the API server hands out again what was trained on after this step."""
+        try:
+            again = client.rollback(step)
+        except ApiRefused as error:
+            raise ConfigError(
+                f"{error}. run_dir {self.config.run_dir} begins after step {step}: give the run_dir of the run whose "
+                "groups this server keeps, or start `atropos run-api` with another --journal"
+            ) from None
+        if again:
+            log.info("%d batches since step %d were not in a checkpoint and come again", again, step)
 
     def _register(self, client: AtroposClient) -> None:
         """On rank 0: from here on the API server hands out batches from this step on."""
@@ -183,9 +197,6 @@ class Run:
             wandb_group=config.run_dir.name,
             wandb_project="atropos-livecode",
         )
-        again = client.rollback(self.step)
-        if again:
-            log.info("%d batches since step %d were not in a checkpoint and come again", again, self.step)
 
     # -- the phases of a step, in order --------------------------------------------------------------------
 

@@ -11,7 +11,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+import httpx
 import pytest
+import torch
+from safetensors.torch import save_file
 
 import environments
 import trainer
@@ -80,8 +83,9 @@ def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 def test_servers_and_api_are_asked_before_the_model_is_read(tmp_path: Path) -> None:
     model = tmp_path / "model"
     model.mkdir()
+    (tmp_path / "other").mkdir()
     (model / "config.json").write_text("{}")
-    (model / "model.safetensors").write_text("not read unless everything else is in place")
+    save_file({"weight": torch.zeros(2)}, model / "model.safetensors")  # of no model that could be built
     where = ["--model", str(model), "--run_dir", str(tmp_path / "run"), "--checkpoint.export", "false"]
     done = start(*where, "--weights.servers", "http://127.0.0.1:9", "--weights.wait_s", "0")
     assert done.returncode == 1
@@ -89,6 +93,13 @@ def test_servers_and_api_are_asked_before_the_model_is_read(tmp_path: Path) -> N
     with api_server(tmp_path) as url:
         done = start(*where, "--api.url", f"{url}/nothing-here")
         assert done.stderr.splitlines()[-1].startswith(f"error POST {url}/nothing-here/contract answered HTTP 404")
+        httpx.post(f"{url}/ack", json={"checkpoint_step": 3}, trust_env=False).raise_for_status()
+        done = start(*where, "--api.url", url)
+        assert done.returncode == 2
+        last = done.stderr.splitlines()[-1]
+        assert last.startswith(f"error {url}/rollback refuses: step 0 is before the acknowledged checkpoint of step 3")
+        assert last.endswith("or start `atropos run-api` with another --journal")
+    with api_server(tmp_path / "other") as url:
         done = start(*where, "--api.url", url)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"error model {model}: cannot be loaded: ")
