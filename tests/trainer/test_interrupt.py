@@ -83,11 +83,17 @@ def test_ctrl_c_under_supervise_and_the_launcher_saves_and_says_how_to_go_on(
             errors = command.communicate(timeout=120)[1]
         finally:
             command.kill()
+        post_groups(url, models["qwen3"], 2, 6)
+        again = [sys.executable, "trainer/main.py", *options(url, models["qwen3"], run)]
+        done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert "Ctrl-C: ending the step and saving, at most 600 s; Ctrl-C again leaves at once" in errors
     assert "saved after step 1 of 3; the same command goes on" in errors.splitlines()[-1], errors
     assert "Traceback" not in errors
-    assert (run / "checkpoints" / "latest").read_text().strip() == "step-00000001"
-    assert len(losses(run)) == 1
+    assert done.returncode == 0, done.stderr
+    assert "resumed after step 1" in done.stderr
+    assert "step 3 of 3: reward " in done.stderr
+    assert [path.name for path in sorted((run / "checkpoints").glob("step-*"))] == ["step-00000001", "step-00000003"]
+    assert len(losses(run)) == STEPS
 
 
 @pytest.mark.parametrize(
