@@ -260,7 +260,7 @@ def train(context: typer.Context) -> None:
 @app.command()
 def init(
     run: Annotated[Path, typer.Argument(help="The run's name, or the path of the YAML file to write.")],
-    model: Annotated[Path, typer.Option(help="Folder of a Hugging Face causal language model.")],
+    model: Annotated[Path, typer.Option(help="Folder of a Hugging Face causal language model, or its hub name.")],
     problems: Annotated[str, typer.Option(help="JSONL file of problems, a split that was built, or warmup:train.")],
     steps: Annotated[int, typer.Option(help="Training steps.", min=1)] = 20,
     group_size: Annotated[int, typer.Option(help="Rollouts of one problem.", min=2)] = 8,

@@ -9,10 +9,11 @@ from typing import Any
 
 import yaml
 
+from environments.hub import model_folder
 from environments.launch.config import LaunchConfig, parts
 from environments.launch.disk import parameters
 from environments.launch.machine import Machine, machine
-from environments.launch.models import no_model
+from environments.launch.models import FIRST
 from environments.settings import ConfigError
 
 _GIB = 2**30
@@ -50,8 +51,7 @@ def write_launch(
     path = run if run.suffix in (".yaml", ".yml") else run.with_name(run.name + ".yaml")
     if path.exists():
         raise ConfigError(f"{path}: there already; edit it, or give another name")
-    if not (model / "config.json").is_file():
-        raise ConfigError(f"model {model}: {no_model(model)}")
+    model = model_folder(model, instead=f", or make a first one by `python -m trainer.pretrained --out {FIRST}`")
     here = machine()
     config = LaunchConfig(
         model=model,
