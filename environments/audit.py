@@ -41,6 +41,8 @@ class Audit:
         """For a terminal: counts, notes, then the verdict."""
         shown = [f"{count:8d}  {name}" for name, count in self.counts.items()]
         shown += [f"note: {note}" for note in self.notes]
+        if not self.violations and not self.counts["groups made"]:
+            return [*shown, "nothing to prove: no group was made for a trainer in this run"]
         if not self.violations:
             return [*shown, "proved: each group once or counted, each reward a verdict's"]
         more = len(self.violations) - _SHOWN
@@ -87,6 +89,7 @@ def _generated(folders: Sequence[Path], found: Audit, damaged: Counter[str]) -> 
     """Ids of the groups that were sent, and of all groups; every score is held against its verdict."""
     sent: dict[str, list[float]] = {}
     dropped: dict[str, str] = {}
+    written: set[str] = set()
     for folder in folders:
         shuffled = _shuffled(folder)
         begun = _begun(
@@ -102,6 +105,8 @@ def _generated(folders: Sequence[Path], found: Audit, damaged: Counter[str]) -> 
             if row.get("sent"):
                 if sent.setdefault(name, scores) != scores:
                     found.violations.append(f"group {name}: recorded with scores {sent[name]} and with {scores}")
+            elif row.get("written"):
+                written.add(name)
             elif not row.get("dropped"):
                 found.violations.append(f"group {name}: neither sent nor dropped with a reason")
             else:
@@ -111,7 +116,12 @@ def _generated(folders: Sequence[Path], found: Audit, damaged: Counter[str]) -> 
     found.violations += [
         f"group {name}: sent, and dropped as {dropped[name]}" for name in sorted(sent.keys() & dropped)
     ]
-    found.counts["groups made"] = len(sent.keys() | dropped.keys())
+    found.counts["groups made"] = len(sent.keys() | dropped.keys() | written)
+    if written:
+        found.counts["groups written to a file by process"] = len(written)
+    for folder in folders:
+        if evaluations := len(list(read(folder / "evaluations.jsonl", damaged))):
+            found.counts[f"evaluations of {folder.name}, which have no groups"] = evaluations
     found.counts["groups sent"] = len(sent)
     for reason, count in sorted(Counter(dropped.values()).items()):
         found.counts[f"dropped by the environment: {reason}"] = count

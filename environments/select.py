@@ -69,7 +69,7 @@ def select(config: SelectConfig, say: Callable[[str], None]) -> Record:
             f"select: {config.run}: no complete checkpoint in checkpoints/. Give a training run's folder."
         )
     settings = load_run_config(config.evaluation, ["--model", str(_model(config.run))])
-    name, n = settings.evaluation.problems[0], settings.evaluation.n
+    name, n = settings.evaluation_sets[0], settings.evaluation.n
     say(f"{len(found)} checkpoints, scored on {name}")
     screened = [(_score(config, path, name, config.screen_n, "screen", say), path) for path in found]
     screened.sort(key=lambda one: -one[0]["pass_at_1"])
@@ -161,7 +161,7 @@ def digest(path: Path, serving: ServeConfig, settings: RunConfig) -> str:
         "settings": settings.model_dump(mode="json", exclude={"servers"}),
         "problems": [
             (str(file), file.stat().st_size, file.stat().st_mtime_ns)
-            for name in map(Path, settings.evaluation.problems)
+            for name in map(Path, settings.evaluation_sets)
             for file in (sorted(name.glob("*")) if name.is_dir() else [name] if name.is_file() else [])
         ],
     }

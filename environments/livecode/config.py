@@ -213,11 +213,7 @@ class ProcessConfig(Section):
 class EvaluationConfig(Section):
     """The mode `evaluate`."""
 
-    problems: list[PathText] = Field(
-        ["warmup:new_instances", "warmup:unseen_templates"],
-        min_length=1,
-        description="Sets to evaluate: as env.problems, several.",
-    )
+    problems: list[PathText] = Field([], description="Sets to evaluate: as env.problems, several; empty: env.problems.")
     n: int = Field(4, ge=1, description="Samples per problem.")
     temperature: float | None = Field(None, gt=0, description="Sampling temperature; empty: env.temperature.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of evaluation sampling; training always uses 1.")
@@ -292,6 +288,11 @@ class RunConfig(Settings):
     env: LivecodeEnvConfig = Field(default_factory=LivecodeEnvConfig, description="The environment.")
     process: ProcessConfig = Field(default_factory=ProcessConfig, description="The mode `process`.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="The mode `evaluate`.")
+
+    @property
+    def evaluation_sets(self) -> list[str]:
+        """The sets that are evaluated."""
+        return self.evaluation.problems or [self.env.problems]
 
     @property
     def tokenizer_path(self) -> str:

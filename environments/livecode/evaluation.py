@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
@@ -170,6 +171,7 @@ def scores(problems: Sequence[Problem], samples: Sequence[Sample], cutoff: str |
         "total": total,
         "pass_at_1": pass_rate(per_problem),
         "ci95": list(pass_interval(per_problem)),
+        "wilson95": list(wilson(correct / total, len(per_template))),
         **estimates(samples),
         "per_template": per_template,
         "per_problem": per_problem,
@@ -243,6 +245,40 @@ def pass_interval(per_problem: Mapping[str, Sequence[Any]]) -> tuple[float, floa
     """
     table = _table(per_problem)
     return _percentiles([_rates(draw)[0] for draw in _draws(table)])
+
+
+def wilson(share: float, units: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `units` independent units (Wilson 1927).
+
+    It has a width at 0 and 100 % too, where a bootstrap has none. The units are what the bootstrap resamples first,
+    templates, however many samples each has: samples of one problem are not independent.
+    """
+    z2 = 1.959964**2
+    middle = (share + z2 / (2 * units)) / (1 + z2 / units)
+    half = math.sqrt(z2 * (share * (1 - share) / units + z2 / (4 * units**2))) / (1 + z2 / units)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def summary(record: Mapping[str, Any]) -> list[str]:
+    """What a reader wants to know of a record of `evaluate`, in lines for a terminal."""
+    heat = "greedy" if record["greedy"] else f"T {record['temperature']:g}, {record['n']} samples"
+    (low, high), (below, above) = record["ci95"], record["wilson95"]
+    verdicts = ", ".join(f"{name} {count}" for name, count in sorted(record["verdicts"].items()))
+    lengths = record["length_percentiles"]
+    lines = [
+        f"{record['set']}, {heat}: {record['correct']} of {record['total']} right, {record['problems']} problems",
+        f"  pass@1 {record['pass_at_1']:.3f}, 95 % bootstrap [{low:.3f}, {high:.3f}], "
+        f"Wilson [{below:.3f}, {above:.3f}]",
+        f"  verdicts: {verdicts}",
+        f"  tokens: mean {record['mean_length']:.0f}, median {lengths['50']:.0f}, longest {lengths['100']:.0f}; "
+        f"{record['overlong']} cut off",
+    ]
+    if len(record["pass_at_k"]) > 1:
+        lines.insert(2, "  " + ", ".join(f"pass@{k} {value:.3f}" for k, value in record["pass_at_k"].items()))
+    if record["no_verdict"] or record.get("left_out"):
+        left = f"{record.get('left_out', 0)} problems left out, their prompts are too long"
+        lines.append(f"  not counted: {record['no_verdict']} samples without a verdict, {left}")
+    return lines
 
 
 def paired_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[float, tuple[float, float]]:

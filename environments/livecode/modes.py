@@ -17,6 +17,7 @@ from typing import Any
 from environments.errors import ConfigError, LivecodeError
 from environments.livecode.config import RunConfig, load_run_config
 from environments.livecode.environment import LivecodeEnv
+from environments.livecode.evaluation import summary
 from environments.livecode.progress import DiskFull
 from environments.livecode.sampling import check_sets
 from environments.run_folder import claim
@@ -36,7 +37,7 @@ def run(mode: str, config: RunConfig) -> int:
     """
     if mode not in MODES:
         raise ConfigError(f"{mode}: no such mode. Choose one of {', '.join(MODES)}.")
-    check_sets(config.evaluation.problems if mode == "evaluate" else [config.env.problems])
+    check_sets(config.evaluation_sets if mode == "evaluate" else [config.env.problems])
     name = "environment" if mode == "serve" else mode
     try:
         claim(Path(config.env.run_dir))
@@ -107,7 +108,14 @@ async def run_evaluate(config: RunConfig) -> list[dict[str, Any]]:
         return await env.evaluate()
 
 
-MODES = {"serve": run_serve, "process": run_process, "evaluate": run_evaluate}
+async def _evaluate_and_print(config: RunConfig) -> None:
+    for record in await run_evaluate(config):
+        print("\n".join(summary(record)), flush=True)
+    folder = Path(config.env.run_dir)
+    print(f"records: {folder / 'evaluations.jsonl'}; every sample with its text and verdict: {folder / 'evaluations'}")
+
+
+MODES = {"serve": run_serve, "process": run_process, "evaluate": _evaluate_and_print}
 
 
 async def _until_signal(work: Coroutine[Any, Any, Any]) -> int:

@@ -45,9 +45,13 @@ class Records:
                 f"env.run_dir = {self.run_dir}: cannot be written ({error.strerror}). Give another folder."
             ) from None
 
-    def group(self, group: Group, *, sent: bool) -> None:
-        """One finished group, whether it was sent or dropped. Raises OSError where the disk refuses."""
-        append_line(self.run_dir / "environment.jsonl", _line(group_record(group, sent=sent)))
+    def group(self, group: Group, *, sent: bool, written: str | None = None) -> None:
+        """One finished group, whether it was sent, dropped, or `written` to a file of that name, without a trainer.
+
+        Raises OSError where the disk refuses.
+        """
+        row = group_record(group, sent=sent) | ({"written": written} if written else {})
+        append_line(self.run_dir / "environment.jsonl", _line(row))
         if self._per_group and group.rollouts and self._finished % self._every == 0:
             path = self.run_dir / "rollouts" / f"step-{group.weight_version:05d}.jsonl"
             for index in range(min(self._per_group, len(group.rollouts))):
@@ -125,10 +129,12 @@ def rollout_record(group: Group, index: int) -> dict[str, Any]:
     }
 
 
-def start_file(path: str | Path) -> None:
-    """An empty file, made with its folder."""
+def count_lines(path: str | Path) -> int:
+    """Lines of a file that is added to; it is made with its folder where it is missing."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    Path(path).write_text("", encoding="utf-8")
+    with Path(path).open("ab+") as stream:
+        stream.seek(0)
+        return sum(1 for _ in stream)
 
 
 def append_jsonl(path: str | Path, record: dict[str, Any]) -> None:

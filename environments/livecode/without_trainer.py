@@ -11,7 +11,7 @@ from environments.livecode.evaluation import evaluate
 from environments.livecode.groups import all_of
 from environments.livecode.problems import Problem
 from environments.livecode.profiles import profiles
-from environments.livecode.records import append_jsonl, start_file
+from environments.livecode.records import append_jsonl, count_lines
 from environments.livecode.samples import Samples
 from environments.livecode.sampling import load_set
 
@@ -22,27 +22,31 @@ logger = logging.getLogger(__name__)
 
 
 async def make_groups(env: LivecodeEnv) -> None:
-    """Makes process.groups groups and writes every one of them, flat ones too, to a JSONL file."""
+    """Makes process.groups groups and adds every one of them, flat ones too, to a JSONL file."""
     config, options = env.config, env.run_config.process
     target = Path(options.output or Path(config.run_dir) / "groups.jsonl")
     wanted = asyncio.Semaphore(max(1, config.max_concurrent_rollouts // config.group_size))
-    start_file(target)
+    before = count_lines(target)
 
     async def one(problem: Problem) -> None:
         async with wanted:
             group = await env.make_group(problem)
-        env.records.group(group, sent=False)
+        env.records.group(group, sent=False, written=str(target) if group.scores else None)
         if group.scores:
             append_jsonl(target, env.scored_data(group) | {"dropped": group.dropped})
 
     await all_of([one(await env.get_next_item()) for _ in range(options.groups)])
-    logger.info("%d groups in %s, without signal: %s", options.groups, target, env.dropped)
+    reasons = ", ".join(f"{name} {count}" for name, count in env.dropped.items()) or "none"
+    logger.info(
+        "%d groups added to %s, which had %d; without signal: %s", count_lines(target) - before, target, before, reasons
+    )
 
 
 async def evaluate_sets(env: LivecodeEnv) -> list[dict[str, Any]]:
     """Every set of evaluation.problems, sampled and greedy, appended to evaluations.jsonl in the run's folder."""
     options, config = env.run_config.evaluation, env.config
-    loaded = {name: load_set(name, config.seed)[: options.limit] for name in options.problems}
+    names = env.run_config.evaluation_sets
+    loaded = {name: load_set(name, config.seed)[: options.limit] for name in names}
     sets = {name: env.fitting(name, problems) for name, problems in loaded.items()}
     version = await env.client.weight_version()
     grading = profiles(

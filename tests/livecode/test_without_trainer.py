@@ -1,0 +1,71 @@
+"""What `process` and `evaluate` leave behind and print, and what an audit makes of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from environments.audit import audit
+from environments.livecode import modes
+from environments.livecode.config import RunConfig
+from environments.livecode.evaluation import wilson
+from environments.livecode.problems import Problem, TestCase, save_problems
+
+RIGHT, WRONG = "```python\nprint(int(input()) + 1)\n```", "```python\nprint(0)\n```"
+
+
+@pytest.fixture
+def config(tmp_path: Path, model_dir: Path, generation: Any) -> RunConfig:
+    tests = [TestCase(input="1\n", output="2\n")]
+    some = [Problem(id=f"p{n}", source="mine", kind="stdin", statement=f"Add one {n}.", tests=tests) for n in range(3)]
+    save_problems(some, tmp_path / "problems.jsonl")
+    generation.script = lambda prompt, number: {"text": (RIGHT, WRONG)[number % 2]}
+    return RunConfig.model_validate(
+        {
+            "model": str(model_dir),
+            "servers": [generation.url],
+            "process": {"groups": 2},
+            "evaluation": {"n": 2, "greedy": False},
+            "env": {"problems": str(tmp_path / "problems.jsonl"), "group_size": 2, "context": 2048,
+                    "max_new_tokens": 100, "run_dir": str(tmp_path / "run"), "verifier_workers": 1},
+        }
+    )  # fmt: skip
+
+
+def test_process_adds_to_its_file_and_an_audit_knows_its_groups(config: RunConfig) -> None:
+    run = Path(config.env.run_dir)
+    assert modes.run("process", config) == 0
+    first = (run / "groups.jsonl").read_bytes()
+    assert modes.run("process", config) == 0
+    again = (run / "groups.jsonl").read_bytes()
+    assert again.startswith(first)
+    assert len(again.splitlines()) == 4
+    found = audit(run)
+    assert found.violations == []
+    assert found.counts["groups written to a file by process"] == 4
+
+
+def test_evaluate_takes_the_problems_of_env_and_prints_a_summary(
+    config: RunConfig, generation: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generation.script = lambda prompt, number: {"text": RIGHT}
+    assert modes.run("evaluate", config) == 0
+    shown = capsys.readouterr().out
+    run = Path(config.env.run_dir)
+    assert f"{config.env.problems}, T 1, 2 samples: 6 of 6 right, 3 problems" in shown
+    assert "pass@1 1.000, 95 % bootstrap [1.000, 1.000], Wilson [0.439, 1.000]" in shown
+    assert "pass@1 1.000, pass@2 1.000" in shown
+    assert "verdicts: accepted 6" in shown
+    assert str(run / "evaluations.jsonl") in shown
+    (record,) = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    assert record["wilson95"] == pytest.approx([0.4385, 1.0], abs=1e-4)
+    assert audit(run).lines()[-1].startswith("nothing to prove")
+    assert audit(run).counts["evaluations of run, which have no groups"] == 1
+
+
+def test_wilsons_interval_has_a_width_at_the_edges() -> None:
+    assert wilson(0.0, 10) == pytest.approx((0.0, 0.27753), abs=1e-4)
+    assert wilson(0.5, 10) == pytest.approx((0.23659, 0.76341), abs=1e-4)
