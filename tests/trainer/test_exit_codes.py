@@ -137,7 +137,10 @@ def test_a_command_that_does_not_exist_is_one_line_of_supervise() -> None:
     ]
 
 
-INTERNAL = {"NoChoice", "_NoAnswer", "TryAgain", "Unusable", "Interrupted", "Dropped", "_Stopped", "WeightFolderError"}
+INTERNAL = {
+    *("Dropped", "Interrupted", "NoChoice", "Refused", "TryAgain", "Unusable", "WeightFolderError"),
+    *("_NoAnswer", "_Stopped"),
+}
 """Errors that never end a process: they are caught where they were expected, or travel in a server's answer."""
 
 
