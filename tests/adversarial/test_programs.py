@@ -10,12 +10,14 @@ import pytest
 
 from adversarial.attacks_on_the_judge import ATTACKS as ON_THE_JUDGE
 from adversarial.attacks_on_the_machine import ATTACKS as ON_THE_MACHINE
+from adversarial.attacks_on_the_watch import ATTACKS as ON_THE_WATCH
+from adversarial.attacks_on_the_watch import HONEST as BESIDE_THE_WATCH
 from adversarial.cases import ANSWER, SECRET, SUM_TESTS, Case
 from adversarial.honest_as_cpython import AS_CPYTHON
 from adversarial.honest_programs import HONEST
 from verifier_app.judge import Judge
 
-PROGRAMS = ON_THE_JUDGE + ON_THE_MACHINE + HONEST + AS_CPYTHON
+PROGRAMS = ON_THE_JUDGE + ON_THE_MACHINE + ON_THE_WATCH + HONEST + BESIDE_THE_WATCH + AS_CPYTHON
 HOSTS = {"every_layer": (), "no_namespaces": ("unshare",), "no_mount": ("mount",), "no_setuid": ("setuid",)}
 DEGRADED = pytest.mark.slow(reason="two more passes over all programs")
 

@@ -33,8 +33,8 @@ def _socket_bytes() -> int:
 SOCKET_BYTES = _socket_bytes()
 
 
-def own_bytes(path: int | str, proc: int) -> int:
-    """Proportional memory of a process without shared memory, swapped pages included.
+def own_bytes(path: int | str, proc: int, files: bool = True) -> int:
+    """Proportional memory of a process without shared memory, swapped pages included; files: and with mapped files.
 
     Raises:
         FileNotFoundError, ProcessLookupError: it is gone.
@@ -44,7 +44,8 @@ def own_bytes(path: int | str, proc: int) -> int:
     for line in read(f"{path}/smaps_rollup", proc).splitlines()[1:]:
         name, _, value = line.partition(b":")
         found[name] = int(value.split()[0]) << 10
-    return found[b"Pss"] - found.get(b"Pss_Shmem", 0) + found.get(b"SwapPss", 0)
+    left_out = found.get(b"Pss_Shmem", 0) + (0 if files else found.get(b"Pss_File", 0))
+    return found[b"Pss"] - left_out + found.get(b"SwapPss", 0)
 
 
 def socket_bytes(proc: int, paths: Iterable[str], own_network: bool) -> int:

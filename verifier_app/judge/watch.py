@@ -123,7 +123,7 @@ class Crowd(Exception):
 
 
 def proportional_bytes(
-    proc: int, root: int, own_namespace: bool, paths: Iterable[int | str], enough: int
+    proc: int, root: int, own_namespace: bool, paths: Iterable[int | str], enough: int, files: bool = True
 ) -> int | None:
     """The processes' memory without shared one, common pages divided among their sharers; None: it cannot be read.
 
@@ -138,7 +138,7 @@ def proportional_bytes(
     total = 0
     for path in paths:
         try:
-            total += own_bytes(path, proc)
+            total += own_bytes(path, proc, files)
         except (FileNotFoundError, ProcessLookupError, KeyError):  # it ended meanwhile
             continue
         except OSError:
@@ -378,7 +378,9 @@ class Watch:
         # Resident sizes count a shared page once for every sharer and a mapped file as a file too. Shares, read one
         # after the other while sharers end, add up to too much at times, but not again and again.
         for _ in range(READINGS if held > self.memory_bytes else 0):
-            shares = proportional_bytes(self.proc, self.root, self.own_namespace, seen.sizes, self.memory_bytes)
+            # Files that lie on the host's disks are counted there, mapped or not.
+            where, limit, mapped = (self.proc, self.root, self.own_namespace), self.memory_bytes, self.loose is None
+            shares = proportional_bytes(*where, seen.sizes, limit, files=mapped)
             held = min(held, held if shares is None else shares + files)
             if held <= self.memory_bytes:
                 break
