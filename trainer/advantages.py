@@ -52,6 +52,17 @@ def tensor_drop_reason(scores: torch.Tensor, overlong: torch.Tensor, baseline: s
     return "all_pass" if float(mean) > 0 else "all_fail"
 
 
+def _without_signal(scores: Sequence[float], overlong: Sequence[bool], baseline: str) -> DropReason | None:
+    """`drop_reason` of scores that are any numbers; equal ones above zero count as passes."""
+    if all(overlong):
+        return "all_overlong"
+    if any(group_advantages(scores, overlong, baseline)):
+        return None
+    if baseline == "exclude" and any(overlong):
+        return "finished_equal"
+    return "all_pass" if scores[0] > 0 else "all_fail"
+
+
 def cross_check(groups: Sequence[Group], baseline: str, *, dynamic_sampling: bool = True) -> list[DropReason | None]:
     """Reason per group to drop it, recomputed with tensors and compared with the environment's own function.
 
@@ -63,6 +74,9 @@ def cross_check(groups: Sequence[Group], baseline: str, *, dynamic_sampling: boo
     for group in groups:
         scores = [rollout.score for rollout in group.rollouts]
         overlong = [rollout.overlong for rollout in group.rollouts]
+        if not group.judged:
+            reasons.append(_without_signal(scores, overlong, baseline))
+            continue
         expected = drop_reason(scores, overlong, baseline)
         found = tensor_drop_reason(
             torch.tensor(scores, dtype=torch.float64), torch.tensor(overlong, dtype=torch.bool), baseline

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from environments.errors import LivecodeError
-from trainer.groups import Group
+from trainer.groups import Group, Rollout
 from trainer.packing import MicroBatch
 from trainer.parallel import Parallel, all_reduce_sums
 from trainer.policy import Policy
@@ -76,6 +76,12 @@ class Alignment:
             log.warning("trainer and sampler differ by %.3f nats a token; above %.2f is refused", self.distance, REFUSE)
 
 
+def _sampled_by(version: int, rollout: Rollout) -> bool:
+    """Whether all of it is known to be sampled by these weights, with its log-probabilities."""
+    versions = {span[0] for span in rollout.versions}
+    return versions == {version} and not math.isnan(rollout.logprobs[0])
+
+
 def measure(
     micro: MicroBatch, groups: Sequence[Group], version: int, policy: Policy, parallel: Parallel
 ) -> Alignment | None:
@@ -83,9 +89,9 @@ def measure(
 
     micro: this rank's, whose `origin` counts in `groups`. Costs two forwards; a collective.
     """
-    fresh = torch.tensor(
-        [all(span[0] == version for span in groups[g].rollouts[r].versions) for g, r in micro.origin], dtype=torch.bool
-    ).to(micro.sequence.device)[micro.sequence]
+    fresh = torch.tensor([_sampled_by(version, groups[g].rollouts[r]) for g, r in micro.origin], dtype=torch.bool).to(
+        micro.sequence.device
+    )[micro.sequence]
     other = replace(micro, temperature=torch.where(micro.temperature == 1, 0.7, 1.0).to(micro.temperature))
     with torch.no_grad():
         ours, tempered = policy.logprobs(micro)[0], policy.logprobs(other)[0]

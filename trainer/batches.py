@@ -21,7 +21,7 @@ from typing import Any
 import httpx
 import torch.distributed as dist
 
-from trainer.groups import BatchError, Group, Rollout, parse_group, staleness
+from trainer.groups import BatchError, Group, Reading, Rollout, parse_group, staleness
 
 __all__ = [
     "ApiRefused",
@@ -30,6 +30,7 @@ __all__ = [
     "BatchError",
     "BatchTimeout",
     "Group",
+    "Reading",
     "Rollout",
     "StopWaiting",
     "broadcast_groups",
@@ -88,6 +89,12 @@ class AtroposClient:
         self._poll_s = poll_s
         self._registration: dict[str, Any] | None = None
         self._terms: dict[str, Any] | None = None
+        self.reading: Reading | None = None
+        """What groups may leave out and must fit; None: every field has to be there."""
+        self.leave_out = False
+        """Whether a group that cannot be trained on is left out of its batch; else it is an error."""
+        self.left_out: dict[str, str] = {}
+        """Ids of the groups that were left out of the batch leased last, each with the reason."""
         # The run's own server, mostly on loopback: a proxy that the machine has for the internet is not asked.
         self._http = httpx.Client(timeout=request_timeout_s, trust_env=False)
 
@@ -169,13 +176,28 @@ class AtroposClient:
             if "batch" not in answer:
                 raise ApiRefused(f"{self._url}/lease answered without a batch: check that `atropos run-api` runs there")
             if answer["batch"]:
-                return [parse_group(group) for group in answer["batch"]]
+                return self._parsed(answer["batch"])
             waited = time.monotonic() - started
             if on_wait is not None:
                 on_wait(waited)
             if time.monotonic() + self._poll_s >= deadline:
                 raise BatchTimeout(f"no batch from {self._url} within {timeout:g} s: {self._explain()}")
             time.sleep(self._poll_s)
+
+    def _parsed(self, batch: Sequence[Mapping[str, Any]]) -> list[Group]:
+        groups: list[Group] = []
+        self.left_out = {}
+        for place, wire in enumerate(batch):
+            try:
+                groups.append(parse_group(wire, self.reading))
+            except BatchError as error:
+                if not self.leave_out:
+                    raise
+                named = wire.get("group_overrides") or {}
+                group_id = named.get("group_id") or wire.get("api_group_id") or f"at place {place}"
+                self.left_out[str(group_id)] = str(error)
+                log.warning("left out of the batch: %s", error)
+        return groups
 
     def status(self) -> dict[str, Any]:
         """The server's `current_step` and `queue_size` (groups that wait), GET /status."""

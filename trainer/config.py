@@ -107,6 +107,17 @@ class BatchConfig(Section):
     group_size: int = Field(8, ge=2, description="Rollouts of one problem.")
     context: int = Field(1024, ge=16, description="Longest prompt + completion in tokens.")
     max_tokens: int = Field(4096, ge=16, description="Packed tokens of one micro-batch on one rank.")
+    temperature: float = Field(
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="Sampling temperature of groups that do not say theirs, as those of stock Atropos environments.",
+    )
+    untrainable: Literal["stop", "leave_out"] = Field(
+        "stop",
+        description="A group that cannot be trained on: stop with its id and field, or leave_out: go on without it, "
+        "counted.",
+    )
 
     @property
     def groups(self) -> int:

@@ -29,13 +29,13 @@ class Rollout:
     completion: list[int]
     """Sampled token ids, as sampled: never re-tokenised, the end-of-sequence token included."""
     logprobs: list[float]
-    """The sampler's log-probabilities, one per completion token, <= 0."""
+    """The sampler's log-probabilities, one per completion token, <= 0; NaN where the sender did not say."""
     score: float
     overlong: bool
     """Truncated: its advantage is set to zero."""
     finish_reason: str
     versions: list[tuple[int, int, int]]
-    """(weight version, start, end) spans that cover the completion."""
+    """(weight version, start, end) spans that cover the completion; none where the sender did not say."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,8 @@ class Group:
     context: int
     prompt: list[int]
     rollouts: list[Rollout]
+    judged: bool = True
+    """Whether the scores are verdicts, +1 and -1; else they are what another environment gives, any numbers."""
 
     @property
     def oldest_version(self) -> int | None:
@@ -64,10 +66,33 @@ def staleness(group: Group, step: int) -> int:
     return 0 if oldest is None else step - oldest
 
 
-def parse_group(wire: Mapping[str, Any]) -> Group:
+@dataclass(frozen=True)
+class Reading:
+    """What a group's sender may leave out, as environments written for plain Atropos do, and what must fit the run.
+
+    Left out, a group is of the run's temperature and context and named by the API server, its rollouts have stopped,
+    are not overlong and of unknown weights, and its scores may be any numbers.
+    """
+
+    temperature: float
+    """The sampler's temperature."""
+    context: int
+    """Longest prompt and completion, in tokens."""
+    vocabulary: int
+    """Token ids are below it."""
+    recompute: bool
+    """Whether log-probabilities are computed anew, so that the sampler's may be missing."""
+
+
+def parse_group(wire: Mapping[str, Any], reading: Reading | None = None) -> Group:
     """One scored group from its JSON object (design: tokens, masks, scores, inference_logprobs, overrides,
     group_overrides). Raises BatchError with the group, the field, the value and the fix.
+
+    reading: what is taken for fields that are missing; None: every field has to be there.
     """
+    judged = reading is None or "problem_id" in (wire.get("group_overrides") or ())
+    if reading is not None:
+        wire = _completed(wire, reading)
     named = _mapping(wire.get("group_overrides"), "group_overrides", "?")
     group_id = named.get("group_id")
     if not isinstance(group_id, str) or not group_id:
@@ -97,7 +122,10 @@ def parse_group(wire: Mapping[str, Any]) -> Group:
     prompt: list[int] | None = None
     rollouts = []
     for index in range(size):
-        own, rollout = _parse_rollout(group_id, index, {name: column[index] for name, column in columns.items()})
+        row = {name: column[index] for name, column in columns.items()}
+        own, rollout = _parse_rollout(group_id, index, row, judged=judged)
+        if reading is not None:
+            _check_fit(group_id, index, own, rollout, reading)
         if prompt is None:
             prompt = own
         if own != prompt:
@@ -108,10 +136,50 @@ def parse_group(wire: Mapping[str, Any]) -> Group:
                 f"the prompt must equal rollout 0's ({len(prompt)} tokens): all rollouts of a group share it",
             )
         rollouts.append(rollout)
-    return Group(group_id, problem_id, float(temperature), context, prompt or [], rollouts)
+    return Group(group_id, problem_id, float(temperature), context, prompt or [], rollouts, judged)
 
 
-def _parse_rollout(group_id: str, index: int, row: Mapping[str, Any]) -> tuple[list[int], Rollout]:
+def _completed(wire: Mapping[str, Any], reading: Reading) -> Mapping[str, Any]:
+    """The group with the run's values where its sender gave none."""
+    whole = dict(wire)
+    named, tokens = wire.get("group_overrides"), wire.get("tokens")
+    named = {} if named is None else named
+    if not isinstance(named, Mapping) or not isinstance(tokens, list):
+        return wire
+    given = {name: value for name, value in named.items() if value is not None}
+    whole["group_overrides"] = {
+        "group_id": wire.get("api_group_id"),
+        "problem_id": f"environment {'?' if wire.get('env_id') is None else wire['env_id']}",
+        "temperature": reading.temperature,
+        "context": reading.context,
+    } | given
+    overrides = wire.get("overrides") or [{} for _ in tokens]
+    if isinstance(overrides, list):
+        defaults = {"set_advantage_to_zero": False, "finish_reason": "stop", "versions": None}
+        whole["overrides"] = [defaults | row if isinstance(row, dict) else row for row in overrides]
+    if not wire.get("inference_logprobs"):  # Atropos' own base class sends an empty list where it has none
+        if not reading.recompute:
+            fix = "let the environment send the sampler's, or set objective.old_logprobs: recompute"
+            raise _error(str(whole["group_overrides"]["group_id"]), "inference_logprobs", None, fix)
+        whole["inference_logprobs"] = [None for _ in tokens]
+    return whole
+
+
+def _check_fit(group_id: str, index: int, prompt: list[int], rollout: Rollout, reading: Reading) -> None:
+    """What the group's own fields do not show: whether this run can train on it."""
+    tokens = prompt + rollout.completion
+    if not rollout.completion:
+        raise _error(group_id, f"masks[{index}]", "-100 everywhere", "send a completion of one token or more")
+    if len(tokens) > reading.context:
+        fix = f"the run's batch.context is {reading.context}: raise it, or lower the environment's"
+        raise _error(group_id, f"tokens[{index}]", f"{len(tokens)} tokens", fix)
+    if max(tokens) >= reading.vocabulary:
+        place = next(place for place, token in enumerate(tokens) if token >= reading.vocabulary)
+        fix = f"the model has {reading.vocabulary} token ids: does the environment use another tokenizer?"
+        raise _error(group_id, f"tokens[{index}][{place}]", tokens[place], fix)
+
+
+def _parse_rollout(group_id: str, index: int, row: Mapping[str, Any], *, judged: bool) -> tuple[list[int], Rollout]:
     """Prompt ids and rollout of one row of the wire's columns."""
 
     def fail(field: str, value: object, fix: str) -> BatchError:
@@ -138,11 +206,15 @@ def _parse_rollout(group_id: str, index: int, row: Mapping[str, Any]) -> tuple[l
             row["masks"][position],
             f"after the prompt's -100 the mask holds the token ids without a gap, here {int(tokens[position])}",
         )
-    logprobs = _array(row["inference_logprobs"], f"inference_logprobs[{index}]", group_id)
+    unknown = row["inference_logprobs"] is None
+    if unknown:
+        logprobs = np.full(tokens.shape, np.nan)
+    else:
+        logprobs = _array(row["inference_logprobs"], f"inference_logprobs[{index}]", group_id)
     if logprobs.shape != tokens.shape or logprobs.dtype.kind not in "if":
         raise fail(f"inference_logprobs[{index}]", f"{logprobs.size} entries", f"send one per token, {tokens.size}")
     bad = ~np.isfinite(logprobs[start:]) | (logprobs[start:] > 0)
-    if bad.any():
+    if bad.any() and not unknown:
         position = start + int(bad.argmax())
         raise fail(
             f"inference_logprobs[{index}][{position}]",
@@ -151,7 +223,7 @@ def _parse_rollout(group_id: str, index: int, row: Mapping[str, Any]) -> tuple[l
             "mask and log-probabilities are aligned",
         )
     score = row["scores"]
-    if not _is_number(score) or score not in (1.0, -1.0):
+    if not _is_number(score) or not math.isfinite(score) or (judged and score not in (1.0, -1.0)):
         raise fail(
             f"scores[{index}]",
             score,
@@ -172,7 +244,8 @@ def _parse_rollout(group_id: str, index: int, row: Mapping[str, Any]) -> tuple[l
             finish_reason,
             "send stop or length; an aborted rollout is unfinished",
         )
-    versions = _parse_versions(override.get("versions"), tokens.size - start, f"overrides[{index}].versions", group_id)
+    said, field = override.get("versions", ()), f"overrides[{index}].versions"
+    versions = [] if said is None else _parse_versions(said, tokens.size - start, field, group_id)
     rollout = Rollout(
         tokens[start:].tolist(),
         logprobs[start:].astype(float).tolist(),

@@ -104,6 +104,7 @@ METRICS: dict[str, Metric] = {
     "dropped_finished_equal": Metric(
         "Groups dropped because the finished rollouts have one score (truncated ones left out).", "count"
     ),
+    "groups_left_out": Metric("Groups that could not be trained on (batch.untrainable: leave_out).", "count"),
     "dropped_stale": Metric("Groups dropped because they were older than the bound.", "count"),
     "skipped_batches": Metric("Batches for which no optimizer step was taken.", "count"),
     "skipped_optimizer_steps": Metric(

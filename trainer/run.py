@@ -21,7 +21,7 @@ from environments.hub import is_hub_name, model_folder
 from environments.run_folder import append_line
 from trainer import disk_use
 from trainer.alignment import measure
-from trainer.batches import ApiRefused, AtroposClient, BatchError, StopWaiting, broadcast_groups
+from trainer.batches import ApiRefused, AtroposClient, BatchError, Reading, StopWaiting, broadcast_groups
 from trainer.budget import check_memory
 from trainer.checkpoints import Checkpoints
 from trainer.config import TrainerConfig
@@ -186,6 +186,13 @@ class Run:
     def _register(self, client: AtroposClient) -> None:
         """On rank 0: from here on the API server hands out batches from this step on."""
         config = self.config
+        client.reading = Reading(
+            self.config.batch.temperature,
+            self.config.batch.context,
+            self.policy.model.config.vocab_size,
+            recompute=self.config.objective.old_logprobs == "recompute",
+        )
+        client.leave_out = self.config.batch.untrainable == "leave_out"
         client.register(
             batch_size=config.batch.rollouts,
             # Atropos drops a whole group when one sequence reaches this length: -1 switches that off.
@@ -282,8 +289,10 @@ class Run:
 
     def record(self, batch: Batch) -> None:
         """Writes the step's row to metrics.jsonl; `step` in it is the version of the new weights."""
+        left_out = dict.fromkeys(self.client.left_out if self.client else (), "untrainable")
         if self.parallel.is_main:
             describe(batch, self.step - 1, self.metrics)
+            self.metrics.add("groups_left_out", len(left_out))
         self.metrics.add("seconds_step", time.monotonic() - self._step_started)
         self.metrics.add("peak_memory_gib", _peak_memory_gib())
         self._step_started = time.monotonic()
@@ -291,7 +300,8 @@ class Run:
         row |= self.metrics.reduce(self.parallel.control)
         if self.parallel.is_main:
             # Which groups made these weights: written before a checkpoint has them, so that an audit finds each once.
-            taken = {"step": self.step - 1, "groups": [g.group_id for g in batch.groups], "dropped": batch.dropped}
+            dropped = {**batch.dropped, **left_out}
+            taken = {"step": self.step - 1, "groups": [g.group_id for g in batch.groups], "dropped": dropped}
             for name, line in (("trained", taken), ("metrics", row)):
                 path = self.config.run_dir / f"{name}.jsonl"
                 try:

@@ -150,6 +150,9 @@ def set_old_logprobs(batch: Batch, policy: Policy, config: TrainerConfig, parall
             continue
         with torch.no_grad():
             part.old_logprobs = [policy.logprobs(micro)[0] for micro in part.micro_batches]
+        for micro, old in zip(part.micro_batches, part.old_logprobs, strict=True):
+            # Where the sampler's are unknown there is no mismatch to weigh.
+            micro.sampler_logprob = torch.where(micro.sampler_logprob.isnan(), old, micro.sampler_logprob)
         if masks:
             part.counts = _counts_of_kept(part, mismatch, parallel)
     batch.tokens = sum(part.counts.tokens for part in batch.parts)

@@ -84,7 +84,9 @@ def _entry(raw: bytes) -> Entry:
         raise GroupError("tokens: empty; send at least one rollout")
     for name in ("masks", "scores", "advantages", "ref_logprobs", "inference_logprobs", "overrides", "messages"):
         column = getattr(wire, name)
-        if column is not None and len(column) != size:
+        if not column and name not in ("masks", "scores"):
+            continue  # Atropos' own base class sends an empty list for a column that it does not have
+        if len(column) != size:
             raise GroupError(f"{name}: {len(column)} entries for {size} rollouts; send one each")
     for name in ("masks", "inference_logprobs", "ref_logprobs"):
         for index, row in enumerate(getattr(wire, name) or []):
