@@ -43,7 +43,9 @@ def test_a_selection_that_was_cut_off_scores_nothing_twice(models: dict[str, Pat
     (run / "config").mkdir(parents=True)
     (run / "config" / "trainer.yaml").write_text(f"model: {models['llama']}\nrun_dir: {run}\n")
     evaluation, serving = tmp_path / "evaluation.yaml", tmp_path / "serving.yaml"
-    evaluation.write_text("env: {context: 128, max_new_tokens: 16}\nevaluation: {n: 4}\n")
+    evaluation.write_text(
+        'env: {context: 128, max_new_tokens: 16}\nevaluation: {n: 4, problems: ["warmup:new_instances"]}\n'
+    )
     serving.write_text("max_model_len: 128\n")
     for step in (1, 2):
         folder = run / "checkpoints" / f"step-{step:08d}"
