@@ -234,3 +234,14 @@ def test_text_that_the_terminal_cannot_hold_ends_no_command(tmp_path: Path, vari
         )  # fmt: skip
         assert b"Traceback" not in done.stderr, done.stderr.decode()
         assert done.returncode in (0, 1, 2)
+
+
+def test_a_value_is_shown_as_what_it_is(tmp_path: Path) -> None:
+    from environments.livecode.problems import ProblemError, load_problems
+
+    for value, shown in (([4], "[4]"), (4, "4"), (None, "None"), ({"a": 1}, "{'a': 1}")):
+        row = {"id": "p", "source": "s", "kind": "stdin", "statement": "x", "tests": [{"input": value, "output": "1"}]}
+        (tmp_path / "p.jsonl").write_text(json.dumps(row))
+        with pytest.raises(ProblemError) as caught:
+            load_problems(tmp_path / "p.jsonl")
+        assert f"tests.0.input = {shown}: Input should be a valid string" in str(caught.value)

@@ -123,9 +123,9 @@ def test_private_tests_that_do_not_decode_are_refused(tmp_path: Path, private: s
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        (STDIN | {"tests": []}, r"rows.jsonl:1: problem p1: tests = '\[\]'"),
+        (STDIN | {"tests": []}, r"rows.jsonl:1: problem p1: tests = \[\]"),
         (STDIN | {"kind": "essay"}, "problem p1: kind = 'essay'"),
-        (STDIN | {"note": 1}, "problem p1: note = '1'"),
+        (STDIN | {"note": 1}, "problem p1: note = 1"),
         (STDIN | {"fn_name": "f"}, "problem p1: fn_name = 'f' with kind stdin"),
         (CALL | {"fn_name": None}, "problem p2: fn_name = None with kind function"),
         (CALL | {"tests": [{"input": "x y", "output": "1"}]}, r"problem p2: tests.0.input = 'x y'"),

@@ -224,10 +224,15 @@ def _validate(fields: dict[str, Any], name: str) -> Problem:
         reasons = []
         for item in error.errors():
             field = ".".join(str(part) for part in item["loc"])
-            value = "" if item["type"] == "missing" or not field else f" = {str(item['input'])[:60]!r}"
+            value = "" if item["type"] == "missing" or not field else f" = {_shown(item['input'])}"
             message = item["msg"].removeprefix("Value error, ")
             reasons.append(f"{field}{value}: {message}" if field else message)
         _refuse(name, "; ".join(reasons))
+
+
+def _shown(value: Any) -> str:
+    """The beginning of a value as what it is: a list is no text that looks like one."""
+    return repr(value[:60]) if isinstance(value, str) else repr(value)[:60]
 
 
 def _refuse(name: str, reason: str) -> NoReturn:
