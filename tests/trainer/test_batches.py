@@ -346,7 +346,7 @@ def test_what_the_environment_assumes_otherwise_is_named(url: str) -> None:
     httpx.post(f"{url}/contract", json={"side": "environment", "terms": theirs}).raise_for_status()
     with client_of(url) as client:
         register(client)
-        with pytest.raises(ApiRefused, match=r"differ in context: .*'trainer': \{'context': 512\}"):
+        with pytest.raises(ApiRefused, match=r"differ in context: the trainer's batch.context is 512"):
             client.agree({"context": 512, "group_size": 8})
         with pytest.raises(ApiRefused, match=r"differ in context"):
             client.lease(0, 20)
