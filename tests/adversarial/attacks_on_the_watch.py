@@ -44,6 +44,26 @@ ATTACKS: list[Case] = [
         SECRET_TESTS,
     ),
     attack(
+        "the_hosts_processes_and_sockets",
+        """
+        import os
+        own = {"1", str(os.getpid())}
+        found = 0
+        try: found += len([name for name in os.listdir("/proc") if name.isdigit()]) > 4
+        except OSError: pass
+        for pid in range(1, 2000):
+            if str(pid) not in own:
+                try: found += len(open(f"/proc/{pid}/cmdline").read()) > 0
+                except OSError: pass
+        for path in ("/proc/net/unix", "/proc/self/net/tcp", "/proc/net/tcp"):
+            try: found += len(open(path).readlines()) > 1
+            except OSError: pass
+        if found: print(sum(map(int, input().split())))
+        """,
+        SUM_TESTS,
+        WRONG,
+    ),
+    attack(
         "children_that_nobody_waits_for",
         """
         import os, signal, time

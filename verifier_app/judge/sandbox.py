@@ -28,6 +28,8 @@ SYSTEM_READABLE = [
     "/proc",
     "/sys/devices",
 ]
+PROC_READABLE = [f"/proc/self/{name}" for name in ("cmdline", "fd", "maps", "stat", "statm", "status")]
+PROC_READABLE += [f"/proc/{name}" for name in ("cpuinfo", "loadavg", "meminfo", "stat", "uptime", "version")]
 SWEEP_TIMEOUT_S = 5.0
 SHARED_MEMORY = "/dev/shm"
 SHARED = ("/tmp", "/var/tmp", SHARED_MEMORY)
@@ -173,6 +175,10 @@ class Box:
 
     def enter(self, pipes: Sequence[int]) -> None:
         """In the test's process, before the program: the last limits, then the program's identity and its pipes."""
+        if self.ground.landlock and not self.ground.root:
+            # One layer more, here since it names this process: of the host's /proc its own files, no list, no sockets.
+            readable = [path for path in SYSTEM_READABLE if path != "/proc"] + PROC_READABLE + self.ground.interpreter
+            landlock.restrict(readable, [*self.scratch, *DEVICES, SHARED_MEMORY])
         if self.limits_tasks:
             resource.setrlimit(resource.RLIMIT_NPROC, (MAX_TASKS, MAX_TASKS))
         if self.ground.uid:
