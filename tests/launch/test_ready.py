@@ -124,13 +124,11 @@ def test_the_trainer_waits_for_no_server_that_will_never_fit():
         check_all([WeightServer(f"http://127.0.0.1:{free_port()}", 10.0)], resumed=False, wait_s=0.1)
 
 
-def test_no_request_is_logged_by_the_trainer(tmp_path):
+def test_no_request_is_logged_by_the_trainer(smollm2, tmp_path):
     """The trainer as a process, up to its first error: httpx would log a line for each request by then."""
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_text("not read before the API has answered")
     vllm = healthy(free_port())
     main = str(Path(__file__).resolve().parents[2] / "trainer" / "main.py")
-    flags = ["--model", str(tmp_path), "--run_dir", str(tmp_path / "run"), "--weights.servers", vllm.url]
+    flags = ["--model", str(smollm2), "--run_dir", str(tmp_path / "run"), "--weights.servers", vllm.url]
     done = subprocess.run(
         [sys.executable, main, *flags, "--api.url", vllm.url, "--checkpoint.export", "false"],
         capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"},
