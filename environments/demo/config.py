@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from environments.hub import is_hub_name
 from environments.launch.models import no_model
-from environments.settings import Settings
+from environments.settings import Settings, Url
 
 CONFIGS = Path(__file__).resolve().parents[2] / "configs" / "demo"
 
@@ -39,7 +39,7 @@ class DemoConfig(Settings):
     )
     api_port: int | None = Field(None, ge=1, le=65535, description="The API server's port; empty: a free one.")
     server_port: int | None = Field(None, ge=1, le=65535, description="vLLM's port; empty: a free one.")
-    server_url: str | None = Field(
+    server_url: Url | None = Field(
         None, description="A vLLM that runs already with the same model and flags; empty: start one."
     )
     start_deadline_s: float = Field(600.0, gt=0, description="Longest wait for a process to be ready.")

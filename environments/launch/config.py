@@ -14,7 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from environments.hub import is_hub_name
 from environments.launch.models import no_model
 from environments.serving import ServeConfig
-from environments.settings import ConfigError, Settings, explain, load, read_yaml
+from environments.settings import ConfigError, PathText, Settings, Url, explain, load, read_yaml
 from trainer.config import TrainerConfig
 
 PROGRAM = "atropos train"
@@ -37,7 +37,7 @@ class LaunchConfig(Settings):
     EXAMPLE: ClassVar[str] = "atropos train --config my-run.yaml --steps 40 --trainer.optimizer.lr 1e-5"
 
     model: Path = Field(description="Folder of a Hugging Face causal language model; training begins with it.")
-    problems: str = Field(description="As env.problems: a JSONL file, a split that was built, or a warm-up set.")
+    problems: PathText = Field(description="As env.problems: a JSONL file, a split that was built, or a warm-up set.")
     run_dir: Path = Field(description="Folder of the run: checkpoints, records, logs of all processes.")
     steps: int = Field(20, ge=1, description="Training steps; raise it to train a finished run further.")
     seed: int = Field(0, ge=0, description="Seed of the problems' order, sampling and training.")
@@ -47,7 +47,7 @@ class LaunchConfig(Settings):
     max_new_tokens: int = Field(512, ge=1, description="Longest completion in tokens; longer is overlong.")
     temperature: float = Field(1.0, gt=0, le=2, description="Sampling temperature, divided out by the trainer too.")
     overlong_baseline: str = Field("include", description="As env.overlong_baseline: include or exclude.")
-    servers: list[str] = Field(
+    servers: list[Url] = Field(
         [], description="Addresses of vLLM servers that run already with this model; empty: one is started."
     )
     server_port: int | None = Field(None, ge=1, le=65535, description="Port of the vLLM started; empty: a free one.")
