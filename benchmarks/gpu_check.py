@@ -55,6 +55,7 @@ def sections() -> list[Section]:
     from benchmarks import gpu_sections as s
 
     return [
+        Section("calls", s.calls, "names, arguments, devices and shapes of GPU calls, on fake tensors"),
         Section("attention", s.attention_values, "varlen attention, forward and backward"),
         Section("leak", s.leak, "documents of a pack under varlen attention"),
         Section("documents", s.documents, "bf16 gradients of a pack against each rollout alone"),

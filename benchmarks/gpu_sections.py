@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, Qwen3Config
 
+from benchmarks.gpu_calls import check_all
 from benchmarks.loops import GIB, PackedLoop, Phases, free, optimizer_fits, relative_error, trainer_config
 from benchmarks.trainer import Case, parse, peak_flops
 from benchmarks.workload import SHAPES, Lengths, draw_lengths, make_groups, write_model
@@ -226,6 +227,15 @@ def documents(check: Check) -> dict[str, Any]:
         exact = exact or gradient
     result["bf16 against fp32: gradient"] = hold("bf16 gradient against fp32", relative_error(gradient, exact), 0.1)
     return result
+
+
+def calls(check: Check) -> dict[str, Any]:
+    """GPU calls fit the installed torch and transformers; see benchmarks/gpu_calls.py."""
+    found = check_all()
+    wrong = {name: why for name, why in found.items() if why != "fits"}
+    if wrong:
+        raise Failed("; ".join(f"{name}: {why}" for name, why in wrong.items()))
+    return found
 
 
 def against_transformers(check: Check) -> dict[str, Any]:
