@@ -187,11 +187,13 @@ def test_processes_that_become_a_crowd_while_their_memory_is_read_are_stopped(co
 def test_a_long_wait_that_is_booked_late_counts_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
     looks = [Look(pids=[2], waited_ns={"2": 0}, runnable=True), Look(pids=[2], waited_ns={"2": 900_000_000})]
     monkeypatch.setattr(watch_module, "look", lambda *_: looks.pop(0))
+    monkeypatch.setattr(watch_module, "own_wait_ns", lambda: 0)  # this process waits for a core as it happens
     watch = Watch(-1, 1, False, 100, 1 << 40)
     watch.there = True
     watch.start -= 1
-    watch.check()
-    watch.check()
+    for _ in range(2):
+        watch.next_look = time.monotonic() + 3600  # nor is it late
+        watch.check()
     assert watch.starved_s == pytest.approx(0.9)
 
 
