@@ -256,6 +256,11 @@ class ServerChecks:
                 f"servers: {server.url} does not answer ({type(error).__name__}). Start vLLM there first: "
                 "atropos serve-model"
             ) from error
+        if health.status_code in (404, 405):
+            raise ServerRefused(
+                f"servers: {server.url} has no /health, so it is no vLLM. To evaluate another server with OpenAI's "
+                "routes: --evaluation.route chat."
+            )
         if health.status_code != 200:
             raise ServerAway(f"servers: {server.url}/health says {health.status_code}. See vLLM's log.")
         if models.status_code >= 500:

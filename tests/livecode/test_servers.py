@@ -100,6 +100,12 @@ async def test_a_context_above_the_servers_names_the_flag(generation: Any) -> No
             await client.check(context=1024)
 
 
+async def test_a_server_without_health_is_no_vllm_and_the_message_names_the_chat_route(generation: Any) -> None:
+    async with RolloutClient([generation.url + "/openai"]) as client:
+        with pytest.raises(ServerRefused, match=r"no vLLM.*--evaluation.route chat"):
+            await client.check(context=1024)
+
+
 async def test_logprobs_before_the_temperature_are_noticed(generation: Any) -> None:
     generation.raw_logprobs = True
     async with RolloutClient([generation.url]) as client:
