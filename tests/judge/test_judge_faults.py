@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -32,6 +35,30 @@ def test_death_by_a_realtime_signal_is_a_runtime_error(judge: Judge, number: int
     verdict = judge.verify({"code": DIES.format(number), "tests": TESTS})
     assert verdict["status"] == "runtime_error"
     assert "killed by" in verdict["message"]
+
+
+DEAF = """
+import ctypes, json, os, signal, sys
+
+procmask, action = {"x86_64": (14, 13), "aarch64": (135, 134)}[os.uname().machine]
+libc = ctypes.CDLL(None)
+for number in map(int, sys.argv[2:]):
+    one = ctypes.c_uint64(1 << (number - 1))
+    ignore = (ctypes.c_uint64 * 4)(1, 0, 0, 0)
+    assert libc.syscall(action, number, ctypes.byref(ignore), None, 8) == 0
+    assert libc.syscall(procmask, 0, ctypes.byref(one), None, 8) == 0
+from verifier_app.judge import verify
+
+print(json.dumps([verify(request)["status"] for request in json.loads(sys.argv[1])]))
+"""
+
+
+def test_a_judge_whose_parent_ignored_and_blocked_signals_gives_the_same_verdicts() -> None:
+    numbers = [int(signal.SIGTERM), int(signal.SIGALRM), int(signal.SIGUSR1), 32, 33, 40, 64]
+    requests = [{"code": DIES.format(number), "tests": TESTS} for number in numbers]
+    command = [sys.executable, "-c", DEAF, json.dumps(requests), *map(str, numbers)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
+    assert json.loads(done.stdout) == ["runtime_error"] * len(numbers)
 
 
 @pytest.mark.parametrize("text", ["\\ud800", "\\u202e\\u0007\\u0000"])

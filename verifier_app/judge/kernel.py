@@ -103,6 +103,25 @@ def drop_capabilities() -> None:
     _check("capset", _libc.capset(ctypes.byref(header), ctypes.byref(data)))
 
 
+def default_signals(kept: frozenset[int]) -> None:
+    """Unblock every signal and give it its default action, but those in `kept`.
+
+    Both are inherited across exec, and libc's own calls leave 32 and 33 out, which it uses itself.
+    """
+    procmask, action = _RT_SIGNALS[os.uname().machine]
+    none = ctypes.c_uint64(0)
+    syscall("rt_sigprocmask", procmask, _SIG_SETMASK, ctypes.byref(none), None, 8)
+    default = (ctypes.c_uint64 * 4)()  # handler, flags, restorer, mask
+    for number in range(1, _NSIG):
+        if number not in kept:
+            syscall("rt_sigaction", action, number, ctypes.byref(default), None, 8)
+
+
+_RT_SIGNALS = {"x86_64": (14, 13), "aarch64": (135, 134)}
+_SIG_SETMASK = 2
+_NSIG = 65
+
+
 _own = ctypes.PyDLL(None, use_errno=True)  # keeps the interpreter's lock
 _raw_fork = _own.fork
 _wait4 = _own.wait4

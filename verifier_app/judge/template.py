@@ -31,6 +31,10 @@ from verifier_app.judge.sandbox import Box, descendants, make_scratch, remove_sc
 from verifier_app.judge.zygote import Zygote
 
 BURY_TIMEOUT_S = 20.0
+# The interpreter ignores SIGPIPE and SIGXFSZ in every program; the judge's side ignores SIGINT (sandbox.py).
+_KEPT_SIGNALS = frozenset(
+    int(number) for number in (signal.SIGKILL, signal.SIGSTOP, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ)
+)
 
 
 def _standard_streams() -> None:
@@ -188,6 +192,7 @@ def _start(config: dict[str, Any]) -> Ground:
         resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
         os.set_inheritable(config["fd"], True)
         os.execv(sys.executable, sys.orig_argv)
+    kernel.default_signals(_KEPT_SIGNALS)
     Limits(["rlimits"]).lower(resource.RLIMIT_CORE, 0)
     kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
     kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
