@@ -28,7 +28,7 @@ from typing import Any
 
 import httpx
 
-from environments.livecode.atropos_fixes import encode_group
+from environments.livecode.atropos_compat import encode_group
 
 STOCK = "import uvicorn, sys; uvicorn.run('atroposlib.api.server:app', port=int(sys.argv[1]), log_level='warning')"
 

@@ -30,7 +30,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from environments.dataset.parts import make_part
+from environments.dataset.convert import make_part
 from environments.dataset.sources import RECIPES, Source
 
 ROW_TEST_BYTES = (2_000, 200_000, 4_000_000)  # small, middling and large sets, in turn

@@ -36,10 +36,10 @@ from environments.api_server.launch import bind
 from environments.livecode import environment
 from environments.livecode.config import RunConfig
 from environments.livecode.environment import LivecodeEnv
-from environments.livecode.problems import load_problems, save_problems
-from environments.livecode.prompts import PromptBuilder
-from environments.livecode.verifiers import LocalVerifier
-from environments.livecode.warmup import build
+from environments.livecode.problems.load import load_problems, save_problems
+from environments.livecode.problems.prompts import PromptBuilder
+from environments.livecode.problems.warmup import build
+from environments.livecode.verification.local import LocalVerifier
 
 CONTEXT = 65_536
 

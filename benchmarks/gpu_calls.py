@@ -30,12 +30,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from benchmarks.call_forms import misfits
 from benchmarks.workload import SHAPES, versions
-from trainer import attention
-from trainer.attention import AttentionLayout, Span, varlen_attention
 from trainer.config import OptimizerConfig
-from trainer.logprobs import token_logprobs
+from trainer.model import attention
+from trainer.model.activation_checkpointing import recompute
+from trainer.model.attention import AttentionLayout, Span, varlen_attention
+from trainer.model.logprobs import token_logprobs
 from trainer.optimizer import PolicyOptimizer
-from trainer.recompute import recompute
 
 ROOT = Path(__file__).resolve().parents[1]
 LAYOUT = AttentionLayout((Span(0, 10, (5, 7, 1)), Span(23, 3, ())))

@@ -24,17 +24,17 @@ from benchmarks.gpu_calls import check_all
 from benchmarks.loops import GIB, PackedLoop, Phases, free, optimizer_fits, relative_error, trainer_config
 from benchmarks.trainer import Case, parse, peak_flops
 from benchmarks.workload import SHAPES, Lengths, draw_lengths, make_groups, write_model
-from trainer.attention import AttentionLayout, Span, grouped_attention, varlen_attention
 from trainer.budget import setup
 from trainer.checkpoints import Checkpoints
-from trainer.groups import Group
-from trainer.logprobs import token_logprobs
-from trainer.packing import MicroBatch, pack
+from trainer.data.scored_groups import ScoredGroup
+from trainer.model.activation_checkpointing import Recompute
+from trainer.model.attention import AttentionLayout, Span, grouped_attention, varlen_attention
+from trainer.model.logprobs import token_logprobs
+from trainer.model.packing import MicroBatch, pack
+from trainer.model.policy import Policy
 from trainer.parallel import Parallel, distributed
-from trainer.planning.memory import LiveBytes
+from trainer.planning.live_bytes import LiveBytes
 from trainer.planning.timeline import plan
-from trainer.policy import Policy
-from trainer.recompute import Recompute
 
 HALF, SINGLE = 0.02, 1e-4
 """Largest relative L2 error of values and gradients in bf16 and in fp32."""
@@ -173,7 +173,7 @@ def leak(check: Check) -> dict[str, Any]:
 # -- the policy --------------------------------------------------------------------------------------------------
 
 
-def _groups(check: Check, lengths: Sequence[Lengths], shape: str, context: int) -> list[Group]:
+def _groups(check: Check, lengths: Sequence[Lengths], shape: str, context: int) -> list[ScoredGroup]:
     return make_groups(lengths, context, SHAPES[shape]["vocab_size"], 0)
 
 
@@ -198,12 +198,12 @@ def _taken(weight: Tensor) -> Tensor:
     return gradient.full_tensor().clone()
 
 
-def _alone(groups: Sequence[Group], device: torch.device) -> list[MicroBatch]:
+def _alone(groups: Sequence[ScoredGroup], device: torch.device) -> list[MicroBatch]:
     """One micro-batch for each rollout, under the origins of the whole."""
     micros = []
     for number, group in enumerate(groups):
         for place, rollout in enumerate(group.rollouts):
-            only = Group(group.group_id, "p", group.temperature, group.context, group.prompt, [rollout])
+            only = ScoredGroup(group.group_id, "p", group.temperature, group.context, group.prompt, [rollout])
             [micro] = pack([only], [[1.0]], group.context, device=device)
             micro.origin = [(number, place)]
             micros.append(micro)

@@ -28,8 +28,8 @@ from unittest import mock
 
 from verifier_app.judge import Judge
 from verifier_app.judge.compare import output_difference
+from verifier_app.judge.languages.python.prelude import make_module
 from verifier_app.judge.pool import JudgePool
-from verifier_app.judge.prelude import make_module
 
 CODE = "a, b = map(int, input().split())\nprint(a + b)\n"
 USUAL_IMPORTS = (
@@ -122,7 +122,7 @@ def rollouts(judge: Judge, count: int, times: int) -> None:
 FLOOR = """
 import gc, os, resource, sys
 sys.path.insert(0, sys.argv[1])
-from verifier_app.judge.prelude import make_module
+from verifier_app.judge.languages.python.prelude import make_module
 module = make_module("__main__")
 gc.collect(); gc.freeze()
 def used(): return sum(sum(resource.getrusage(who)[:2]) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))

@@ -28,9 +28,9 @@ import yaml
 
 from benchmarks.measured import rss_mb
 from benchmarks.scripted import STEPS, Program, Script, prepare
-from environments.demo.processes import Family, free_port
-from environments.livecode.problems import Problem
-from environments.livecode.warmup import build
+from environments.launch.processes import Family, free_port
+from environments.livecode.problems.problem import Problem
+from environments.livecode.problems.warmup import build
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL = ROOT / "models" / "SmolLM2-135M-Instruct"

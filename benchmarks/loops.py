@@ -1,6 +1,6 @@
 """One training step by two ways, phase by phase: this project's, and the plain loop that most scripts begin with.
 
-PackedLoop is the product: trainer.step's functions on trainer.policy's Policy, FSDP2 included. PaddedLoop is the same
+PackedLoop is the product: the functions of trainer.step on the Policy, FSDP2 included. PaddedLoop is the same
 model by transformers alone: every rollout whole, padded to the longest of its micro-batch, attention_mask, sdpa,
 gradient checkpointing, the logits of all positions in fp32, log_softmax. Masters, AdamW, objective and groups are the
 same, and so is the gradient; the packed loop computes entropies beside it, the padded one does not.
@@ -21,15 +21,15 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.workload import padded_batches
-from trainer.advantages import group_advantages
 from trainer.config import BatchConfig, ObjectiveConfig, TrainerConfig
-from trainer.groups import Group
+from trainer.data.advantages import group_advantages
+from trainer.data.scored_groups import ScoredGroup
 from trainer.metrics import Metrics
-from trainer.objectives import denominators, policy_loss
+from trainer.model.policy import Policy
+from trainer.objective.objectives import denominators, policy_loss
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel
-from trainer.planning.memory import LiveBytes
-from trainer.policy import Policy
+from trainer.planning.live_bytes import LiveBytes
 from trainer.step import accumulate_gradient, chosen_mismatch, chosen_objective, prepare, set_old_logprobs
 
 GIB = 2**30
@@ -89,7 +89,7 @@ class PackedLoop:
     def __init__(
         self,
         config: TrainerConfig,
-        groups: Sequence[Group],
+        groups: Sequence[ScoredGroup],
         parallel: Parallel,
         dtype: torch.dtype | None = None,
         *,
@@ -146,7 +146,7 @@ class PaddedLoop:
     def __init__(
         self,
         config: TrainerConfig,
-        groups: Sequence[Group],
+        groups: Sequence[ScoredGroup],
         parallel: Parallel,
         dtype: torch.dtype | None = None,
         *,
@@ -177,7 +177,7 @@ class PaddedLoop:
             config.objective.overlong_baseline,
         )
 
-    def _advantages(self, group: Group) -> list[float]:
+    def _advantages(self, group: ScoredGroup) -> list[float]:
         scores = [rollout.score for rollout in group.rollouts]
         overlong = [rollout.overlong for rollout in group.rollouts]
         return group_advantages(scores, overlong, self.config.objective.overlong_baseline)

@@ -28,11 +28,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from environments.livecode import environment, modes
+from environments.livecode import command, environment
 from environments.livecode.config import LivecodeEnvConfig, RunConfig
 from environments.livecode.environment import LivecodeEnv
-from environments.livecode.progress import Begun
-from environments.livecode.verifiers import Verifier, VerifierError
+from environments.livecode.recovery.progress import OpenGroup
+from environments.livecode.verification.base import Verifier, VerifierError
 
 PERIOD_S = 0.01
 REFERENCE_S = 5.0
@@ -186,7 +186,7 @@ def with_heartbeat(
 
         begin = LivecodeEnv._begin
 
-        def begun(env: LivecodeEnv, group: Begun) -> None:
+        def begun(env: LivecodeEnv, group: OpenGroup) -> None:
             heart.in_flight = True
             begin(env, group)
 
@@ -205,10 +205,10 @@ def main() -> int:
     """The environment's own exit code."""
     reference = os.environ.get("WITH_REFERENCE")
     request = json.loads(Path(reference).read_text()) if reference else None
-    modes.MODES["serve"] = with_heartbeat(
-        modes.MODES["serve"], Heartbeat(stacks=request is None), Path(sys.argv[1]), request
+    command.MODES["serve"] = with_heartbeat(
+        command.MODES["serve"], Heartbeat(stacks=request is None), Path(sys.argv[1]), request
     )
-    return modes.run_command("serve", sys.argv[2:])
+    return command.run_command("serve", sys.argv[2:])
 
 
 if __name__ == "__main__":

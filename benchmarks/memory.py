@@ -4,7 +4,7 @@
 
 Steps: small random models, the trainer's own policy, packing, objective and optimizer, on one CPU process or two over
 gloo. Measured is the second step (AdamW's moments exist), of two ranks the least of five, and what
-`trainer.planning.memory.LiveBytes` saw of its tensors at the most; predicted is `trainer.planning.timeline.plan` for
+`trainer.planning.live_bytes` saw of its tensors at the most; predicted is `trainer.planning.timeline.plan` for
 the same pack. Speed: the share of a large product's speed that the first run reaches gives the tokens/s predicted for
 the others, per CPU second of one thread, so that other processes do not count. Log-probabilities: K tokens over V
 entries, forward and backward, by chunks as the trainer does and by whole logits; what would not fit here runs on shapes
@@ -34,15 +34,15 @@ from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config,
 
 from trainer.budget import setup
 from trainer.config import TrainerConfig
-from trainer.groups import Group, Rollout
-from trainer.logprobs import token_logprobs
+from trainer.data.scored_groups import Rollout, ScoredGroup
 from trainer.metrics import Metrics
+from trainer.model.logprobs import token_logprobs
+from trainer.model.policy import Policy
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel, distributed
 from trainer.planning.flops import step_flops
-from trainer.planning.memory import LiveBytes
+from trainer.planning.live_bytes import LiveBytes
 from trainer.planning.timeline import plan
-from trainer.policy import Policy
 from trainer.step import accumulate_gradient, prepare, set_old_logprobs
 
 MIB = 2**20
@@ -121,7 +121,7 @@ def options(folder: Path, case: Case) -> TrainerConfig:
     )
 
 
-def groups(case: Case) -> list[Group]:
+def groups(case: Case) -> list[ScoredGroup]:
     """Random tokens; half of each group's rollouts are right."""
     draw = random.Random(0)
 
@@ -129,7 +129,7 @@ def groups(case: Case) -> list[Group]:
         return [draw.randrange(SIZES["vocab_size"]) for _ in range(count)]
 
     return [
-        Group(
+        ScoredGroup(
             f"g{number}",
             f"p{number}",
             1.0,

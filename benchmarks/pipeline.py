@@ -46,11 +46,12 @@ from environments.api_server.store import Store
 from environments.livecode import environment
 from environments.livecode.config import RunConfig
 from environments.livecode.environment import LivecodeEnv
-from environments.livecode.groups import Pipeline, all_of
-from environments.livecode.problems import Problem, TestCase, save_problems
-from environments.livecode.prompts import PromptBuilder
-from environments.livecode.rollouts import RolloutClient, Sampling
-from environments.livecode.sampling import UniformSampler
+from environments.livecode.generation.completions import CompletionClient, SamplingParams
+from environments.livecode.pipeline import Pipeline, all_of
+from environments.livecode.problems.load import save_problems
+from environments.livecode.problems.problem import Problem, TestCase
+from environments.livecode.problems.prompts import PromptBuilder
+from environments.livecode.problems.sampler import UniformSampler
 
 SLOTS, GROUP, CONTEXT = 32, 8, 512
 GENERATE_S, VERIFY_S = 0.5, 2.5
@@ -213,12 +214,12 @@ async def ours(folder: Path, url: str, generation: Generation, seed: int, second
 async def upstream(tokenizer: Any, url: str, generation: Generation, seed: int, seconds: float) -> tuple[float, float]:
     """(busy share, groups a second) where a worker holds its place until its group is scored."""
     done = 0
-    async with RolloutClient([url]) as client:
+    async with CompletionClient([url]) as client:
         pipeline = Pipeline(
             client=client, verifier=SlowVerifier(seed), prompts=PromptBuilder(tokenizer, limit=CONTEXT - 200),
             max_concurrent=SLOTS, time_limit_s=15, memory_limit_mb=4096,
         )  # fmt: skip
-        problems, sampling = UniformSampler(PROBLEMS, 0), Sampling(200, 1.0)
+        problems, sampling = UniformSampler(PROBLEMS, 0), SamplingParams(200, 1.0)
 
         async def worker() -> None:
             nonlocal done

@@ -36,9 +36,10 @@ from tokenizers import Tokenizer
 from transformers import AutoTokenizer
 
 from environments.api_server.launch import bind
-from environments.contract import terms
-from environments.livecode.problems import Problem, load_problems, save_problems
-from environments.livecode.prompts import PromptBuilder
+from environments.common.agreement import terms
+from environments.livecode.problems.load import load_problems, save_problems
+from environments.livecode.problems.problem import Problem
+from environments.livecode.problems.prompts import PromptBuilder
 
 STEPS = 1_000_000  # of the run: it ends when it is stopped
 PREPARED = 24  # answers of different lengths; each is sent with every program

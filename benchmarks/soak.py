@@ -30,8 +30,8 @@ from benchmarks.load import MODEL, Run, programs, thin
 from benchmarks.measured import open_files, rss_mb
 from benchmarks.processes import Tracker
 from benchmarks.scripted import Program, Script, prepare
-from environments.livecode.problems import Problem
-from environments.livecode.verifiers import judge_request
+from environments.livecode.problems.problem import Problem
+from environments.livecode.verification.judge_requests import judge_request
 
 EVERY_S = 5.0
 MEMORY_MB, TIME_S = 256, 1.0

@@ -4,7 +4,7 @@
     python -m benchmarks.trainer --device cpu [--shape small] [--context 2048] [--max-tokens 8192] [--out FILE.json]
 
 Random weights, lengths drawn as benchmarks/workload.py says, the loops of benchmarks/loops.py on the same groups:
-  packed         trainer.step on trainer.policy, micro-batches of --max-tokens
+  packed         trainer.step on trainer.model.policy, micro-batches of --max-tokens
   padded         transformers, as many rows to a micro-batch as fit in --max-tokens at full context, at least one
   padded filled  transformers, as many rows as fit with the padding that they really need
 A round makes each loop anew and runs it, on a GPU after a warm-up step; seconds are medians over rounds, ratios medians

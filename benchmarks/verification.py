@@ -29,9 +29,10 @@ from typing import Any
 
 import httpx
 
-from environments.demo.processes import free_port
+from environments.launch.processes import free_port
 from environments.livecode.config import LivecodeEnvConfig
-from environments.livecode.verifiers import Verifier, build_verifier
+from environments.livecode.verification.base import Verifier
+from environments.livecode.verification.factory import build_verifier
 
 BOUND = 4
 LARGE_MB = 46

@@ -19,8 +19,8 @@ import torch
 import transformers
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from trainer.attention import AttentionLayout, Span
-from trainer.groups import Group, Rollout
+from trainer.data.scored_groups import Rollout, ScoredGroup
+from trainer.model.attention import AttentionLayout, Span
 from trainer.planning.shapes import SHAPES as PUBLISHED
 
 BETWEEN, WITHIN = 0.5, 0.6
@@ -72,7 +72,7 @@ def draw_lengths(groups: int, group_size: int, context: int, seed: int) -> list[
     return found
 
 
-def make_groups(lengths: Sequence[Lengths], context: int, vocabulary: int, seed: int) -> list[Group]:
+def make_groups(lengths: Sequence[Lengths], context: int, vocabulary: int, seed: int) -> list[ScoredGroup]:
     """Groups of random tokens with these lengths; rewards of finished ones alternate, so no group is flat.
 
     A sampler's log-probability is that of a uniform choice, which a random model is close to.
@@ -92,7 +92,7 @@ def make_groups(lengths: Sequence[Lengths], context: int, vocabulary: int, seed:
             reason = "length" if overlong else "stop"
             sampled = [-math.log(vocabulary)] * length
             rollouts.append(Rollout(tokens(length), sampled, score, overlong, reason, [(0, 0, length)]))
-        found.append(Group(f"g{number}", f"p{number}", 1.0, context, tokens(prompt), rollouts))
+        found.append(ScoredGroup(f"g{number}", f"p{number}", 1.0, context, tokens(prompt), rollouts))
     return found
 
 

@@ -14,10 +14,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from environments.checked import expanded
+from environments.common.errors import BAD_INPUT, LivecodeError, note_bad_input
+from environments.common.option_rules import expanded
+from environments.common.terminal import take_any_text
 from environments.dataset.cli import app as data_commands
-from environments.errors import BAD_INPUT, LivecodeError, note_bad_input
-from environments.terminal import take_any_text
 
 GROUP = "atropos.environments"
 MODES = ("serve", "process", "evaluate")
@@ -134,7 +134,7 @@ def report(
     rollouts: Annotated[int, typer.Option(help="Rollouts to show, the newest ones.", min=0)] = 5000,
 ) -> None:
     """Write one HTML page of a run: curves, evaluations, and a browser of its rollouts. It needs no network."""
-    from environments.report.page import write_report
+    from environments.tools.report.page import write_report
 
     typer.echo(write_report(run, out, rollouts))
 
@@ -150,8 +150,8 @@ def export(
     model: Annotated[Path | None, typer.Option(help="The model the run began with; none: as configured.")] = None,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder, for transformers and vLLM."""
-    from trainer.export_command import DTYPES
-    from trainer.export_command import export as write
+    from trainer.model.export_command import DTYPES
+    from trainer.model.export_command import export as write
 
     if dtype not in DTYPES:
         raise fail(f"--dtype {dtype}: choose {' or '.join(DTYPES)}")
@@ -166,7 +166,7 @@ def supervise(
     restarts: Annotated[int, typer.Option(help="How often in a row it may be started again.", min=0)] = 5,
 ) -> None:
     """Start a command again when it dies, with growing pauses and a limit; signals are handed on."""
-    from environments.supervise import main
+    from environments.launch.supervise import main
 
     raise typer.Exit(main(name, command, restarts))
 
@@ -180,7 +180,7 @@ def audit(
     journal: Annotated[Path | None, typer.Option(help="The API server's journal; none: api.journal in RUN.")] = None,
 ) -> None:
     """Prove from a run's journals that each group was trained on once or counted, and each reward is a verdict's."""
-    from environments.audit import audit as prove
+    from environments.tools.audit import audit as prove
 
     found = prove(run, environment or (), journal)
     typer.echo("\n".join(found.lines()))
@@ -190,7 +190,7 @@ def audit(
 @app.command(context_settings=_PASS_THROUGH)
 def select(context: typer.Context) -> None:
     """Choose a run's best checkpoint by serving and evaluating them: --run DIR --evaluation FILE --serving FILE ..."""
-    from environments.select import main
+    from environments.tools.select_checkpoint import main
 
     raise typer.Exit(main(list(context.args)))
 
@@ -198,7 +198,7 @@ def select(context: typer.Context) -> None:
 @app.command("serve-model", context_settings=_PASS_THROUGH)
 def serve_model(context: typer.Context) -> None:
     """Start vLLM with the flags this project needs: [--config FILE] [--model DIR ...] [--dry-run true]"""
-    from environments.serving import main
+    from environments.launch.serve_model import main
 
     raise typer.Exit(main(list(context.args)))
 
@@ -222,7 +222,7 @@ def verify(
     require_isolation: Annotated[str | None, typer.Option(help="strong: refuse hosts without it.")] = None,
 ) -> None:
     """Judge one program by hand and show why it fails; exit code 0 only when it is accepted."""
-    from environments.verify_command import verify_file
+    from environments.tools.verify_program import verify_file
 
     code = verify_file(
         file,
@@ -244,7 +244,7 @@ app.add_typer(data_commands, name="data")
 @app.command(context_settings=_PASS_THROUGH)
 def demo(context: typer.Context) -> None:
     """Run the whole loop on this machine: [--steps N] [--seed N] [--run-dir DIR] ...; --help lists all."""
-    from environments.demo.run import main
+    from environments.launch.demo import main
 
     raise typer.Exit(main(list(context.args)))
 
@@ -270,7 +270,7 @@ def init(
     ] = None,
 ) -> None:
     """Write the one file of a run on your own problems, with sizes that fit this machine; see `atropos train`."""
-    from environments.launch.create import write_launch
+    from environments.launch.init import write_launch
 
     typer.echo(write_launch(run, model, problems, steps, group_size, groups, max_new_tokens))
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from environments.demo.processes import Child, free_port
+from environments.launch.processes import Child, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -36,7 +36,7 @@ def smollm2() -> Path:
 @pytest.fixture(scope="session")
 def vllm_server(smollm2: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[VllmServer]:
     """The session's vLLM, started when the first test asks for it and stopped at the end."""
-    from environments.serving import ServeConfig, serve_command
+    from environments.launch.serve_model import ServeConfig, serve_command
 
     config = ServeConfig(model=smollm2, port=free_port(), enforce_eager=True, kv_cache_gib=1.0)
     command, env = serve_command(config)

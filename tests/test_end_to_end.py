@@ -17,11 +17,11 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from environments.api_server.launch import bind
-from environments.audit import audit
-from environments.demo.config import CONFIGS
-from environments.demo.processes import tail
+from environments.launch.demo_config import CONFIGS
+from environments.launch.processes import tail
+from environments.tools.audit import audit
 from tests.conftest import VllmServer
-from trainer.weights import verify_sync
+from trainer.weight_sync.publisher import verify_sync
 
 ATROPOS = [sys.executable, "-m", "environments.cli"]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from environments.serving import ServeConfig, _check_port
-from environments.settings import ConfigError
+from environments.common.settings import ConfigError
+from environments.launch.serve_model import ServeConfig, _check_port
 
 
 def config(host: str, port: int = 8001) -> ServeConfig:

@@ -11,12 +11,12 @@ import pytest
 import typer
 
 import environments.cli as cli
-from environments.demo.config import DemoConfig
+from environments.common.settings import option_names
 from environments.launch.config import LaunchConfig
+from environments.launch.demo_config import DemoConfig
+from environments.launch.serve_model import ServeConfig
 from environments.livecode.config import RunConfig
-from environments.select import SelectConfig
-from environments.serving import ServeConfig
-from environments.settings import option_names
+from environments.tools.select_checkpoint import SelectConfig
 from trainer.budget import BudgetConfig
 from trainer.config import TrainerConfig
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from environments import cli
+from environments.common.settings import ConfigError, load
+from environments.launch.serve_model import ServeConfig
 from environments.livecode.config import load_run_config
-from environments.serving import ServeConfig
-from environments.settings import ConfigError, load
 from trainer.config import TrainerConfig
 from verifier_app.settings import ServerSettings
 

@@ -21,9 +21,9 @@ import torch
 from pydantic import Field
 from transformers import AutoConfig, PretrainedConfig
 
-from environments.hub import is_hub_name, model_folder
-from environments.settings import ConfigError, load
-from environments.terminal import take_any_text
+from environments.common.hub import is_hub_name, model_folder
+from environments.common.settings import ConfigError, load
+from environments.common.terminal import take_any_text
 from trainer.config import TrainerConfig
 from trainer.planning.flops import GPUS, attended_pairs, flops
 from trainer.planning.shapes import SHAPES

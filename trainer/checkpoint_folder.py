@@ -7,8 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from environments.errors import ConfigError, LivecodeError
-from trainer.durable import write_text
+from environments.common.errors import ConfigError, LivecodeError
+from environments.common.files import write_text
 
 FORMAT = 2
 """Version of a checkpoint's layout; one of another is refused."""

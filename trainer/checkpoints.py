@@ -28,6 +28,7 @@ import torch.distributed.checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict, set_state_dict
 
+from environments.common.files import publish_folder, write_text
 from trainer.checkpoint_folder import (
     FORMAT,
     CheckpointError,
@@ -38,10 +39,9 @@ from trainer.checkpoint_folder import (
     pointed_to,
     read_meta,
 )
-from trainer.durable import publish_folder, write_text
+from trainer.model.policy import Policy
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel, barrier, broadcast, together
-from trainer.policy import Policy
 
 __all__ = [
     "FORMAT",

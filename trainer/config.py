@@ -7,8 +7,8 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from environments.settings import Section, Settings, Url, without_password
-from trainer.objective_table import OBJECTIVES
+from environments.common.settings import Section, Settings, Url, without_password
+from trainer.objective.table import OBJECTIVES
 
 Recompute = Literal["full", "selective", "none"]
 

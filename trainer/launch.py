@@ -15,8 +15,8 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from environments.errors import LivecodeError, report
-from environments.settings import load
+from environments.common.errors import LivecodeError, report
+from environments.common.settings import load
 from trainer.config import TrainerConfig
 
 LAUNCHED = "ATROPOS_LIVECODE_LAUNCHED"

@@ -16,8 +16,8 @@ if __package__ in (None, ""):
 
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from environments.errors import LivecodeError, report
-from environments.settings import load
+from environments.common.errors import LivecodeError, report
+from environments.common.settings import load
 from trainer.config import TrainerConfig
 from trainer.launch import LAUNCHED
 
@@ -50,13 +50,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
         logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for each request buries the steps
         # Imported here: --help and broken settings should not pay for torch.
-        from trainer.stopping import end_with_launcher
+        from trainer.process.signals import end_with_launcher
 
         end_with_launcher()
         train(config)
     except LivecodeError as error:
         return report(error, show=os.environ.get("RANK", "0") == "0" and LAUNCHED not in os.environ)
-    except KeyboardInterrupt:  # later it is a request: see trainer/stopping.py
+    except KeyboardInterrupt:  # later it is a request: see trainer/process/signals.py
         print("stopped before the run began", file=sys.stderr)
         return 130
     return 0

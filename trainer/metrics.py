@@ -13,8 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from environments.terminal import take_any_text
-from trainer.groups import Group, staleness
+from environments.common.terminal import take_any_text
+from trainer.data.scored_groups import ScoredGroup, staleness
 
 Number: TypeAlias = float | int | Tensor
 Stats: TypeAlias = dict[str, tuple[Number, ...]]
@@ -204,7 +204,7 @@ def _value(reduction: Reduction, row: Sequence[float], largest: float, steps: fl
     return total / steps if reduction == "per_optimizer_step" else total
 
 
-def group_stats(groups: Sequence[Group], step: int) -> Stats:
+def group_stats(groups: Sequence[ScoredGroup], step: int) -> Stats:
     """Rewards, lengths and staleness of `groups`, as sums with counts.
 
     Every rank holds all groups of a batch: only one of them adds the result, or each adds its own share's.

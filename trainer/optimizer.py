@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from environments.errors import LivecodeError
+from environments.common.errors import LivecodeError
 from trainer.config import OptimizerConfig
 from trainer.parallel import clip_grad_norm
 
@@ -16,7 +16,7 @@ class NonFiniteGradient(LivecodeError, RuntimeError):
     """The gradient's norm is infinite or NaN; the weights were left as they were."""
 
 
-class Update(NamedTuple):
+class UpdateStats(NamedTuple):
     """What one optimizer step did."""
 
     grad_norm: float
@@ -56,7 +56,7 @@ class PolicyOptimizer:
             return self.config.lr
         return self.config.lr * (update + 1) / self.config.warmup_steps
 
-    def step(self) -> Update:
+    def step(self) -> UpdateStats:
         """Clips, updates the weights and clears the gradients. Raises NonFiniteGradient instead of updating.
 
         A gradient that is zero everywhere updates nothing: AdamW's moments would move every weight without a signal.
@@ -71,13 +71,13 @@ class PolicyOptimizer:
         lr = self.lr_at(self.updates)
         if norm == 0:
             self.zero_grad()
-            return Update(0.0, lr, taken=False)
+            return UpdateStats(0.0, lr, taken=False)
         for group in self.adamw.param_groups:
             group["lr"] = lr
         self.adamw.step()
         self.zero_grad()
         self.updates += 1
-        return Update(norm, lr)
+        return UpdateStats(norm, lr)
 
     def zero_grad(self) -> None:
         """Frees the gradients."""

@@ -23,7 +23,7 @@ from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from environments.errors import LivecodeError
+from environments.common.errors import LivecodeError
 
 T = TypeVar("T")
 

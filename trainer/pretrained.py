@@ -16,8 +16,8 @@ from typing import Annotated, Any
 
 import typer
 
-from environments.errors import ConfigError
-from trainer.durable import ordinary_mode
+from environments.common.errors import ConfigError
+from environments.common.files import ordinary_mode
 
 logger = logging.getLogger(__name__)
 

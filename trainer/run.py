@@ -15,30 +15,30 @@ from typing import Any
 import numpy as np
 import torch
 
-from environments.contract import terms
-from environments.errors import ConfigError
-from environments.hub import is_hub_name, model_folder
-from environments.run_folder import append_line
-from trainer import disk_use
-from trainer.alignment import measure
-from trainer.batches import ApiRefused, AtroposClient, BatchError, Reading, StopWaiting, broadcast_groups
+from environments.common.agreement import terms
+from environments.common.errors import ConfigError
+from environments.common.hub import is_hub_name, model_folder
+from environments.common.run_folder import append_line
 from trainer.budget import check_memory
 from trainer.checkpoints import Checkpoints
 from trainer.config import TrainerConfig
-from trainer.export import check_export, save_hf
-from trainer.groups import Group
-from trainer.loading import stored_shapes
+from trainer.console import StepLines, Waiting
+from trainer.data.api_client import ApiRefused, AtroposClient, StopWaiting, broadcast_groups
+from trainer.data.scored_groups import BatchError, Reading, ScoredGroup
 from trainer.metrics import Metrics
+from trainer.model.export import check_export, save_hf
+from trainer.model.loading import stored_shapes
+from trainer.model.policy import Policy
+from trainer.objective.alignment import measure
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import all_reduce_sums, broadcast, distributed, together
-from trainer.policy import Policy
-from trainer.progress import Progress, Waiting
-from trainer.publishing.served import Served, ServersAreBack
-from trainer.start import Beginning, RecordError, taken
+from trainer.planning import disk_use
+from trainer.process.signals import StopRequest
+from trainer.start import RecordError, RunStart, taken
 from trainer.step import Batch, describe, prepare, set_old_logprobs, take_steps
-from trainer.stopping import StopRequest
 from trainer.tracking import Tracker, tracking
-from trainer.weights import make_publisher
+from trainer.weight_sync.publisher import make_publisher
+from trainer.weight_sync.session import ServerSession, ServersRecovered
 
 log = logging.getLogger(__name__)
 
@@ -84,10 +84,10 @@ class Run:
         self.stop = opened.enter_context(StopRequest(config.checkpoint.stop_deadline_s))
         self.parallel = opened.enter_context(distributed(config.api.batch_deadline_s + 600))
         self.metrics = Metrics()
-        self.served: Served | None = None
+        self.served: ServerSession | None = None
         self.client: AtroposClient | None = None
         # What needs no weights comes before the model is read, which takes minutes: folder, servers, API, memory.
-        found: Beginning | None = None
+        found: RunStart | None = None
         self.tracker: Tracker | None = None
         with together(self.parallel):
             if self.parallel.is_main:
@@ -112,7 +112,7 @@ class Run:
                 publisher = make_publisher(
                     config.weights, config.run_dir / "weights", self.parallel, initial=config.model
                 )
-            self.served = Served(publisher, config, self.parallel, self.stop)
+            self.served = ServerSession(publisher, config, self.parallel, self.stop)
         with together(self.parallel):
             if self.parallel.is_main:
                 self._reach_out(opened)
@@ -134,7 +134,7 @@ class Run:
         with together(self.parallel):
             if self.client is not None:
                 self._register(self.client)
-        self._progress, self._waiting = Progress(config.steps), Waiting(log.info)
+        self._progress, self._waiting = StepLines(config.steps), Waiting(log.info)
         self._step_started = time.monotonic()
 
     def _restore(self) -> None:
@@ -207,7 +207,7 @@ class Run:
 
     # -- the phases of a step, in order --------------------------------------------------------------------
 
-    def batches(self) -> Iterator[list[Group]]:
+    def batches(self) -> Iterator[list[ScoredGroup]]:
         """Each step's groups, until the last step is done or a rank was asked to stop."""
         while self.step < self.config.steps:
             if all_reduce_sums({"stop": int(self.stop.requested)}, self.parallel)["stop"]:
@@ -226,7 +226,7 @@ class Run:
         if self.served is not None:
             self.served.look()
 
-    def next_groups(self) -> list[Group]:
+    def next_groups(self) -> list[ScoredGroup]:
         """The next batch of the API, on every rank.
 
         Raises:
@@ -239,7 +239,7 @@ class Run:
                 try:
                     groups = self._lease(deadline - time.monotonic())
                     break
-                except ServersAreBack:
+                except ServersRecovered:
                     assert self.served is not None
                     self.served.catch_up(self.policy)
         with together(self.parallel):
@@ -247,8 +247,8 @@ class Run:
                 self.served.pause()
         return groups
 
-    def _lease(self, seconds: float) -> list[Group]:
-        pulled: list[Group] | BatchError | None = None
+    def _lease(self, seconds: float) -> list[ScoredGroup]:
+        pulled: list[ScoredGroup] | BatchError | None = None
         if self.client is not None:
             try:
                 pulled = self.client.lease(self.step, seconds, self._go_on_waiting)
@@ -256,7 +256,7 @@ class Run:
                 pulled = error
         return broadcast_groups(pulled, self.parallel.control)
 
-    def prepare(self, groups: list[Group]) -> Batch:
+    def prepare(self, groups: list[ScoredGroup]) -> Batch:
         """Advantages, drops, packing and old log-probabilities; Misaligned when they are not the sampler's."""
         batch = prepare(groups, self.config, self.parallel)
         if not self._aligned and batch.parts:

@@ -19,9 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from environments.errors import ConfigError, LivecodeError
-from environments.run_folder import claim
-from environments.settings import read_yaml, write_yaml
+from environments.common.errors import ConfigError, LivecodeError
+from environments.common.run_folder import claim
+from environments.common.settings import read_yaml, write_yaml
 from trainer.checkpoint_folder import complete_checkpoints, find_checkpoint, read_meta
 from trainer.config import TrainerConfig
 
@@ -37,7 +37,7 @@ class RecordError(LivecodeError, RuntimeError):
 
 
 @dataclass(frozen=True)
-class Beginning:
+class RunStart:
     """What a run begins with. `checkpoint` None: the model. `resumed`: the run's own state, its step included."""
 
     checkpoint: Path | None
@@ -46,7 +46,7 @@ class Beginning:
 
 
 @contextmanager
-def taken(config: TrainerConfig) -> Iterator[Beginning]:
+def taken(config: TrainerConfig) -> Iterator[RunStart]:
     """Holds run_dir for this process and decides what the run begins with.
 
     Raises:
@@ -95,7 +95,7 @@ def cannot_write(folder: Path, error: OSError) -> LivecodeError:
     return ConfigError(f"run_dir {folder}: cannot be written ({error.strerror}); give another folder")
 
 
-def beginning(config: TrainerConfig) -> Beginning:
+def beginning(config: TrainerConfig) -> RunStart:
     """What `checkpoint.resume` and `init_from` mean for this folder; see the table above."""
     folder, resume, stage = config.run_dir / "checkpoints", config.checkpoint.resume, config.init_from
     own = complete_checkpoints(folder)
@@ -115,8 +115,8 @@ def beginning(config: TrainerConfig) -> Beginning:
     elif (config.run_dir / "metrics.jsonl").exists():
         log.warning("run_dir %s: no checkpoint there, so the run begins again at step 0", config.run_dir)
     if stage.run is not None:
-        return Beginning(find_checkpoint(stage.run / "checkpoints", stage.select), resumed=False, step=0)
-    return Beginning(None, resumed=False, step=0)
+        return RunStart(find_checkpoint(stage.run / "checkpoints", stage.select), resumed=False, step=0)
+    return RunStart(None, resumed=False, step=0)
 
 
 def _refuse_to_start_over(config: TrainerConfig, own: list[Path]) -> None:
@@ -137,11 +137,11 @@ def _newest(folder: Path, own: list[Path]) -> Path:
     return folder / name if name in {path.name for path in own} else own[-1]
 
 
-def _resumed(path: Path) -> Beginning:
-    return Beginning(path, resumed=True, step=int(read_meta(path)["step"]))
+def _resumed(path: Path) -> RunStart:
+    return RunStart(path, resumed=True, step=int(read_meta(path)["step"]))
 
 
-def _say_what_changed(config: TrainerConfig, found: Beginning) -> None:
+def _say_what_changed(config: TrainerConfig, found: RunStart) -> None:
     """A run that goes on with other options than before says which: a folder is easily given twice."""
     before = config.run_dir / "config" / "trainer.yaml"
     if not found.resumed:

@@ -11,13 +11,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from environments.livecode.rewards import DropReason
-from trainer.advantages import cross_check, group_advantages
+from environments.common.rewards import DropReason
 from trainer.config import TrainerConfig
-from trainer.groups import Group
+from trainer.data.advantages import cross_check, group_advantages
+from trainer.data.scored_groups import ScoredGroup
 from trainer.metrics import Metrics, group_stats
-from trainer.mismatch import Mismatch, kept_sequences
-from trainer.objectives import (
+from trainer.model.packing import MicroBatch, pack
+from trainer.model.policy import Policy
+from trainer.objective.objectives import (
     Denominators,
     Objective,
     check_before_update,
@@ -25,10 +26,9 @@ from trainer.objectives import (
     objective,
     policy_loss,
 )
+from trainer.objective.off_policy import OffPolicy, kept_sequences
 from trainer.optimizer import PolicyOptimizer
-from trainer.packing import MicroBatch, pack
 from trainer.parallel import Parallel, all_reduce_sums
-from trainer.policy import Policy
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Ratios(NamedTuple):
 
 
 @dataclass
-class Part:
+class OptimizerBatch:
     """What one optimizer step is taken on: this rank's micro-batches and the whole part's N and S."""
 
     micro_batches: list[MicroBatch]
@@ -64,8 +64,8 @@ class Part:
 class Batch:
     """The groups of a step that carry a signal, cut into one part for each optimizer step."""
 
-    groups: list[Group]
-    parts: list[Part]
+    groups: list[ScoredGroup]
+    parts: list[OptimizerBatch]
     dropped: dict[str, DropReason]
     """Why a group of this id carries none."""
     tokens: int
@@ -78,7 +78,7 @@ def chosen_objective(config: TrainerConfig) -> Objective:
     return objective(options.name, clip_low=options.clip_low, clip_high=options.clip_high, dual_clip=options.dual_clip)
 
 
-def prepare(groups: Sequence[Group], config: TrainerConfig, parallel: Parallel) -> Batch:
+def prepare(groups: Sequence[ScoredGroup], config: TrainerConfig, parallel: Parallel) -> Batch:
     """Advantages, drops and packing. Every rank gets the same groups and takes its share.
 
     Raises:
@@ -94,7 +94,7 @@ def prepare(groups: Sequence[Group], config: TrainerConfig, parallel: Parallel) 
     return Batch(kept, parts, dropped, sum(part.counts.tokens for part in parts))
 
 
-def _part(groups: list[Group], config: TrainerConfig, parallel: Parallel) -> Part:
+def _part(groups: list[ScoredGroup], config: TrainerConfig, parallel: Parallel) -> OptimizerBatch:
     baseline = config.objective.overlong_baseline
     scale = chosen_objective(config).scale_by_std
     advantages = [
@@ -120,13 +120,13 @@ def _part(groups: list[Group], config: TrainerConfig, parallel: Parallel) -> Par
         device=parallel.device,
         skip_silent=baseline == "exclude",
     )
-    return Part(micro_batches, counts)
+    return OptimizerBatch(micro_batches, counts)
 
 
-def chosen_mismatch(config: TrainerConfig) -> Mismatch:
+def chosen_mismatch(config: TrainerConfig) -> OffPolicy:
     """What is done about the sampler's mismatch, as configured."""
     options = config.objective
-    return Mismatch(
+    return OffPolicy(
         weight=options.importance_weight,
         cap=options.tis_cap,
         icepop_low=options.icepop_low,
@@ -158,7 +158,7 @@ def set_old_logprobs(batch: Batch, policy: Policy, config: TrainerConfig, parall
     batch.tokens = sum(part.counts.tokens for part in batch.parts)
 
 
-def _counts_of_kept(part: Part, mismatch: Mismatch, parallel: Parallel) -> Denominators:
+def _counts_of_kept(part: OptimizerBatch, mismatch: OffPolicy, parallel: Parallel) -> Denominators:
     """N and S of what the mask keeps. Sequences that never count (overlong, excluded) were not packed."""
     sequences = tokens = 0
     for micro, old in zip(part.micro_batches, part.old_logprobs, strict=True):
@@ -170,7 +170,7 @@ def _counts_of_kept(part: Part, mismatch: Mismatch, parallel: Parallel) -> Denom
 
 
 def accumulate_gradient(
-    part: Part, policy: Policy, config: TrainerConfig, parallel: Parallel, metrics: Metrics
+    part: OptimizerBatch, policy: Policy, config: TrainerConfig, parallel: Parallel, metrics: Metrics
 ) -> Ratios:
     """Forward and backward over the part's micro-batches; the gradient is that of the whole part.
 
@@ -220,7 +220,7 @@ def take_steps(
     A part whose sequences are all masked, or whose gradient is zero on every weight of every rank, takes none: AdamW's
     moments would move the weights without a signal. Such parts are counted. Raises ClippedBeforeUpdate.
     """
-    taken: list[Part] = []
+    taken: list[OptimizerBatch] = []
     updated = False
     for part in batch.parts:
         if not part.counts.tokens:  # over all ranks, so all of them skip it
@@ -269,7 +269,7 @@ def _check_before_update(ratios: Ratios, config: TrainerConfig, parallel: Parall
     check_before_update(chosen, sums["outside"] / max(sums["sequences"], 1))
 
 
-def observe(part: Part, config: TrainerConfig, metrics: Metrics) -> None:
+def observe(part: OptimizerBatch, config: TrainerConfig, metrics: Metrics) -> None:
     """Adds the statistics of a part that is not trained on: a mask that left all of it out must not hide why."""
     for micro, old in zip(part.micro_batches, part.old_logprobs, strict=True):
         _, stats = policy_loss(

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from environments.errors import ConfigError, LivecodeError
+from environments.common.errors import ConfigError, LivecodeError
+from environments.common.files import write_text
 from trainer.config import TrainerConfig
-from trainer.durable import write_text
 
 PROJECT = "atropos-livecode"
 _ID = "wandb-id"

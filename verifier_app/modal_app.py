@@ -18,7 +18,7 @@ from typing import Any
 import modal
 
 from verifier_app.container import TESTS_DIR, judge_all
-from verifier_app.judge.packages import PACKAGES
+from verifier_app.judge.languages.python.packages import PACKAGES
 
 APP, VOLUME = "livecode-verifier", "livecode-tests"
 OPTIONS: dict[str, Any] = {}
@@ -49,7 +49,8 @@ else:
 
 def _stays_here(path: Path) -> bool:
     """Whether a container has no use for this file."""
-    return path.suffix != ".py" or not (path.parent.name == "judge" or path.name in GO)
+    inside = path.parts[path.parts.index("verifier_app") + 1 :] if "verifier_app" in path.parts else path.parts
+    return path.suffix != ".py" or not (inside[0] == "judge" or path.name in GO)
 
 
 image = (

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 from environments.api_server.store import Store
-from environments.contract import differences
+from environments.common.agreement import differences
 
 
 class Contracts:

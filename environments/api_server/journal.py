@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from environments.errors import ConfigError, LivecodeError
+from environments.common.errors import ConfigError, LivecodeError
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from types import FrameType
 
 import uvicorn
 
-from environments.errors import ConfigError
+from environments.common.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
@@ -98,8 +98,8 @@ def serve(
     """
     sock = bind(host, port)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s %(message)s")
-    from environments.api_server.bodies import BoundedHttpTools
     from environments.api_server.journal import Journal, JournalError
+    from environments.api_server.request_bodies import BoundedHttpTools
     from environments.api_server.server import build
     from environments.api_server.store import Store
 

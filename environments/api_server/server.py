@@ -22,9 +22,11 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, Gauge, generate_latest
 
-from environments.api_server.bodies import Bodies
 from environments.api_server.contracts import Contracts
-from environments.api_server.forms import (
+from environments.api_server.group_checks import GroupError, parse, stock_form
+from environments.api_server.journal import RecordTooLong
+from environments.api_server.request_bodies import Bodies
+from environments.api_server.requests import (
     AckRequest,
     ContractRequest,
     EnvIdentifier,
@@ -33,8 +35,6 @@ from environments.api_server.forms import (
     Registration,
     RollbackRequest,
 )
-from environments.api_server.groups import GroupError, parse, stock_form
-from environments.api_server.journal import RecordTooLong
 from environments.api_server.store import Entry, Lease, StepError, Store, Unwritable
 from verifier_app.judge.protocol import printable
 
@@ -60,11 +60,11 @@ def build(store: Store, *, allow_reset: bool = False, most_bytes: int = MOST_BYT
     app.router.routes.extend(
         route for route in stock.app.router.routes if isinstance(route, APIRoute) and route.path not in REPLACED
     )
-    Server(app, store, allow_reset).mount()
+    ApiServer(app, store, allow_reset).mount()
     return app
 
 
-class Server:
+class ApiServer:
     """The routes over one store. Changes are made one at a time, in a thread, since they wait for the disk."""
 
     def __init__(self, app: FastAPI, store: Store, allow_reset: bool) -> None:

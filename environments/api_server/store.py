@@ -21,7 +21,7 @@ import msgspec
 from atroposlib.api.utils import grab_batch_with_minimum_allocations
 
 from environments.api_server.journal import Journal
-from environments.errors import LivecodeError
+from environments.common.errors import LivecodeError
 
 log = logging.getLogger(__name__)
 

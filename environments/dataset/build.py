@@ -15,14 +15,14 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from environments.dataset.parts import make_part, rows_of
-from environments.dataset.similar import Match, Overlap, Signature, duplicates
+from environments.common.settings import ConfigError
+from environments.dataset.convert import make_part, rows_of
+from environments.dataset.deduplicate import Match, Overlap, Signature, duplicates
 from environments.dataset.solutions import check_solutions
 from environments.dataset.sources import LCB, LCB_FILES, LCB_LICENCE, Recipe, Source, download, find_files
-from environments.dataset.stored import write_json, write_rows
-from environments.dataset.window import KNOWN_BAD, KNOWN_BAD_BEFORE, complaints
-from environments.livecode.verifiers import VerifierError
-from environments.settings import ConfigError
+from environments.livecode.problems.stored_tests import write_json, write_rows
+from environments.livecode.problems.window import KNOWN_BAD, KNOWN_BAD_BEFORE, complaints
+from environments.livecode.verification.base import VerifierError
 
 CLEANING = ("few_tests", "known_bad", "duplicate", "contaminated", "solution_fails")
 Progress = Callable[[str, int], AbstractContextManager[Callable[[], None]]]

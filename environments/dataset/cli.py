@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from environments.dataset.similar import Signature
+    from environments.dataset.deduplicate import Signature
 
 app = typer.Typer(help="The problems and their tests.", no_args_is_help=True)
 _errors = Console(stderr=True, highlight=False)
@@ -87,8 +87,8 @@ def check(
     test: Annotated[Path, typer.Argument(help="Held-out problems, likewise.")],
 ) -> None:
     """Prove that no held-out problem is in training; exit code 1 where one is."""
-    from environments.dataset.similar import Overlap
-    from environments.livecode.problems import ProblemError
+    from environments.dataset.deduplicate import Overlap
+    from environments.livecode.problems.problem import ProblemError
 
     try:
         known, ours = _signatures(test), _signatures(train)
@@ -111,9 +111,9 @@ def check(
 def _signatures(path: Path) -> list[Signature]:
     import hashlib
 
-    from environments.dataset.similar import Signature, hashed_inputs
-    from environments.dataset.stored import StoredTests
-    from environments.livecode.problems import load_problems
+    from environments.dataset.deduplicate import Signature, hashed_inputs
+    from environments.livecode.problems.load import load_problems
+    from environments.livecode.problems.stored_tests import StoredTests
     from verifier_app.judge.store import encode_tests
 
     found, problems = [], load_problems(path)
@@ -139,7 +139,8 @@ def show(
 ) -> None:
     """Show what is in a set of problems, or one of them."""
     from environments.dataset.show import one, table
-    from environments.livecode.problems import ProblemError, load_problems
+    from environments.livecode.problems.load import load_problems
+    from environments.livecode.problems.problem import ProblemError
 
     try:
         problems = load_problems(path)

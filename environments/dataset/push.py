@@ -10,10 +10,11 @@ from typing import Any
 from rich.console import Console
 from rich.progress import Progress
 
-from environments.dataset.stored import StoredTests
-from environments.livecode.problems import Problem, TestCase, load_problems
-from environments.livecode.test_sets import INLINE_BYTES, LargeSet, encode_set, is_large
-from environments.settings import ConfigError
+from environments.common.settings import ConfigError
+from environments.livecode.problems.load import load_problems
+from environments.livecode.problems.problem import Problem, TestCase
+from environments.livecode.problems.stored_tests import StoredTests
+from environments.livecode.verification.uploads import INLINE_BYTES, LargeTestSet, encode_set, is_large
 from verifier_app.judge.store import TestStore
 
 BATCH_BYTES = 64 << 20  # sets uploaded in one go: what is held in memory
@@ -41,7 +42,7 @@ def push(problems: Path, folder: Path | None, volume: str, environment: str | No
         raise ConfigError(f"data push: {error}") from None
 
 
-def large_sets(problems: Iterable[Problem]) -> Iterator[LargeSet]:
+def large_sets(problems: Iterable[Problem]) -> Iterator[LargeTestSet]:
     """The distinct sets that travel by themselves."""
     seen = set()
     for problem in problems:
@@ -51,14 +52,14 @@ def large_sets(problems: Iterable[Problem]) -> Iterator[LargeSet]:
             yield found
 
 
-def _large(tests: Sequence[TestCase]) -> LargeSet | None:
+def _large(tests: Sequence[TestCase]) -> LargeTestSet | None:
     if isinstance(tests, StoredTests):
-        return LargeSet(tests.sha256, tests.total, tests.read) if tests.size >= INLINE_BYTES else None
+        return LargeTestSet(tests.sha256, tests.total, tests.read) if tests.size >= INLINE_BYTES else None
     plain = [{"input": test.input, "output": test.output} for test in tests]
     return encode_set(plain) if is_large(plain) else None
 
 
-def push_to_folder(sets: Iterable[LargeSet], folder: Path) -> tuple[int, int, int]:
+def push_to_folder(sets: Iterable[LargeTestSet], folder: Path) -> tuple[int, int, int]:
     """Writes the sets below a folder, as `TestStore` does."""
     store, total, sent, size = TestStore(folder), 0, 0, 0
     for one in sets:
@@ -70,11 +71,11 @@ def push_to_folder(sets: Iterable[LargeSet], folder: Path) -> tuple[int, int, in
     return total, sent, size
 
 
-async def push_to_modal(sets: Iterable[LargeSet], volume: str, environment: str | None) -> tuple[int, int, int]:
+async def push_to_modal(sets: Iterable[LargeTestSet], volume: str, environment: str | None) -> tuple[int, int, int]:
     """Uploads the sets into a Modal volume, which is made where it is missing."""
     import modal
 
-    from environments.livecode.modal_verifier import upload_sets
+    from environments.livecode.verification.modal import upload_sets
 
     target = modal.Volume.from_name(volume, environment_name=environment, create_if_missing=True)
     total, sent, size, batch, waiting = 0, 0, 0, list[tuple[str, bytes]](), 0

@@ -9,11 +9,12 @@ import json
 from collections.abc import Callable
 from typing import Any
 
-from environments.dataset.dropped import Dropped
-from environments.dataset.results import wide_integers
+from environments.dataset.call_results import wide_integers
+from environments.dataset.drop_reasons import Dropped
 from environments.dataset.rows import Row, Test, function_name, literal, need, pairs, solutions, split_tests
 from environments.dataset.wrappers import unwrap
-from environments.livecode.problems import NoTests, ProblemError, from_livecodebench, iso_date
+from environments.livecode.problems.livecodebench import from_livecodebench, iso_date
+from environments.livecode.problems.problem import NoTests, ProblemError
 
 Reader = Callable[[dict[str, Any]], Row]
 

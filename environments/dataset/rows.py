@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from environments.dataset.dropped import Dropped as Dropped
-from environments.dataset.results import MAX_DIGITS, dump, readings
+from environments.dataset.call_results import MAX_DIGITS, dump, readings
+from environments.dataset.drop_reasons import Dropped
 from environments.dataset.wrappers import program
 
 Test = dict[str, str]

@@ -10,7 +10,7 @@ from rich.markdown import Markdown
 from rich.syntax import Syntax
 from rich.table import Table
 
-from environments.livecode.problems import Problem
+from environments.livecode.problems.problem import Problem
 
 
 def table(problems: Sequence[Problem], console: Console) -> None:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from environments.livecode.groups import all_of
-from environments.livecode.verifiers import LocalVerifier, VerifierError
+from environments.livecode.pipeline import all_of
+from environments.livecode.verification.base import VerifierError
+from environments.livecode.verification.local import LocalVerifier
 
 TIME_LIMIT_S, MEMORY_LIMIT_MB = 15.0, 4096
 

@@ -11,9 +11,9 @@ import ijson
 import pyarrow.parquet as pq
 from pyarrow.lib import ArrowException
 
-from environments.dataset.dropped import Dropped
+from environments.common.settings import ConfigError
+from environments.dataset.drop_reasons import Dropped
 from environments.dataset.readers import parse_line
-from environments.settings import ConfigError
 
 BATCH_BYTES = 32 << 20  # of a parquet file in memory at a time, by the mean of its rows; one row may hold 200 MB
 BATCH_ROWS = 256

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from environments.hub import is_hub_name
-from environments.launch.models import no_model
-from environments.serving import ServeConfig
-from environments.settings import ConfigError, PathText, Settings, Url, explain, load, read_yaml
+from environments.common.hub import is_hub_name
+from environments.common.settings import ConfigError, PathText, Settings, Url, explain, load, read_yaml
+from environments.launch.missing_model import no_model
+from environments.launch.serve_model import ServeConfig
 from trainer.config import TrainerConfig
 
 PROGRAM = "atropos train"

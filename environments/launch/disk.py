@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 
-from environments.errors import ConfigError
+from environments.common.errors import ConfigError
 from trainer.config import TrainerConfig
 
 _GIB = 2**30
@@ -20,7 +20,7 @@ _RECORDS_GIB = 0.5  # journal, rollouts, logs: an allowance, they grow with the 
 
 
 @dataclass(frozen=True)
-class DiskUse:
+class RunDiskUse:
     """Bytes at the moment when a run has most on the disk.
 
     checkpoints: those kept, the best one beside them, and one that is being written.
@@ -50,10 +50,10 @@ def parameters(model: Path) -> int:
     return count
 
 
-def disk_use(config: TrainerConfig) -> DiskUse:
+def disk_use(config: TrainerConfig) -> RunDiskUse:
     """What the trainer's options lead to. At most two exchanged copies of the weights lie there at the same time."""
     count = parameters(config.model)
-    return DiskUse(
+    return RunDiskUse(
         checkpoint=count * _CHECKPOINT_BYTES,
         checkpoints=config.checkpoint.keep_last + 1,
         export=count * _EXPORT_BYTES if config.checkpoint.export else 0,

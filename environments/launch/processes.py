@@ -21,8 +21,8 @@ from typing import IO, Any
 
 import httpx
 
-from environments.errors import LivecodeError
-from environments.supervise import Restarts
+from environments.common.errors import LivecodeError
+from environments.launch.supervise import Restarts
 
 RESTARTS = 5
 """How often in a row a child may be started again."""

@@ -12,14 +12,21 @@ from typing import Any
 
 import httpx
 
-from environments.hub import model_folder
+from environments.common.hub import model_folder
+from environments.common.run_folder import claim
+from environments.common.settings import ConfigError, write_yaml
 from environments.launch.config import PARTS, LaunchConfig, Parts, in_own_words, load_launch, parts, saved
 from environments.launch.disk import check_disk
 from environments.launch.display import Screen
-from environments.launch.loop import ATROPOS, TRAINER_VARIABLES, Loop, Process, run_to_end_or_signal, trainer_command
+from environments.launch.process_loop import (
+    ATROPOS,
+    TRAINER_VARIABLES,
+    Loop,
+    Process,
+    run_to_end_or_signal,
+    trainer_command,
+)
 from environments.launch.processes import free_port
-from environments.run_folder import claim
-from environments.settings import ConfigError, write_yaml
 
 KEPT = "train.yaml"
 """In the run's config folder: the file as used."""
@@ -167,8 +174,8 @@ def check_problems(processes: Parts) -> tuple[int, int]:
     Raises:
         ConfigError: a problem that cannot be read, or none whose prompt fits.
     """
-    from environments.livecode.prompts import PromptError, prompt_builder
-    from environments.livecode.sampling import load_set
+    from environments.livecode.problems.prompts import PromptError, prompt_builder
+    from environments.livecode.problems.sampler import load_set
 
     run = processes.environment
     problems = load_set(run.env.problems, run.env.seed)

@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Literal
 from atroposlib.envs.base import BaseEnvConfig
 from pydantic import ConfigDict, Field, model_validator
 
-from environments.checked import Checked
-from environments.livecode.profiles import Name as Profile
-from environments.livecode.sampling import Rule
-from environments.serving import yarn_overrides
-from environments.settings import PathText, Section, Settings, Url, load, without_password
+from environments.common.option_rules import StrictModel
+from environments.common.settings import PathText, Section, Settings, Url, load, without_password
+from environments.common.yarn import yarn_overrides
+from environments.livecode.evaluation.profiles import Name as Profile
+from environments.livecode.problems.sampler import Rule
 
 PROGRAM = "atropos run-env livecode"
 
@@ -44,7 +44,7 @@ REPLACED = {
 }
 
 
-class LivecodeEnvConfig(Checked, BaseEnvConfig):
+class LivecodeEnvConfig(StrictModel, BaseEnvConfig):
     """The environment's own options, beside Atropos' group_size, total_steps, rollout_server_url and wandb."""
 
     model_config = ConfigDict(extra="forbid")

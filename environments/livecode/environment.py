@@ -11,27 +11,30 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 
-from environments.contract import terms
-from environments.dataset.stored import StoredTests
-from environments.hub import model_folder
-from environments.livecode import apart, without_trainer
-from environments.livecode.admission import may_begin
-from environments.livecode.atropos_fixes import FixedBaseEnv, GroupRefused, encode_group, server_configs
+from environments.common import worker_threads
+from environments.common.agreement import terms
+from environments.common.hub import model_folder
+from environments.common.settings import ConfigError
+from environments.livecode import offline
+from environments.livecode.atropos_compat import CompatBaseEnv, GroupRefused, encode_group, server_configs
 from environments.livecode.config import LivecodeEnvConfig, RunConfig
-from environments.livecode.groups import Group, GroupRules, Pipeline, as_scored_data, make_group
-from environments.livecode.meter import Meter, flatten
-from environments.livecode.outbox import Outbox, OutboxError
-from environments.livecode.problems import Problem, TestCase
-from environments.livecode.progress import Begun, Progress
-from environments.livecode.prompts import prompt_builder
-from environments.livecode.records import Records, append_jsonl
-from environments.livecode.rollouts import RolloutClient, Sampling
-from environments.livecode.sampling import build_sampler, load_set
-from environments.livecode.served_weights import InfrastructureError, ServedWeights
-from environments.livecode.test_order import TestOrder
-from environments.livecode.text_client import TextClient
-from environments.livecode.verifiers import SelfTested, build_verifier, check_deadlines
-from environments.settings import ConfigError
+from environments.livecode.generation.chat_client import ChatClient
+from environments.livecode.generation.completions import CompletionClient, SamplingParams
+from environments.livecode.generation.served_weights import InfrastructureError, ServedWeights
+from environments.livecode.pipeline import GroupRules, JudgedGroup, Pipeline, as_scored_data, make_group
+from environments.livecode.problems.problem import Problem, TestCase
+from environments.livecode.problems.prompts import prompt_builder
+from environments.livecode.problems.sampler import build_sampler, load_set
+from environments.livecode.problems.stored_tests import StoredTests
+from environments.livecode.records.group_records import GroupRecords, append_jsonl
+from environments.livecode.records.step_metrics import StepMetrics, flatten
+from environments.livecode.recovery.outbox import Outbox, OutboxError
+from environments.livecode.recovery.progress import OpenGroup, Progress
+from environments.livecode.staleness import may_begin
+from environments.livecode.verification.base import SelfTested
+from environments.livecode.verification.factory import build_verifier
+from environments.livecode.verification.judge_requests import check_deadlines
+from environments.livecode.verification.ordering import TestOrder
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +44,7 @@ _SERVERS_AWAY_S = 600.0  # how long a run that goes on waits for its first serve
 _LOST_GROUPS_IN_A_ROW = 20  # then the fault is not a rollout's
 
 
-class LivecodeEnv(FixedBaseEnv):
+class LivecodeEnv(CompatBaseEnv):
     """Competitive programming problems with the judge's verdict as the reward."""
 
     name = "livecode"
@@ -61,12 +64,12 @@ class LivecodeEnv(FixedBaseEnv):
         self.served = 0  # the weight version (batches trained) that the servers have now
         self.sent = 0  # groups that the API has, those of an earlier process of this run included
         self.api_groups = 0  # groups that the API ever got, whoever sent them
-        self.in_flight: dict[asyncio.Task[None], Begun] = {}
+        self.in_flight: dict[asyncio.Task[None], OpenGroup] = {}
         self.on_new_weights: Callable[[], None] = lambda: None
         self.dropped: Counter[str] = Counter()
         self.rules = GroupRules(
             group_size=config.group_size,
-            sampling=Sampling(config.max_new_tokens, config.temperature),
+            sampling=SamplingParams(config.max_new_tokens, config.temperature),
             overlong_baseline=config.overlong_baseline,
             dynamic_sampling=config.dynamic_sampling,
         )
@@ -90,10 +93,10 @@ class LivecodeEnv(FixedBaseEnv):
         """
         config = self.config
         self.prompts = prompt_builder(config, self.tokenizer)
-        self.records = Records(
+        self.records = GroupRecords(
             config.run_dir, rollouts_per_group=config.record_rollouts_per_group, every=config.record_every_groups
         )
-        self.client: RolloutClient | TextClient = await stack.enter_async_context(self._client(text))
+        self.client: CompletionClient | ChatClient = await stack.enter_async_context(self._client(text))
         resumed = versions and Progress.begun(Path(config.run_dir))
         await self.client.check(
             context=config.context,
@@ -117,15 +120,15 @@ class LivecodeEnv(FixedBaseEnv):
             judge_together=config.verifier_strategy == "problem",
         )
         self.order = TestOrder()
-        self.meter = Meter(config.max_concurrent_rollouts)
+        self.meter = StepMetrics(config.max_concurrent_rollouts)
         self._stack = stack
         await stack.enter_async_context(self.open_api())
 
-    def _client(self, text: bool) -> RolloutClient | TextClient:
+    def _client(self, text: bool) -> CompletionClient | ChatClient:
         run, deadline_s = self.run_config, self.config.rollout_deadline_s
         if text:
-            return TextClient(run.servers[0], run.evaluation.served_model or run.model, deadline_s=deadline_s)
-        return RolloutClient(run.servers, deadline_s=deadline_s)
+            return ChatClient(run.servers[0], run.evaluation.served_model or run.model, deadline_s=deadline_s)
+        return CompletionClient(run.servers, deadline_s=deadline_s)
 
     async def setup(self) -> None:
         """The problems, every one with a prompt that fits, and the order they come in."""
@@ -164,7 +167,7 @@ class LivecodeEnv(FixedBaseEnv):
             return None
         return self.order.order(problem.id, _input_sizes(problem))
 
-    async def make_group(self, problem: Problem, group_id: str | None = None) -> Group:
+    async def make_group(self, problem: Problem, group_id: str | None = None) -> JudgedGroup:
         """A finished group of the problem, scored or dropped."""
         group = await make_group(
             self.pipeline, problem, self.rules, version=self.served, group_id=group_id,
@@ -185,7 +188,7 @@ class LivecodeEnv(FixedBaseEnv):
             self.dropped[group.dropped] += 1
         return group
 
-    def scored_data(self, group: Group) -> dict[str, Any]:
+    def scored_data(self, group: JudgedGroup) -> dict[str, Any]:
         """The group as the API takes it."""
         return as_scored_data(group, temperature=self.config.temperature, context=self.config.context)
 
@@ -195,7 +198,7 @@ class LivecodeEnv(FixedBaseEnv):
         self.sampler.update(item, group.pass_rate)
         return (None if group.dropped else self.scored_data(group)), []
 
-    async def _feed(self, begun: Begun) -> None:
+    async def _feed(self, begun: OpenGroup) -> None:
         """One group from problem to API; it is in flight until the API has it or it is dropped.
 
         A group that ends is in the outbox first, in the progress next: what a death leaves between the two is
@@ -216,12 +219,12 @@ class LivecodeEnv(FixedBaseEnv):
             self.completion_lengths += [len(rollout.sample.ids) for rollout in group.rollouts]
             await self.add_rollouts_for_wandb(self.scored_data(group), begun.problem)
 
-    async def _keep(self, group: Group) -> tuple[Path, bytes] | None:
+    async def _keep(self, group: JudgedGroup) -> tuple[Path, bytes] | None:
         """Outbox, records, progress, in this order; the file and the body that it holds, None for a dropped group."""
         kept = None
         if group.dropped is None:
             # In one piece: in two, the first of all groups that end together would be in memory, 25 MB each.
-            body = await apart.groups(lambda: encode_group(self.scored_data(group) | {"env_id": self.env_id}))
+            body = await worker_threads.groups(lambda: encode_group(self.scored_data(group) | {"env_id": self.env_id}))
             kept = await asyncio.to_thread(self.outbox.put, group.group_id, body), body
         self.records.group(group, sent=kept is not None)
         self.meter.add(group)
@@ -279,9 +282,9 @@ class LivecodeEnv(FixedBaseEnv):
                 "begin again", self.progress.sent, len(waiting), lost,
             )  # fmt: skip
 
-    def _record_bare(self, begun: Begun, dropped: str | None, scores: list[float] | None = None) -> None:
+    def _record_bare(self, begun: OpenGroup, dropped: str | None, scores: list[float] | None = None) -> None:
         """Records a group whose rollouts this process does not have (any more)."""
-        group = Group(begun.problem, self.prompts(begun.problem), begun.version, begun.group_id, dropped=dropped)
+        group = JudgedGroup(begun.problem, self.prompts(begun.problem), begun.version, begun.group_id, dropped=dropped)
         group.scores = scores or []
         group.recovered = self._recovered.get(begun.group_id, [])
         if dropped is not None:
@@ -359,7 +362,7 @@ class LivecodeEnv(FixedBaseEnv):
             total_steps=config.total_steps,
         )
 
-    def _begin(self, begun: Begun) -> None:
+    def _begin(self, begun: OpenGroup) -> None:
         self.pipeline.announce(self.config.group_size)
         task = asyncio.create_task(self._feed(begun))
         self.in_flight[task] = begun
@@ -455,27 +458,27 @@ class LivecodeEnv(FixedBaseEnv):
     async def process_manager(self) -> None:
         """Makes process.groups groups and writes every one of them, flat ones too, to a JSONL file."""
         await self.setup()
-        await without_trainer.make_groups(self)
+        await offline.make_groups(self)
 
     async def evaluate(self, *_: Any, **__: Any) -> list[dict[str, Any]]:
         """Every set of evaluation.problems, sampled and greedy, appended to evaluations.jsonl in the run's folder."""
-        return await without_trainer.evaluate_sets(self)
+        return await offline.evaluate_sets(self)
 
     # -- The command ----------------------------------------------------------------------------------------
 
     @staticmethod
     def run(mode: str, config: RunConfig) -> int:
         """Runs a mode to its end and gives the exit code; see `modes.run`."""
-        from environments.livecode import modes
+        from environments.livecode import command
 
-        return modes.run(mode, config)
+        return command.run(mode, config)
 
     @staticmethod
     def run_command(mode: str, argv: Sequence[str]) -> int:
         """`atropos run-env livecode MODE [--config FILE] [--env.option value ...]`."""
-        from environments.livecode import modes
+        from environments.livecode import command
 
-        return modes.run_command(mode, argv)
+        return command.run_command(mode, argv)
 
 
 def _input_sizes(problem: Problem) -> list[int]:

@@ -15,7 +15,7 @@ import httpx
 import pytest
 
 from environments.api_server.launch import AddressError, bind
-from environments.demo.processes import free_port
+from environments.launch.processes import free_port
 
 COMMAND = [sys.executable, "-m", "environments.cli", "run-api"]
 

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from environments.api_server.groups import LONGEST_ID
+from environments.api_server.group_checks import LONGEST_ID
 from environments.api_server.journal import Journal
 from environments.api_server.server import build
 from environments.api_server.store import Store
@@ -203,7 +203,7 @@ def test_web_pages_of_other_origins_neither_read_nor_post(small: Api, origin: st
 
 
 def test_headers_are_bounded() -> None:
-    from environments.api_server.bodies import BoundedHttpTools
+    from environments.api_server.request_bodies import BoundedHttpTools
 
     served = Served(build(Store()), http=BoundedHttpTools)
     address = httpx.URL(served.url)

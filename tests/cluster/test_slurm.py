@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
+from environments.common.settings import load
+from environments.launch.serve_model import ServeConfig
 from environments.livecode.config import load_run_config
-from environments.serving import ServeConfig
-from environments.settings import load
 from trainer.config import TrainerConfig
 
 ROOT = Path(__file__).parents[2]

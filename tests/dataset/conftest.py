@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from environments.dataset.window import DIFFICULTIES, KINDS, ids
+from environments.livecode.problems.window import DIFFICULTIES, KINDS, ids
 
 WORDS = [
     a + b

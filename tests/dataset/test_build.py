@@ -18,14 +18,17 @@ import pytest
 from typer.testing import CliRunner
 
 from environments.cli import app
+from environments.common.settings import ConfigError
 from environments.dataset import build as module
 from environments.dataset.build import Options, build
 from environments.dataset.sources import RECIPES
-from environments.dataset.stored import StoredTests
 from environments.livecode.config import LivecodeEnvConfig
-from environments.livecode.problems import Problem, ProblemError, load_problems
-from environments.livecode.verifiers import VerifierError, build_verifier, judge_request
-from environments.settings import ConfigError
+from environments.livecode.problems.load import load_problems
+from environments.livecode.problems.problem import Problem, ProblemError
+from environments.livecode.problems.stored_tests import StoredTests
+from environments.livecode.verification.base import VerifierError
+from environments.livecode.verification.factory import build_verifier
+from environments.livecode.verification.judge_requests import judge_request
 from tests.dataset.conftest import CODE, lcb_row, lcb_rows, statement, sums, write_jsonl
 
 

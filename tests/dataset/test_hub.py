@@ -19,7 +19,7 @@ REPOSITORY = "NousResearch/RLVR_Coding_Problems"
 FETCH = """
 import sys
 from environments.dataset.sources import RECIPES, download
-from environments.settings import ConfigError
+from environments.common.settings import ConfigError
 try:
     print([path.read_text() for path in download(RECIPES["rlvr"].sources[0])])
 except ConfigError as error:

@@ -98,8 +98,8 @@ def run(url: str, home: Path, *words: str, **variables: str) -> subprocess.Compl
 
 FOLDER = """
 import sys
-from environments.errors import LivecodeError, report
-from environments.hub import model_folder
+from environments.common.errors import LivecodeError, report
+from environments.common.hub import model_folder
 try:
     print(model_folder(sys.argv[1], weights=sys.argv[2] == "True"))
 except LivecodeError as error:

@@ -13,9 +13,10 @@ from environments.dataset.miniature import make
 from environments.dataset.readers import read_row
 from environments.dataset.sources import RECIPES, find_files, read_rows
 from environments.livecode.config import LivecodeEnvConfig
-from environments.livecode.problems import load_problems
-from environments.livecode.prompts import messages
-from environments.livecode.verifiers import build_verifier, judge_request
+from environments.livecode.problems.load import load_problems
+from environments.livecode.problems.prompts import messages
+from environments.livecode.verification.factory import build_verifier
+from environments.livecode.verification.judge_requests import judge_request
 from tests.dataset.test_build import run
 
 READERS = {source.name.removeprefix("miniature_"): source.reader for source in RECIPES["miniature"].sources}

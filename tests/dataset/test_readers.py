@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from environments.dataset.dropped import Dropped
+from environments.dataset.call_results import MAX_DIGITS
+from environments.dataset.drop_reasons import Dropped
 from environments.dataset.readers import READERS, read_row
-from environments.dataset.results import MAX_DIGITS
 from environments.dataset.rows import Row
-from environments.livecode.problems import Problem
+from environments.livecode.problems.problem import Problem
 from tests.dataset.conftest import lcb_row
 
 STDIN = [{"input": "1\n", "output": "2\n"}] * 2

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from environments.dataset.results import readings
+from environments.dataset.call_results import readings
 
 
 @pytest.mark.parametrize(

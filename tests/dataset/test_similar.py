@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from environments.dataset import window
-from environments.dataset.similar import Overlap, Signature, duplicates, hashed_inputs
+from environments.dataset.deduplicate import Overlap, Signature, duplicates, hashed_inputs
+from environments.livecode.problems import window
 from tests.dataset.conftest import statement
 
 BOILERPLATE = (

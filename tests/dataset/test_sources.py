@@ -11,13 +11,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from environments.dataset.dropped import Dropped
+from environments.common.settings import ConfigError
+from environments.dataset.drop_reasons import Dropped
 from environments.dataset.solutions import check_solutions
 from environments.dataset.sources import BATCH_BYTES, read_rows
 from environments.livecode.config import LivecodeEnvConfig
-from environments.livecode.problems import Problem, load_problems
-from environments.livecode.verifiers import build_verifier, judge_request
-from environments.settings import ConfigError
+from environments.livecode.problems.load import load_problems
+from environments.livecode.problems.problem import Problem
+from environments.livecode.verification.factory import build_verifier
+from environments.livecode.verification.judge_requests import judge_request
 from tests.dataset.conftest import CODE, lcb_rows, statement, sums, write_jsonl, write_parquet
 from tests.dataset.test_build import run
 from verifier_app.judge.store import TestStore

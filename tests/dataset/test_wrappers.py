@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from environments.dataset.similar import Signature, duplicates
+from environments.dataset.deduplicate import Signature, duplicates
 from environments.dataset.wrappers import program, unwrap
 from tests.dataset.conftest import statement
 

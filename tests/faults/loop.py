@@ -21,8 +21,8 @@ from typing import Any, Self
 
 import psutil
 
-from environments.demo.processes import Child, free_port, tail
-from environments.supervise import BAD_INPUT
+from environments.launch.processes import Child, free_port, tail
+from environments.launch.supervise import BAD_INPUT
 from tests.support.proxy import Proxy
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -9,13 +9,13 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from environments.api_server.journal import read_records
-from environments.audit import Audit, audit
-from environments.livecode.extraction import extract_code
-from environments.livecode.problems import load_problems
-from environments.livecode.rewards import reward
-from environments.livecode.verifiers import judge_request
+from environments.common.rewards import reward
+from environments.livecode.problems.extraction import extract_code
+from environments.livecode.problems.load import load_problems
+from environments.livecode.verification.judge_requests import judge_request
+from environments.tools.audit import Audit, audit
 from tests.faults.loop import GROUP, LIMITS, PER_STEP, Loop, lines
-from verifier_app.judge.rollout import Judge
+from verifier_app.judge.judging import Judge
 
 
 def prove(loop: Loop) -> Audit:

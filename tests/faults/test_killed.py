@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from environments.audit import audit
+from environments.tools.audit import audit
 from tests.trainer.conftest import models
 from tests.trainer.test_run import api_server, post_groups, start_trainer
 

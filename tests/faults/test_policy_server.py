@@ -16,26 +16,26 @@ from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 from transformers import AutoModelForCausalLM
 
-from environments.demo.processes import free_port
-from environments.livecode.rollouts import RolloutClient, Sampling
+from environments.launch.processes import free_port
+from environments.livecode.generation.completions import CompletionClient, SamplingParams
 from tests.served import Served
 from tests.support.policy_server import Engine, Server
 from tests.support.proxy import Proxy
 from trainer.config import TrainerConfig
 from trainer.parallel import Parallel, distributed
-from trainer.publishing import served
-from trainer.publishing.servers import WeightServer
-from trainer.stopping import StopRequest
-from trainer.weights import DiskPublisher, WeightSyncError, probe, verify_sync
+from trainer.process.signals import StopRequest
+from trainer.weight_sync import session
+from trainer.weight_sync.publisher import DiskPublisher, WeightSyncError, probe, verify_sync
+from trainer.weight_sync.vllm_routes import WeightServer
 
 PROMPT = [1, 36, 37, 39, 40, 41, 1]
 
 
 @pytest.fixture
 def url(policy_model: Path) -> Iterator[str]:
-    served = Served(Server(Engine(policy_model, token_s=0.005), 256).app())
-    yield served.url
-    served.stop()
+    session = Served(Server(Engine(policy_model, token_s=0.005), 256).app())
+    yield session.url
+    session.stop()
 
 
 class Policy:
@@ -75,10 +75,10 @@ async def test_a_rollout_under_way_keeps_its_tokens_and_goes_on_with_the_new_wei
     url: str, policy_model: Path, tmp_path: Path
 ) -> None:
     policy = Policy(policy_model)
-    async with RolloutClient([url]) as client:
+    async with CompletionClient([url]) as client:
         await client.check(context=256)
-        longest = asyncio.create_task(client.generate([1] * 8, Sampling(200, 1.0, seed=5)))
-        samples = [asyncio.create_task(client.generate(PROMPT, Sampling(60, 1.0, seed=n))) for n in range(12)]
+        longest = asyncio.create_task(client.generate([1] * 8, SamplingParams(200, 1.0, seed=5)))
+        samples = [asyncio.create_task(client.generate(PROMPT, SamplingParams(60, 1.0, seed=n))) for n in range(12)]
         await asyncio.sleep(0.1)
         await asyncio.to_thread(DiskPublisher([url], tmp_path).publish, policy.model, 1)
         done = await asyncio.gather(longest, *samples)
@@ -106,9 +106,9 @@ def test_an_update_that_a_dead_trainer_left_open_does_not_bar_the_next_one(
     assert verify_sync(url, PROMPT, policy.logprobs, version=4, tolerance=1e-4) < 1e-4
 
 
-def servers(parallel: Parallel, port: int, folder: Path, stop: StopRequest) -> served.Served:
+def servers(parallel: Parallel, port: int, folder: Path, stop: StopRequest) -> session.ServerSession:
     config = TrainerConfig(model=folder, run_dir=folder)
-    return served.Served(DiskPublisher([f"http://127.0.0.1:{port}"], folder), config, parallel, stop)
+    return session.ServerSession(DiskPublisher([f"http://127.0.0.1:{port}"], folder), config, parallel, stop)
 
 
 def test_the_trainer_waits_for_its_only_server_to_come_back(policy_model: Path, tmp_path: Path) -> None:
@@ -118,13 +118,13 @@ def test_the_trainer_waits_for_its_only_server_to_come_back(policy_model: Path, 
         publishing = trainer.submit(waits.patiently, weights, 2)  # type: ignore[arg-type]
         time.sleep(1.5)
         assert not publishing.done()
-        served = Served(Server(Engine(policy_model, token_s=0.0), 256).app(), port)
+        session = Served(Server(Engine(policy_model, token_s=0.0), 256).app(), port)
         assert len(list(tmp_path.iterdir())) <= 1  # what could not be published does not pile up
         stats = publishing.result(60)
         assert stats is not None
         assert stats.missing == ()
-    assert probe(served.url, PROMPT).versions == [("2", 0, 16)]
-    served.stop()
+    assert probe(session.url, PROMPT).versions == [("2", 0, 16)]
+    session.stop()
 
 
 def test_a_trainer_that_is_to_end_does_not_wait(policy_model: Path, tmp_path: Path) -> None:
@@ -147,11 +147,11 @@ def test_weights_without_a_pause_are_refused(url: str, tmp_path: Path) -> None:
 @pytest.fixture
 def second(policy_model: Path) -> Iterator[Proxy]:
     """One more server, behind a network that can be cut."""
-    served = Served(Server(Engine(policy_model, token_s=0.005), 256).app())
-    proxy = Proxy(served.url)
+    session = Served(Server(Engine(policy_model, token_s=0.005), 256).app())
+    proxy = Proxy(session.url)
     yield proxy
     proxy.close()
-    served.stop()
+    session.stop()
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_a_clock_that_jumps_by_hours_changes_nothing(tmp_path: Path, policy_mode
 
 def test_a_real_vllm_is_killed_and_comes_back(tmp_path: Path, policy_model: Path, policy_problems: Path) -> None:
     def vllm(port: int) -> tuple[list[str], dict[str, str]]:
-        from environments.serving import ServeConfig, serve_command
+        from environments.launch.serve_model import ServeConfig, serve_command
 
         config = ServeConfig(
             model=policy_model, port=port, max_model_len=160, max_num_seqs=16, enforce_eager=True, kv_cache_gib=0.25

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from environments.livecode.config import LivecodeEnvConfig
-from environments.livecode.verifiers import build_verifier
+from environments.livecode.verification.factory import build_verifier
 from tests.gvisor.programs import PROGRAMS
 from tests.support.gvisor import CAPABILITIES, needs_gvisor
 from tests.support.modal_plane import ControlPlane

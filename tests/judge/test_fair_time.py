@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from verifier_app.judge import Judge, JudgeError
-from verifier_app.judge import watch as watch_module
+from verifier_app.judge import watchdog as watch_module
 from verifier_app.judge.pool import JudgePool
-from verifier_app.judge.watch import Crowd, Heartbeat, Look, Watch, proportional_bytes
+from verifier_app.judge.watchdog import Heartbeat, ProcessTreeSample, TooManyProcesses, Watchdog, proportional_bytes
 
 
 @contextmanager
@@ -67,13 +67,13 @@ def test_a_test_beyond_the_hosts_patience_is_an_error_and_never_a_verdict(monkey
     assert caught.value.kind == "host_overloaded"
 
 
-def interval(monkeypatch: pytest.MonkeyPatch, seen: Look, share: float = 0.0, there: bool = True) -> float:
+def interval(monkeypatch: pytest.MonkeyPatch, seen: ProcessTreeSample, share: float = 0.0, there: bool = True) -> float:
     """What one look adds to the starved time of a watch that started a second ago, its test seen before or not."""
     monkeypatch.setattr(watch_module, "look", lambda *_: seen)
     monkeypatch.setattr(Heartbeat, "_spin", staticmethod(lambda: 1.0))
     monkeypatch.setattr(watch_module, "_heartbeat", Heartbeat())
     monkeypatch.setattr(Heartbeat, "starved_share", lambda _: share)
-    watch = Watch(-1, 1, False, 100, 1 << 40)
+    watch = Watchdog(-1, 1, False, 100, 1 << 40)
     watch.start = watch.last = time.monotonic() - 1
     watch.there = there
     assert watch.check() is None
@@ -83,27 +83,27 @@ def interval(monkeypatch: pytest.MonkeyPatch, seen: Look, share: float = 0.0, th
 def test_time_before_the_test_is_there_and_after_it_is_gone_is_not_the_programs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    assert interval(monkeypatch, Look(), there=False) == pytest.approx(1.0, abs=0.1)
-    assert interval(monkeypatch, Look(pids=[2]), there=False) == pytest.approx(1.0, abs=0.1)
-    assert interval(monkeypatch, Look(pids=[2])) == 0
-    assert interval(monkeypatch, Look()) == pytest.approx(1.0, abs=0.1)
+    assert interval(monkeypatch, ProcessTreeSample(), there=False) == pytest.approx(1.0, abs=0.1)
+    assert interval(monkeypatch, ProcessTreeSample(pids=[2]), there=False) == pytest.approx(1.0, abs=0.1)
+    assert interval(monkeypatch, ProcessTreeSample(pids=[2])) == 0
+    assert interval(monkeypatch, ProcessTreeSample()) == pytest.approx(1.0, abs=0.1)
 
 
 def test_waiting_tasks_count_once_however_many_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
-    many = Look(pids=[2], waited_ns={str(task): 900_000_000 for task in range(50)})
+    many = ProcessTreeSample(pids=[2], waited_ns={str(task): 900_000_000 for task in range(50)})
     assert interval(monkeypatch, many) == pytest.approx(1.0, abs=0.2)
-    assert interval(monkeypatch, Look(pids=[2], waited_ns={"2": 300_000_000})) == pytest.approx(0.3)
+    assert interval(monkeypatch, ProcessTreeSample(pids=[2], waited_ns={"2": 300_000_000})) == pytest.approx(0.3)
 
 
 def test_what_the_judge_waits_for_a_core_is_not_the_programs_time(monkeypatch: pytest.MonkeyPatch) -> None:
     waits = [5_000_000_000, 5_250_000_000, 5_250_000_000]
     monkeypatch.setattr(watch_module, "own_wait_ns", lambda: waits.pop(0))
-    assert interval(monkeypatch, Look(pids=[2], waited_ns={"2": 300_000_000})) == pytest.approx(0.55)
+    assert interval(monkeypatch, ProcessTreeSample(pids=[2], waited_ns={"2": 300_000_000})) == pytest.approx(0.55)
 
 
 def test_a_look_that_comes_late_is_not_the_programs_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watch_module, "look", lambda *_: Look(pids=[2], waited_ns={"2": 0}))
-    watch = Watch(-1, 1, False, 1.0, 1 << 40)
+    monkeypatch.setattr(watch_module, "look", lambda *_: ProcessTreeSample(pids=[2], waited_ns={"2": 0}))
+    watch = Watchdog(-1, 1, False, 1.0, 1 << 40)
     watch.there = True
     watch.start -= 7
     watch.next_look = time.monotonic() - 6.5
@@ -155,10 +155,10 @@ def test_a_crowd_is_stopped_without_a_look_at_its_memory(monkeypatch: pytest.Mon
     def shares(*_: object) -> None:
         raise AssertionError("the shares of a fork bomb are long to read")
 
-    crowd = Look(pids=list(range(2, 200)), rss_bytes=1 << 40)
+    crowd = ProcessTreeSample(pids=list(range(2, 200)), rss_bytes=1 << 40)
     monkeypatch.setattr(watch_module, "look", lambda *_: crowd)
     monkeypatch.setattr(watch_module, "proportional_bytes", shares)
-    assert Watch(-1, 1, False, 1.0, 1 << 30).check() == "too_many_processes"
+    assert Watchdog(-1, 1, False, 1.0, 1 << 30).check() == "too_many_processes"
 
 
 @pytest.mark.parametrize(("count", "ended"), [(3, False), (140, True), (140, False)])
@@ -172,7 +172,7 @@ def test_processes_that_become_a_crowd_while_their_memory_is_read_are_stopped(co
                 os.waitid(os.P_PID, one.pid, os.WEXITED | os.WNOWAIT)
         read = partial(proportional_bytes, proc, os.getpid(), False, [started[0].pid])
         if count > 100 and not ended:
-            with pytest.raises(Crowd):
+            with pytest.raises(TooManyProcesses):
                 read(1 << 40)
         else:
             assert 0 < read(1 << 40) < 100 << 20
@@ -185,10 +185,13 @@ def test_processes_that_become_a_crowd_while_their_memory_is_read_are_stopped(co
 
 
 def test_a_long_wait_that_is_booked_late_counts_in_full(monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = [Look(pids=[2], waited_ns={"2": 0}, runnable=True), Look(pids=[2], waited_ns={"2": 900_000_000})]
+    looks = [
+        ProcessTreeSample(pids=[2], waited_ns={"2": 0}, runnable=True),
+        ProcessTreeSample(pids=[2], waited_ns={"2": 900_000_000}),
+    ]
     monkeypatch.setattr(watch_module, "look", lambda *_: looks.pop(0))
     monkeypatch.setattr(watch_module, "own_wait_ns", lambda: 0)  # this process waits for a core as it happens
-    watch = Watch(-1, 1, False, 100, 1 << 40)
+    watch = Watchdog(-1, 1, False, 100, 1 << 40)
     watch.there = True
     watch.start -= 1
     for _ in range(2):
@@ -199,9 +202,9 @@ def test_a_long_wait_that_is_booked_late_counts_in_full(monkeypatch: pytest.Monk
 
 def test_a_wait_that_still_lasts_is_not_the_programs_time(monkeypatch: pytest.MonkeyPatch) -> None:
     for runnable, verdict in ((True, None), (False, "time_limit_exceeded")):
-        seen = Look(pids=[2], waited_ns={"2": 5}, ran_ns=7, runnable=runnable)
+        seen = ProcessTreeSample(pids=[2], waited_ns={"2": 5}, ran_ns=7, runnable=runnable)
         monkeypatch.setattr(watch_module, "look", lambda *_, seen=seen: seen)
-        watch = Watch(-1, 1, False, 1.0, 1 << 40)
+        watch = Watchdog(-1, 1, False, 1.0, 1 << 40)
         watch.there = True
         watch.progress, watch.waited_ns = (7, 5), {"2": 5}
         watch.start = watch.moved = time.monotonic() - 1.5
@@ -209,9 +212,9 @@ def test_a_wait_that_still_lasts_is_not_the_programs_time(monkeypatch: pytest.Mo
 
 
 def test_without_schedstat_the_heartbeat_and_idle_runnable_time_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert interval(monkeypatch, Look(pids=[2]), share=0.5) == pytest.approx(0.5, abs=0.1)
-    assert interval(monkeypatch, Look(pids=[2], cpu_s=0.25, runnable=True)) == pytest.approx(0.75, abs=0.1)
-    assert interval(monkeypatch, Look(pids=[2])) == 0
+    assert interval(monkeypatch, ProcessTreeSample(pids=[2]), share=0.5) == pytest.approx(0.5, abs=0.1)
+    assert interval(monkeypatch, ProcessTreeSample(pids=[2], cpu_s=0.25, runnable=True)) == pytest.approx(0.75, abs=0.1)
+    assert interval(monkeypatch, ProcessTreeSample(pids=[2])) == 0
 
 
 @pytest.mark.slow(reason="200 programs of 3 to 5 s beside eight busy loops: about 40 minutes on two cores")

@@ -12,10 +12,11 @@ from typing import Any
 
 import pytest
 
-from environments.livecode.remote import raise_fault
-from environments.livecode.verifiers import JudgeFault, with_retries
+from environments.livecode.verification.base import JudgeFault
+from environments.livecode.verification.local import with_retries
+from environments.livecode.verification.remote import raise_fault
 from verifier_app import container
-from verifier_app.judge import Judge, JudgeError, TestStore, rollout
+from verifier_app.judge import Judge, JudgeError, TestStore, judging
 from verifier_app.judge.pool import GRACE_S, JudgePool, longest
 from verifier_app.judge.worker import answer_to
 
@@ -67,7 +68,7 @@ def test_a_message_is_printable_whatever_the_program_sends(judge: Judge, text: s
     verdict = judge.verify({"code": code, "fn_name": "solve", "tests": [{"input": "1", "output": "3"}]})
     assert verdict["status"] == "wrong_answer"
     assert verdict["message"].isprintable()
-    assert len(verdict["message"]) <= rollout.MESSAGE_CHARS
+    assert len(verdict["message"]) <= judging.MESSAGE_CHARS
 
 
 def test_a_judge_errors_message_is_printable(judge: Judge) -> None:
@@ -79,14 +80,14 @@ def test_a_judge_errors_message_is_printable(judge: Judge) -> None:
 @pytest.fixture
 def weak_point(monkeypatch: pytest.MonkeyPatch) -> None:
     """A judge with a fault of its own, met by every program that prints 7."""
-    conclude = rollout.conclude
+    conclude = judging.conclude
 
     def faulty(request: Any, index: int, pump: Any, *rest: Any) -> tuple[str, str]:
         if pump.data == b"7\n":
             raise LookupError("\udc80 nobody foresaw this")
         return conclude(request, index, pump, *rest)
 
-    monkeypatch.setattr(rollout, "conclude", faulty)
+    monkeypatch.setattr(judging, "conclude", faulty)
 
 
 @pytest.mark.usefixtures("weak_point")

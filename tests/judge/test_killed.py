@@ -10,8 +10,8 @@ from typing import Any
 import psutil
 import pytest
 
-from verifier_app.judge import JudgeError, rollout
-from verifier_app.judge.rollout import Judge
+from verifier_app.judge import JudgeError, judging
+from verifier_app.judge.judging import Judge
 
 RIGHT = "import time\nn = int(input())\ntime.sleep(0.6)\nprint(n + 1)"
 
@@ -155,7 +155,7 @@ def test_a_template_that_is_killed_while_its_zygote_compiles_is_no_compile_error
 def test_compiling_takes_its_cpu_time_and_no_more_of_the_deadline(
     judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollout, "COMPILE_LIMIT_S", 0.3)
+    monkeypatch.setattr(judging, "COMPILE_LIMIT_S", 0.3)
     around_loading(judge, monkeypatch, lambda zygote: stand_still(zygote, 1.5))
     two = {"tests": [{"input": "1", "output": "2"}, {"input": "2", "output": "3"}], "deadline_s": 1.0}
     verdict = judge.verify(request("print(int(input()) + 1)") | two)
@@ -165,7 +165,7 @@ def test_compiling_takes_its_cpu_time_and_no_more_of_the_deadline(
 def test_a_compiler_that_gets_no_core_is_a_fault_and_one_that_takes_long_a_compile_error(
     judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollout, "COMPILE_LIMIT_S", 0.1)
+    monkeypatch.setattr(judging, "COMPILE_LIMIT_S", 0.1)
     long = judge.verify(request("a = 1\n" * 500_000) | {"memory_limit_mb": 4096})
     assert (long["status"], long["message"]) == ("compile_error", "compiling took more than 0.1 s")
     around_loading(judge, monkeypatch, psutil.Process.suspend)

@@ -6,8 +6,8 @@ import time
 
 import pytest
 
-from verifier_app.judge import watch as watch_module
-from verifier_app.judge.watch import Heartbeat, Look, Watch, cpu_cap_s
+from verifier_app.judge import watchdog as watch_module
+from verifier_app.judge.watchdog import Heartbeat, ProcessTreeSample, Watchdog, cpu_cap_s
 
 
 @pytest.fixture(autouse=True)
@@ -17,11 +17,11 @@ def _gvisor(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch_module, "_heartbeat", Heartbeat())
 
 
-def watched(monkeypatch: pytest.MonkeyPatch, cpu_s: float, share: float) -> tuple[Watch, str | None]:
+def watched(monkeypatch: pytest.MonkeyPatch, cpu_s: float, share: float) -> tuple[Watchdog, str | None]:
     """A watch of a test with a limit of 1 s whose tree has this CPU time after 1.5 s, starved by this share."""
-    monkeypatch.setattr(watch_module, "look", lambda *_: Look(pids=[2], cpu_s=cpu_s, runnable=True))
+    monkeypatch.setattr(watch_module, "look", lambda *_: ProcessTreeSample(pids=[2], cpu_s=cpu_s, runnable=True))
     monkeypatch.setattr(Heartbeat, "starved_share", lambda _: share)
-    watch = Watch(-1, 1, False, 1.0, 1 << 40)
+    watch = Watchdog(-1, 1, False, 1.0, 1 << 40)
     watch.start = watch.last = time.monotonic() - 1.5
     watch.there = True
     return watch, watch.check()

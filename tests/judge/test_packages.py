@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from verifier_app.judge import Judge
-from verifier_app.judge.packages import PACKAGES
+from verifier_app.judge.languages.python.packages import PACKAGES
 
 HOME = Path(__file__).resolve().parents[2]
 HOSTS = {"every_layer": (), "no_mount": ("mount",), "no_namespaces": ("unshare",)}

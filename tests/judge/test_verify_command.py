@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from environments.verify_command import verify_file
+from environments.tools.verify_program import verify_file
 
 TESTS = [{"input": "2\n", "output": "4\n"}, {"input": "3\n", "output": "9\n"}]
 PROBLEM = {

@@ -10,15 +10,17 @@ import time
 import pytest
 
 from verifier_app.judge import Judge, JudgeError
-from verifier_app.judge import watch as watch_module
+from verifier_app.judge import watchdog as watch_module
 from verifier_app.judge.host import TemplateHandle
 from verifier_app.judge.procfs import listing
-from verifier_app.judge.watch import CORES, CpuTime, Look, Watch, proportional_bytes
+from verifier_app.judge.watchdog import CORES, CpuTime, ProcessTreeSample, Watchdog, proportional_bytes
 
 
-def seen(own: dict[int, float], *, children_s: float = 0.0, reaped_s: float = 0.0, running: int = 0) -> Look:
+def seen(
+    own: dict[int, float], *, children_s: float = 0.0, reaped_s: float = 0.0, running: int = 0
+) -> ProcessTreeSample:
     """A look at processes with this CPU time of their own; all of `running` tasks had a core."""
-    found = Look(pids=list(own), cpu_s=sum(own.values()) + children_s)
+    found = ProcessTreeSample(pids=list(own), cpu_s=sum(own.values()) + children_s)
     found.own_s = {(pid, b"0"): value for pid, value in own.items()}
     found.reaped_s = reaped_s
     found.running = {f"{pid}": 10**9 for pid in list(own)[:running]}
@@ -55,17 +57,17 @@ def test_children_too_short_to_be_seen_are_told_by_what_runs_at_the_looks() -> N
 
 def test_an_empty_list_is_free_only_while_the_zygote_is_awake(monkeypatch: pytest.MonkeyPatch) -> None:
     for awake, verdict in ((True, None), (False, "time_limit_exceeded")):
-        monkeypatch.setattr(watch_module, "look", lambda *_, awake=awake: Look(awake=awake))
-        watch = Watch(-1, 1, False, 1.0, 1 << 40)
+        monkeypatch.setattr(watch_module, "look", lambda *_, awake=awake: ProcessTreeSample(awake=awake))
+        watch = Watchdog(-1, 1, False, 1.0, 1 << 40)
         watch.there = True
         watch.start = watch.last = time.monotonic() - 2
         assert watch.check() == verdict
 
 
 def test_a_crowd_that_starves_itself_is_not_starved(monkeypatch: pytest.MonkeyPatch) -> None:
-    crowd = Look(pids=[2], cpu_s=3.0 * CORES, waited_ns={"2": 2_900_000_000})
+    crowd = ProcessTreeSample(pids=[2], cpu_s=3.0 * CORES, waited_ns={"2": 2_900_000_000})
     monkeypatch.setattr(watch_module, "look", lambda *_: crowd)
-    watch = Watch(-1, 1, False, 100.0, 1 << 40)
+    watch = Watchdog(-1, 1, False, 100.0, 1 << 40)
     watch.there = True
     watch.start = watch.last = time.monotonic() - 3
     assert watch.check() is None

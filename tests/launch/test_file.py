@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from environments.demo.config import DemoConfig
+from environments.common.run_folder import claim
+from environments.common.settings import ConfigError, load, write_yaml
 from environments.launch.config import load_launch, parts
-from environments.launch.create import write_launch
+from environments.launch.demo_config import DemoConfig
 from environments.launch.disk import check_disk, disk_use, parameters
+from environments.launch.init import write_launch
 from environments.launch.machine import Machine, free_memory_gib
 from environments.launch.train import check_folder, check_problems
-from environments.run_folder import claim
-from environments.settings import ConfigError, load, write_yaml
 
 API, SERVER = "http://127.0.0.1:4001", "http://127.0.0.1:4002"
 ROWS = [
@@ -34,7 +34,7 @@ def problems(tmp_path: Path) -> Path:
 @pytest.fixture
 def written(tmp_path: Path, problems: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file for a machine of 16 GiB, whatever is free on this one at the moment."""
-    monkeypatch.setattr("environments.launch.create.machine", lambda: Machine(2, 16.0))
+    monkeypatch.setattr("environments.launch.init.machine", lambda: Machine(2, 16.0))
     write_launch(tmp_path / "mine", smollm2, str(problems), 30, 4, 3, 64)
     return tmp_path / "mine.yaml"
 
@@ -78,7 +78,7 @@ def test_a_file_that_is_there_is_not_overwritten(written, problems, smollm2):
 def test_what_cannot_be_trained_on_is_said_before_a_file_is_written(
     tmp_path, problems, smollm2, monkeypatch, changes, words
 ):
-    monkeypatch.setattr("environments.launch.create.machine", lambda: Machine(2, 64.0))
+    monkeypatch.setattr("environments.launch.init.machine", lambda: Machine(2, 64.0))
     asked = {"model": smollm2, "problems": str(problems), "max_new_tokens": 16} | changes
     with pytest.raises(ConfigError) as caught:
         write_launch(tmp_path / "new", steps=1, group_size=2, groups=1, **asked)
@@ -87,7 +87,7 @@ def test_what_cannot_be_trained_on_is_said_before_a_file_is_written(
 
 
 def test_a_batch_that_does_not_fit_is_refused_with_what_it_needs(tmp_path, problems, smollm2, monkeypatch):
-    monkeypatch.setattr("environments.launch.create.machine", lambda: Machine(2, 5.0))
+    monkeypatch.setattr("environments.launch.init.machine", lambda: Machine(2, 5.0))
     with pytest.raises(ConfigError, match=r"needs \d\.\d GiB at least, \d\.\d are there"):
         write_launch(tmp_path / "new", smollm2, str(problems), 1, 2, 1, 16)
 
@@ -95,7 +95,7 @@ def test_a_batch_that_does_not_fit_is_refused_with_what_it_needs(tmp_path, probl
 def test_less_memory_takes_smaller_packs(tmp_path, problems, smollm2, monkeypatch):
     sizes = []
     for gib in (64.0, 12.0):
-        monkeypatch.setattr("environments.launch.create.machine", lambda gib=gib: Machine(2, gib))
+        monkeypatch.setattr("environments.launch.init.machine", lambda gib=gib: Machine(2, gib))
         write_launch(tmp_path / f"new{gib}", smollm2, str(problems), 1, 2, 1, 1500)
         trainer = load_launch(["--config", str(tmp_path / f"new{gib}.yaml")]).trainer
         order = {"none": 0, "selective": 1, "full": 2}[trainer["activation_checkpointing"]]
@@ -112,11 +112,11 @@ def test_the_sides_of_a_run_agree_on_all_that_they_share(written):
     assert str(env.model) == str(trainer.model) == str(server.model)
     assert Path(env.env.run_dir) == trainer.run_dir
     assert env.env.rollout_server_url == trainer.api.url == API
-    assert env.servers == trainer.weights.servers == [server.url] == [SERVER]
+    assert env.servers == trainer.weight_sync.publisher.servers == [server.url] == [SERVER]
     assert env.env.overlong_baseline == trainer.objective.overlong_baseline
     assert env.env.total_steps == trainer.steps == 30
     assert trainer.checkpoint.resume == "auto"
-    assert trainer.weights.dtype == "float32"  # as vLLM serves on a CPU
+    assert trainer.weight_sync.publisher.dtype == "float32"  # as vLLM serves on a CPU
 
 
 def test_flags_beat_the_file_and_reach_into_the_parts(written):

@@ -13,11 +13,18 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from environments.common.settings import ConfigError
 from environments.launch.display import Screen, duration
-from environments.launch.loop import Interrupted, JsonLines, Loop, Process, run_to_end_or_signal, trainer_command
+from environments.launch.process_loop import (
+    Interrupted,
+    JsonLines,
+    Loop,
+    Process,
+    run_to_end_or_signal,
+    trainer_command,
+)
 from environments.launch.processes import ProcessError
 from environments.launch.train import alone, left, step_of_latest
-from environments.settings import ConfigError
 
 ROW = {
     "clip_low_tokens": 0.0, "clip_high_tokens": 0.0, "groups": 2, "tokens_trained": 10, "mismatch_abs": 0.0,
@@ -177,7 +184,7 @@ def test_a_trainer_that_fails_before_it_is_ready_ends_a_run_that_goes_on_too(run
 
 
 def test_a_step_that_finds_no_signal_says_so(run, watched, monkeypatch):
-    monkeypatch.setattr("environments.launch.loop._NO_SIGNAL", 3)
+    monkeypatch.setattr("environments.launch.process_loop._NO_SIGNAL", 3)
     flat = json.dumps(GROUP | {"dropped": "all_fail", "scores": [-1.0, -1.0]})
     (run / "environment.jsonl").write_text("")
     one = watched(1)

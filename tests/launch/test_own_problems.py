@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from environments.audit import audit
 from environments.launch.processes import free_port
-from environments.livecode.problems import load_problems
+from environments.livecode.problems.load import load_problems
+from environments.tools.audit import audit
 
 ROOT = Path(__file__).resolve().parents[2]
 ATROPOS = [sys.executable, "-m", "environments.cli"]

@@ -16,16 +16,16 @@ from starlette.applications import Starlette
 from starlette.responses import Response
 from starlette.routing import Route
 
+from environments.common.settings import ConfigError
 from environments.launch.processes import free_port
-from environments.serving import ServeConfig, serve_command
-from environments.settings import ConfigError
+from environments.launch.serve_model import ServeConfig, serve_command
 from tests.served import Served
-from trainer.publishing.servers import WeightServer, WeightSyncError, check_all
+from trainer.weight_sync.vllm_routes import WeightServer, WeightSyncError, check_all
 
 # What serve-model does before it becomes vLLM: here it becomes a server that is ready after a while.
 BECOMES = """
 import os, sys
-from environments.serving import say_when_ready
+from environments.launch.serve_model import say_when_ready
 say_when_ready(sys.argv[1], "vLLM is ready: here")
 os.execv(sys.executable, [sys.executable, "-S", "-c", sys.argv[2], sys.argv[1]])
 """
@@ -104,7 +104,7 @@ def test_the_trainer_waits_for_servers_that_start_later(caplog):
     started: list[Served] = []
     timer = threading.Timer(1.5, lambda: started.append(healthy(port)))
     timer.start()
-    with caplog.at_level(logging.INFO, "trainer.publishing.servers"):
+    with caplog.at_level(logging.INFO, "trainer.weight_sync.vllm_routes"):
         check_all([server], resumed=False, wait_s=60.0)
     timer.join()
     started[0].stop()

@@ -8,8 +8,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from environments.livecode import environment, modes, outbox, progress
+from environments.livecode import command, environment
 from environments.livecode.config import RunConfig
+from environments.livecode.recovery import outbox, progress
 from tests.api.mortal import Mortal
 
 
@@ -40,7 +41,7 @@ def live(options: dict[str, Any], operations: int) -> int:
             mortal._die()
 
     environment.LivecodeEnv.deliver = deliver  # type: ignore[method-assign]
-    return modes.run("serve", RunConfig.model_validate(options))
+    return command.run("serve", RunConfig.model_validate(options))
 
 
 def main() -> None:

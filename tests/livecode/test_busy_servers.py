@@ -15,19 +15,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from environments.livecode.asking import LONGEST_WAIT_S, pause_s, remote_client, whole
-from environments.livecode.atropos_fixes import AtroposError, FixedBaseEnv
-from environments.livecode.http_verifier import HttpVerifier
-from environments.livecode.problems import Problem, TestCase
-from environments.livecode.prompts import PromptBuilder
-from environments.livecode.records import append_jsonl
-from environments.livecode.rollouts import RolloutClient, Sampling
-from environments.livecode.servers import ServerRefused
-from environments.livecode.text_client import TextClient
-from environments.settings import ConfigError
+from environments.common.http_clients import LONGEST_WAIT_S, pause_s, remote_client, whole
+from environments.common.settings import ConfigError
+from environments.livecode.atropos_compat import AtroposError, CompatBaseEnv
+from environments.livecode.generation.chat_client import ChatClient
+from environments.livecode.generation.completions import CompletionClient, SamplingParams
+from environments.livecode.generation.vllm_servers import ServerRefused
+from environments.livecode.problems.problem import Problem, TestCase
+from environments.livecode.problems.prompts import PromptBuilder
+from environments.livecode.records.group_records import append_jsonl
+from environments.livecode.verification.http import HttpVerifier
 from tests.livecode.conftest import Generation, Served
 
-SAMPLING = Sampling(max_new_tokens=50, temperature=0.7)
+SAMPLING = SamplingParams(max_new_tokens=50, temperature=0.7)
 PROBLEM = Problem(id="s", source="t", kind="stdin", statement="Add.", tests=[TestCase(input="1\n", output="2\n")])
 PROXIES = ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy", "all_proxy")
 
@@ -86,14 +86,14 @@ def status(code: int, **headers: str) -> Response:
 @pytest.mark.parametrize("code", [408, 409, 425, 429, 503])
 async def test_a_token_server_that_is_busy_is_asked_again(before_vllm: Any, code: int) -> None:
     before_vllm.replies = [status(code), status(code)]
-    async with RolloutClient([before_vllm.url]) as client:
+    async with CompletionClient([before_vllm.url]) as client:
         assert (await client.generate([1], SAMPLING)).finish_reason == "stop"
         assert client.counters.resubmitted_failure == 2
 
 
 async def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(before_vllm: Any) -> None:
     before_vllm.replies = [status(429, Retry_After="1")]
-    async with RolloutClient([before_vllm.url]) as client:
+    async with CompletionClient([before_vllm.url]) as client:
         await client.generate([1], SAMPLING)
     (_, first), (_, second) = before_vllm.asked
     assert second - first >= 1.0
@@ -101,7 +101,7 @@ async def test_a_busy_server_is_left_alone_for_as_long_as_it_asks(before_vllm: A
 
 async def test_the_checks_before_a_run_wait_for_a_busy_server(before_vllm: Any) -> None:
     before_vllm.replies = [status(429)] * 2
-    async with RolloutClient([before_vllm.url]) as client:
+    async with CompletionClient([before_vllm.url]) as client:
         await client.check(context=100)
         before_vllm.replies = [status(200), status(200), status(429), status(408)]  # the last two: /weight_info
         before_vllm.replies[1] = JSONResponse({"data": [{"id": "m"}]})
@@ -122,9 +122,9 @@ async def test_an_answer_without_a_choice_is_asked_for_again(
 ) -> None:
     prompt = PromptBuilder(tokenizer, limit=4000)(PROBLEM)
     gateway.replies, before_vllm.replies = [JSONResponse(reply)], [JSONResponse(reply)]
-    async with TextClient(gateway.url, "gpt", deadline_s=30) as client:
+    async with ChatClient(gateway.url, "gpt", deadline_s=30) as client:
         assert (await client.answer(prompt, SAMPLING)).text == "fine"
-    async with RolloutClient([before_vllm.url]) as client:
+    async with CompletionClient([before_vllm.url]) as client:
         assert (await client.generate([1], SAMPLING)).finish_reason == "stop"
 
 
@@ -139,17 +139,17 @@ async def test_an_answer_without_a_choice_is_asked_for_again(
 )
 async def test_a_choice_that_holds_no_answer_is_asked_for_again(gateway: Any, tokenizer: Any, reply: Any) -> None:
     gateway.replies = [JSONResponse(reply), Response('{"choices": [{"mess')]
-    async with TextClient(gateway.url, "gpt", deadline_s=30) as client:
+    async with ChatClient(gateway.url, "gpt", deadline_s=30) as client:
         assert (await client.answer(PromptBuilder(tokenizer, limit=4000)(PROBLEM), SAMPLING)).text == "fine"
 
 
 async def test_an_error_that_no_try_can_mend_ends_at_once(gateway: Any, before_vllm: Any, tokenizer: Any) -> None:
     refusal = {"error": {"code": 401, "message": "no such key"}}
     gateway.replies, before_vllm.replies = [JSONResponse(refusal)], [JSONResponse(refusal)]
-    async with TextClient(gateway.url, "gpt", deadline_s=30) as client:
+    async with ChatClient(gateway.url, "gpt", deadline_s=30) as client:
         with pytest.raises(ServerRefused, match="no such key"):
             await client.answer(PromptBuilder(tokenizer, limit=4000)(PROBLEM), SAMPLING)
-    async with RolloutClient([before_vllm.url]) as client:
+    async with CompletionClient([before_vllm.url]) as client:
         with pytest.raises(ServerRefused, match="no such key"):
             await client.generate([1], SAMPLING)
 
@@ -157,9 +157,9 @@ async def test_an_error_that_no_try_can_mend_ends_at_once(gateway: Any, before_v
 async def test_a_server_of_another_kind_is_told_after_a_few_answers(
     gateway: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("environments.livecode.text_client._LONGEST_PAUSE_S", 0.01)
+    monkeypatch.setattr("environments.livecode.generation.chat_client._LONGEST_PAUSE_S", 0.01)
     gateway.replies = [Response("<html>welcome</html>")] * 9
-    async with TextClient(gateway.url, "gpt", deadline_s=60) as client:
+    async with ChatClient(gateway.url, "gpt", deadline_s=60) as client:
         with pytest.raises(ServerRefused, match=r"needs a server with OpenAI's routes"):
             await client.answer(PromptBuilder(tokenizer, limit=4000)(PROBLEM), SAMPLING)
     assert len(gateway.asked) == 5
@@ -179,7 +179,7 @@ async def test_half_an_emoji_in_an_answer_can_be_written(
 ) -> None:
     body = '{"choices": [{"message": {"content": "%s"}, "finish_reason": "stop"}]}' % text  # noqa: UP031
     gateway.replies = [Response(body, media_type="application/json")]
-    async with TextClient(gateway.url, "gpt", deadline_s=30) as client:
+    async with ChatClient(gateway.url, "gpt", deadline_s=30) as client:
         sample = await client.answer(PromptBuilder(tokenizer, limit=4000)(PROBLEM), SAMPLING)
     assert sample.text == whole(sample.text) == wanted
     append_jsonl(tmp_path / "lines.jsonl", {"message": "\ud83d of anybody"})
@@ -188,11 +188,11 @@ async def test_half_an_emoji_in_an_answer_can_be_written(
 
 async def test_content_in_parts_is_joined(gateway: Any, tokenizer: Any) -> None:
     gateway.replies = [JSONResponse(message([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]))]
-    async with TextClient(gateway.url, "gpt", deadline_s=30) as client:
+    async with ChatClient(gateway.url, "gpt", deadline_s=30) as client:
         assert (await client.answer(PromptBuilder(tokenizer, limit=4000)(PROBLEM), SAMPLING)).text == "ab"
 
 
-class _Env(FixedBaseEnv):
+class _Env(CompatBaseEnv):
     def __init__(self, url: str) -> None:
         self.config = type("Config", (), {"rollout_server_url": url})()
 
@@ -262,9 +262,9 @@ def dead_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_proxy_in_the_variables_stands_between_no_parts_of_the_loop(
     gateway: Any, before_vllm: Any, tokenizer: Any
 ) -> None:
-    async with RolloutClient([before_vllm.url]) as client:
+    async with CompletionClient([before_vllm.url]) as client:
         await client.check(context=100)
-    async with TextClient(gateway.url, "gpt", deadline_s=10) as text:
+    async with ChatClient(gateway.url, "gpt", deadline_s=10) as text:
         assert (await text.answer(PromptBuilder(tokenizer, limit=4000)(PROBLEM), SAMPLING)).text == "fine"
     env = _Env(gateway.url)
     async with env.open_api():

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from environments.common.settings import ConfigError, load, write_yaml
+from environments.launch.serve_model import ServeConfig
 from environments.livecode.config import REPLACED, describe_options, load_run_config
-from environments.serving import ServeConfig
-from environments.settings import ConfigError, load, write_yaml
 
 OPTIONS = [
     "model",

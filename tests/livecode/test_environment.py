@@ -17,13 +17,14 @@ from typing import Any
 import psutil
 import pytest
 
-from environments.livecode import environment, modes
-from environments.livecode.atropos_fixes import GroupRefused
+from environments.common.settings import ConfigError
+from environments.livecode import command, environment
+from environments.livecode.atropos_compat import GroupRefused
 from environments.livecode.config import RunConfig
 from environments.livecode.environment import InfrastructureError, LivecodeEnv
-from environments.livecode.problems import Problem, TestCase, save_problems
-from environments.livecode.verifiers import JudgeFault
-from environments.settings import ConfigError
+from environments.livecode.problems.load import save_problems
+from environments.livecode.problems.problem import Problem, TestCase
+from environments.livecode.verification.base import JudgeFault
 
 RIGHT = "```python\nprint(int(input()) + 1)\n```"
 WRONG = "```python\nprint(int(input()) + 2)\n```"
@@ -328,7 +329,7 @@ async def test_wandb_gets_atropos_metrics_and_the_drops(
 async def test_process_writes_every_group_without_an_api(config: RunConfig, generation: Any, tmp_path: Path) -> None:
     generation.script = lambda prompt, number: {"text": RIGHT if number % 2 else WRONG}
     config.process.groups, config.process.output = 3, str(tmp_path / "out" / "groups.jsonl")
-    await modes.run_process(config)
+    await command.run_process(config)
     rows = lines(config.process.output)
     assert len(rows) == 3
     assert all(len(row["tokens"]) == len(row["scores"]) == 4 for row in rows)
@@ -337,7 +338,7 @@ async def test_process_writes_every_group_without_an_api(config: RunConfig, gene
 async def test_evaluate_writes_one_object_per_set_and_temperature(config: RunConfig, generation: Any) -> None:
     generation.script = lambda prompt, number: {"text": RIGHT}
     config.evaluation.problems, config.evaluation.n = [config.env.problems], 2
-    records = await modes.run_evaluate(config)
+    records = await command.run_evaluate(config)
     assert lines(Path(config.env.run_dir) / "evaluations.jsonl") == records
     assert [(r["greedy"], r["correct"], r["total"]) for r in records] == [(False, 12, 12), (True, 6, 6)]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from environments.livecode.evaluation import (
+from environments.livecode.evaluation.evaluate import (
     EvaluationError,
     breakdown,
     evaluate,
@@ -18,12 +18,12 @@ from environments.livecode.evaluation import (
     scores,
     without,
 )
-from environments.livecode.groups import Pipeline
-from environments.livecode.problems import Problem, TestCase
-from environments.livecode.prompts import PromptBuilder
-from environments.livecode.rollouts import RolloutClient
-from environments.livecode.samples import Samples, estimates, pass_at_k
-from environments.livecode.verifiers import LocalVerifier
+from environments.livecode.evaluation.samples import SampleStore, estimates, pass_at_k
+from environments.livecode.generation.completions import CompletionClient
+from environments.livecode.pipeline import Pipeline
+from environments.livecode.problems.problem import Problem, TestCase
+from environments.livecode.problems.prompts import PromptBuilder
+from environments.livecode.verification.local import LocalVerifier
 
 RIGHT, WRONG = "```python\nprint(int(input()) + 1)\n```", "```python\nprint(0)\n```"
 
@@ -43,7 +43,7 @@ PROBLEMS = [problem("a1", "a"), problem("a2", "a"), problem("b1", "b")]
 
 
 async def run(generation: Any, tokenizer: Any, **changes: Any) -> dict[str, Any]:
-    async with RolloutClient([generation.url]) as client, LocalVerifier(workers=1) as verifier:
+    async with CompletionClient([generation.url]) as client, LocalVerifier(workers=1) as verifier:
         pipeline = Pipeline(
             client=client,
             verifier=verifier,
@@ -88,36 +88,36 @@ def only(folder: Path, pattern: str) -> Path:
 
 
 async def test_a_restart_generates_only_what_is_missing(generation: Any, tokenizer: Any, tmp_path: Path) -> None:
-    whole = await run(generation, tokenizer, samples=Samples(tmp_path, "set", {"seed": 0}))
+    whole = await run(generation, tokenizer, samples=SampleStore(tmp_path, "set", {"seed": 0}))
     path = only(tmp_path, "*-????????.jsonl")
     lines = path.read_bytes().splitlines(keepends=True)
     assert len(lines) == 6
     generation.requests.clear()
     partial = path.with_suffix(".partial.jsonl")
     partial.write_bytes(b"".join(lines[:4]) + lines[4][:20])  # cut off in the middle of the fifth
-    again = await run(generation, tokenizer, samples=Samples(tmp_path, "set", {"seed": 0}))
+    again = await run(generation, tokenizer, samples=SampleStore(tmp_path, "set", {"seed": 0}))
     assert len(generation.requests) == 2
     assert {name: again[name] for name in again if name != "seconds"} == {
         name: whole[name] for name in whole if name != "seconds"
     }
     assert not partial.exists()
     generation.requests.clear()
-    await run(generation, tokenizer, samples=Samples(tmp_path, "set", {"seed": 1}))
+    await run(generation, tokenizer, samples=SampleStore(tmp_path, "set", {"seed": 1}))
     assert len(generation.requests) == 6
-    await run(generation, tokenizer, samples=Samples(tmp_path, "set", {"seed": 1}))
+    await run(generation, tokenizer, samples=SampleStore(tmp_path, "set", {"seed": 1}))
     assert len(generation.requests) == 12  # a finished evaluation is made anew
 
 
 async def test_a_damaged_line_is_left_out_and_its_sample_made_again(
     generation: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
-    whole = await run(generation, tokenizer, samples=Samples(tmp_path, "set", {}))
+    whole = await run(generation, tokenizer, samples=SampleStore(tmp_path, "set", {}))
     path = only(tmp_path, "*-????????.jsonl")
     lines = path.read_bytes().splitlines(keepends=True)
     lines[2] = b"\0" * 40 + b"\n"
     path.with_suffix(".partial.jsonl").write_bytes(b"".join(lines))
     generation.requests.clear()
-    again = await run(generation, tokenizer, samples=Samples(tmp_path, "set", {}))
+    again = await run(generation, tokenizer, samples=SampleStore(tmp_path, "set", {}))
     assert len(generation.requests) == 1
     assert again["pass_at_1"] == whole["pass_at_1"]
     rows = json.loads(only(tmp_path, "*.livecodebench.json").read_text())
@@ -128,7 +128,7 @@ async def test_a_reader_finds_each_problem_once_and_the_test_that_failed(
     generation: Any, tokenizer: Any, tmp_path: Path
 ) -> None:
     generation.script = lambda prompt, number: {"text": WRONG}
-    await run(generation, tokenizer, samples=Samples(tmp_path, "set", {}))
+    await run(generation, tokenizer, samples=SampleStore(tmp_path, "set", {}))
     told = [json.loads(line) for line in only(tmp_path, "*.problems.jsonl").read_text().splitlines()]
     assert [row["id"] for row in told] == ["a1", "a2", "b1"]
     assert "Add one. (b1)" in told[2]["prompt"]
@@ -149,7 +149,7 @@ def test_scores_are_told_apart_by_the_training_cut_off() -> None:
 
 async def test_results_are_there_in_livecodebenchs_own_form(generation: Any, tokenizer: Any, tmp_path: Path) -> None:
     generation.script = lambda prompt, number: {"text": RIGHT if "(a1)" in prompt else "no program"}
-    await run(generation, tokenizer, samples=Samples(tmp_path, "set", {}))
+    await run(generation, tokenizer, samples=SampleStore(tmp_path, "set", {}))
     path = only(tmp_path, "*.livecodebench.json")
     rows = json.loads(path.read_text())
     assert [row["question_id"] for row in rows] == ["a1", "a2", "b1"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from environments.livecode.extraction import extract_code, reasoning_closed
+from environments.livecode.problems.extraction import extract_code, reasoning_closed
 
 CASES = {
     "one block": ("Here:\n```python\nprint(1)\n```", "print(1)"),

@@ -11,20 +11,21 @@ from typing import Any
 
 import pytest
 
-from environments.livecode.groups import GroupRules, Pipeline, as_scored_data, make_group
-from environments.livecode.meter import Meter
-from environments.livecode.problems import Problem, TestCase
-from environments.livecode.prompts import PromptBuilder
-from environments.livecode.rollouts import RolloutClient, Sampling
-from environments.livecode.servers import ServerRefused
-from environments.livecode.verifiers import JudgeFault, LocalVerifier, VerifierError
+from environments.livecode.generation.completions import CompletionClient, SamplingParams
+from environments.livecode.generation.vllm_servers import ServerRefused
+from environments.livecode.pipeline import GroupRules, Pipeline, as_scored_data, make_group
+from environments.livecode.problems.problem import Problem, TestCase
+from environments.livecode.problems.prompts import PromptBuilder
+from environments.livecode.records.step_metrics import StepMetrics
+from environments.livecode.verification.base import JudgeFault, VerifierError
+from environments.livecode.verification.local import LocalVerifier
 
 RIGHT, WRONG = "```python\nprint(int(input()) + 1)\n```", "```python\nprint(0)\n```"
 ADD = Problem(id="add", source="t", kind="stdin", statement="Add one.", tests=[TestCase(input="1\n", output="2\n")])
 
 
 def rules(size: int = 4, *, baseline: str = "include", dynamic: bool = True) -> GroupRules:
-    return GroupRules(size, Sampling(50, 0.7), baseline, dynamic)
+    return GroupRules(size, SamplingParams(50, 0.7), baseline, dynamic)
 
 
 class Broken:
@@ -53,17 +54,17 @@ async def verifier() -> AsyncIterator[LocalVerifier]:
 
 
 @pytest.fixture
-async def client(generation: Any) -> AsyncIterator[RolloutClient]:
-    async with RolloutClient([generation.url]) as rollouts:
+async def client(generation: Any) -> AsyncIterator[CompletionClient]:
+    async with CompletionClient([generation.url]) as rollouts:
         yield rollouts
 
 
 @pytest.fixture
-def pipeline(client: RolloutClient, verifier: LocalVerifier, tokenizer: Any) -> Pipeline:
+def pipeline(client: CompletionClient, verifier: LocalVerifier, tokenizer: Any) -> Pipeline:
     return pipeline_with(client, verifier, tokenizer)
 
 
-def pipeline_with(client: RolloutClient, verifier: Any, tokenizer: Any) -> Pipeline:
+def pipeline_with(client: CompletionClient, verifier: Any, tokenizer: Any) -> Pipeline:
     return Pipeline(
         client=client,
         verifier=verifier,
@@ -119,7 +120,7 @@ async def test_an_overlong_rollout_is_not_judged_under_exclude(generation: Any, 
 
 
 async def test_a_rollout_without_verdict_is_replaced_by_a_new_one(
-    generation: Any, client: RolloutClient, verifier: LocalVerifier, tokenizer: Any
+    generation: Any, client: CompletionClient, verifier: LocalVerifier, tokenizer: Any
 ) -> None:
     answers(generation, RIGHT, RIGHT, WRONG, WRONG)
     group = await make_group(
@@ -130,7 +131,7 @@ async def test_a_rollout_without_verdict_is_replaced_by_a_new_one(
 
 
 async def test_a_group_without_verdicts_is_infrastructure_and_has_no_scores(
-    generation: Any, client: RolloutClient, verifier: LocalVerifier, tokenizer: Any
+    generation: Any, client: CompletionClient, verifier: LocalVerifier, tokenizer: Any
 ) -> None:
     generation.script = lambda prompt, number: {"text": RIGHT}
     group = await make_group(pipeline_with(client, Broken(verifier, 99), tokenizer), ADD, rules(2), version=0)
@@ -139,7 +140,7 @@ async def test_a_group_without_verdicts_is_infrastructure_and_has_no_scores(
 
 
 async def test_a_group_at_whose_programs_the_judge_fails_has_a_reason_of_its_own(
-    generation: Any, client: RolloutClient, verifier: LocalVerifier, tokenizer: Any
+    generation: Any, client: CompletionClient, verifier: LocalVerifier, tokenizer: Any
 ) -> None:
     generation.script = lambda prompt, number: {"text": RIGHT}
     broken = Broken(verifier, 99, JudgeFault)
@@ -158,7 +159,7 @@ async def test_a_generation_slot_is_free_while_its_program_is_judged(generation:
     generation.script = lambda prompt, number: {"text": slow}
     free = asyncio.Event()
     pipeline._on_free = free.set
-    task = asyncio.create_task(pipeline.run(ADD, Sampling(50, 0.7)))
+    task = asyncio.create_task(pipeline.run(ADD, SamplingParams(50, 0.7)))
     await free.wait()
     assert pipeline.generating == 0
     assert not task.done()
@@ -186,7 +187,7 @@ async def test_the_meter_keeps_numbers_and_not_the_groups(generation: Any, pipel
     answers(generation, RIGHT, WRONG, WRONG, {"text": RIGHT, "finish_reason": "length"})
     group = await make_group(pipeline, ADD, rules(), version=3)
     lengths = [rollout.sample.length for rollout in group.rollouts if rollout.overlong]
-    meter, kept = Meter(4), weakref.ref(group)
+    meter, kept = StepMetrics(4), weakref.ref(group)
     meter.add(group)
     del group
     gc.collect()

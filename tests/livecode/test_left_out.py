@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 
+from environments.livecode.command import run_evaluate, run_process
 from environments.livecode.config import RunConfig
-from environments.livecode.modes import run_evaluate, run_process
-from environments.livecode.problems import Problem, TestCase, save_problems
-from environments.livecode.prompts import PromptError
+from environments.livecode.problems.load import save_problems
+from environments.livecode.problems.problem import Problem, TestCase
+from environments.livecode.problems.prompts import PromptError
 
 
 def problem(name: str, source: str, length: int) -> Problem:

@@ -13,19 +13,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from environments.common.settings import ConfigError
+from environments.livecode.command import run_evaluate
 from environments.livecode.config import load_run_config
-from environments.livecode.evaluation import evaluate
-from environments.livecode.groups import Pipeline
-from environments.livecode.modes import run_evaluate
-from environments.livecode.problems import Problem, TestCase
-from environments.livecode.profiles import Profile, profiles
-from environments.livecode.prompts import PromptBuilder
-from environments.livecode.rollouts import RolloutClient, Sampling
-from environments.livecode.samples import Samples
-from environments.livecode.servers import RolloutDeadlineExceeded, ServerRefused
-from environments.livecode.text_client import TextClient
-from environments.livecode.verifiers import LocalVerifier
-from environments.settings import ConfigError
+from environments.livecode.evaluation.evaluate import evaluate
+from environments.livecode.evaluation.profiles import GradingProfile, grading_profiles
+from environments.livecode.evaluation.samples import SampleStore
+from environments.livecode.generation.chat_client import ChatClient
+from environments.livecode.generation.completions import CompletionClient, SamplingParams
+from environments.livecode.generation.vllm_servers import RolloutDeadlineExceeded, ServerRefused
+from environments.livecode.pipeline import Pipeline
+from environments.livecode.problems.problem import Problem, TestCase
+from environments.livecode.problems.prompts import PromptBuilder
+from environments.livecode.verification.local import LocalVerifier
 from tests.served import Served
 
 NEAR = "```python\nprint('0.33333')\n```"
@@ -41,9 +41,9 @@ THIRD = Problem(
 
 
 def test_the_profiles_are_the_published_ones() -> None:
-    both = profiles(["livecodebench", "nouscoder"], time_limit_s=1, memory_limit_mb=64, no_memory_limit_mb=9000)
-    assert both == [Profile("livecodebench", 6.0, 9000, None), Profile("nouscoder", 15.0, 4096, 1e-4)]
-    (own,) = profiles(["run"], time_limit_s=1, memory_limit_mb=64, no_memory_limit_mb=9000)
+    both = grading_profiles(["livecodebench", "nouscoder"], time_limit_s=1, memory_limit_mb=64, no_memory_limit_mb=9000)
+    assert both == [GradingProfile("livecodebench", 6.0, 9000, None), GradingProfile("nouscoder", 15.0, 4096, 1e-4)]
+    (own,) = grading_profiles(["run"], time_limit_s=1, memory_limit_mb=64, no_memory_limit_mb=9000)
     assert own.limits == {"time_limit_s": 1, "memory_limit_mb": 64, "decimal_tolerance": None}
     assert [str(one) for one in both] == [
         "livecodebench: 6 s, 9000 MB, exact decimals", "nouscoder: 15 s, 4096 MB, decimals to 0.0001",
@@ -52,15 +52,18 @@ def test_the_profiles_are_the_published_ones() -> None:
 
 def test_the_official_semantics_are_livecodebenchs_alone() -> None:
     names: list[Any] = ["livecodebench", "nouscoder", "run"]
-    found = profiles(names, time_limit_s=1, memory_limit_mb=64, no_memory_limit_mb=9000, semantics="official")
+    found = grading_profiles(names, time_limit_s=1, memory_limit_mb=64, no_memory_limit_mb=9000, semantics="official")
     assert [one.limits.get("semantics") for one in found] == ["official", None, None]
     assert str(found[0]) == "livecodebench: 6 s, 9000 MB, exact decimals, official semantics"
 
 
 async def test_a_profile_with_the_official_semantics_grades_by_them(generation: Any, tokenizer: Any) -> None:
     generation.script = lambda prompt, number: {"text": "```python\nimport os\nos.write(1, b'0.333333')\n```"}
-    grading = [Profile("nouscoder", 15.0, 512, 1e-4), Profile("livecodebench", 15.0, 512, semantics="official")]
-    async with RolloutClient([generation.url]) as client, LocalVerifier(workers=1) as verifier:
+    grading = [
+        GradingProfile("nouscoder", 15.0, 512, 1e-4),
+        GradingProfile("livecodebench", 15.0, 512, semantics="official"),
+    ]
+    async with CompletionClient([generation.url]) as client, LocalVerifier(workers=1) as verifier:
         pipeline = Pipeline(
             client=client, verifier=verifier, prompts=PromptBuilder(tokenizer, limit=4000), max_concurrent=1,
             time_limit_s=9, memory_limit_mb=99,
@@ -80,15 +83,15 @@ def official(folder: Path) -> list[bool]:
 async def test_one_generation_is_graded_by_each_profile(generation: Any, tokenizer: Any, tmp_path: Path) -> None:
     answers = [NEAR, SLOW, EXACT, "no program"]
     generation.script = lambda prompt, number: {"text": answers[number]}
-    grading = [Profile("nouscoder", 15.0, 512, 1e-4), Profile("livecodebench", 0.5, 512)]
-    async with RolloutClient([generation.url]) as client, LocalVerifier(workers=1) as verifier:
+    grading = [GradingProfile("nouscoder", 15.0, 512, 1e-4), GradingProfile("livecodebench", 0.5, 512)]
+    async with CompletionClient([generation.url]) as client, LocalVerifier(workers=1) as verifier:
         pipeline = Pipeline(
             client=client, verifier=verifier, prompts=PromptBuilder(tokenizer, limit=4000), max_concurrent=1,
             time_limit_s=9, memory_limit_mb=99,
         )  # fmt: skip
         record = await evaluate(
             [THIRD], 4, 0.7, False, pipeline=pipeline, name="set", max_new_tokens=50,
-            samples=Samples(tmp_path, "set", {}), grading=grading,
+            samples=SampleStore(tmp_path, "set", {}), grading=grading,
         )  # fmt: skip
     assert len(generation.requests) == 4
     assert (record["pass_at_1"], record["profile"]) == (0.75, str(grading[0]))
@@ -168,27 +171,27 @@ async def test_a_server_that_gives_text_alone_is_evaluated(
 async def test_a_busy_server_is_asked_again_and_a_refusal_ends(chat: tuple[Chat, str], tokenizer: Any) -> None:
     server, url = chat
     prompt = PromptBuilder(tokenizer, limit=4000)(THIRD)
-    async with TextClient(url + "/v1", "gpt", deadline_s=20) as client:
+    async with ChatClient(url + "/v1", "gpt", deadline_s=20) as client:
         server.replies = [(429, {}), (503, {})]
-        assert (await client.answer(prompt, Sampling(9, 0.5))).text == EXACT
+        assert (await client.answer(prompt, SamplingParams(9, 0.5))).text == EXACT
         assert client.counters.resubmitted_failure == 2
         server.replies = [(400, {"error": "bad temperature"})]
         with pytest.raises(ServerRefused, match=r"status 400: .*bad temperature"):
-            await client.answer(prompt, Sampling(9, 0.5))
-    async with TextClient(url, "gpt", deadline_s=0.3) as client:
+            await client.answer(prompt, SamplingParams(9, 0.5))
+    async with ChatClient(url, "gpt", deadline_s=0.3) as client:
         server.replies = [(503, {})] * 9
         with pytest.raises(RolloutDeadlineExceeded, match=r"within 0\.3 s: status 503"):
-            await client.answer(prompt, Sampling(9, 0.5))
+            await client.answer(prompt, SamplingParams(9, 0.5))
 
 
 async def test_a_chat_server_that_cannot_serve_the_run_is_told_before_it_begins(chat: tuple[Chat, str]) -> None:
     server, url = chat
-    async with TextClient(url.replace("//", "//user:hidden@"), "other") as client:
+    async with ChatClient(url.replace("//", "//user:hidden@"), "other") as client:
         with pytest.raises(ServerRefused, match=r"served_model other: .* serves gpt") as refused:
             await client.check(context=100)
         assert "hidden" not in str(refused.value)
     server.models = [{"id": "gpt", "max_model_len": 50}]
-    async with TextClient(url, "gpt") as client:
+    async with ChatClient(url, "gpt") as client:
         with pytest.raises(ServerRefused, match=r"at most 50 tokens, env\.context is 100"):
             await client.check(context=100)
 
@@ -197,10 +200,10 @@ async def test_reasoning_in_the_text_is_left_out_of_the_program(generation: Any,
     class Answers:
         text = ""
 
-        async def answer(self, prompt: Any, sampling: Sampling) -> Any:
-            from environments.livecode.rollouts import Sample
+        async def answer(self, prompt: Any, sampling: SamplingParams) -> Any:
+            from environments.livecode.generation.completions import Completion
 
-            return Sample([], [], "stop", [], 0.0, text=self.text, tokens=3)
+            return Completion([], [], "stop", [], 0.0, text=self.text, tokens=3)
 
     answers = Answers()
     async with LocalVerifier(workers=1) as verifier:
@@ -210,9 +213,9 @@ async def test_reasoning_in_the_text_is_left_out_of_the_program(generation: Any,
         )  # fmt: skip
         for text in (EXACT, f"a try\n{NEAR}\n</think>\n{EXACT}", f"<think>\n{NEAR}\n</think>\n{EXACT}"):
             answers.text = text
-            assert (await pipeline.run(THIRD, Sampling(9, 0.0))).status == "accepted"
+            assert (await pipeline.run(THIRD, SamplingParams(9, 0.0))).status == "accepted"
         answers.text = f"{EXACT}\n</think>\nno program"
-        assert (await pipeline.run(THIRD, Sampling(9, 0.0))).status == "no_code"
+        assert (await pipeline.run(THIRD, SamplingParams(9, 0.0))).status == "no_code"
 
 
 @pytest.mark.parametrize(

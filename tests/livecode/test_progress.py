@@ -11,16 +11,16 @@ from typing import Any
 
 import pytest
 
-from environments.livecode import progress as progress_module
-from environments.livecode.groups import Group, Judged
-from environments.livecode.outbox import Outbox, OutboxError
-from environments.livecode.problems import Problem, TestCase
-from environments.livecode.progress import Begun, Progress, ProgressError
-from environments.livecode.prompts import Prompt
-from environments.livecode.rollouts import Sample
-from environments.livecode.sampling import Rule, build_sampler
-from environments.livecode.test_order import TestOrder
-from environments.settings import ConfigError
+from environments.common.settings import ConfigError
+from environments.livecode.generation.completions import Completion
+from environments.livecode.pipeline import JudgedGroup, JudgedRollout
+from environments.livecode.problems.problem import Problem, TestCase
+from environments.livecode.problems.prompts import Prompt
+from environments.livecode.problems.sampler import Rule, build_sampler
+from environments.livecode.recovery import progress as progress_module
+from environments.livecode.recovery.outbox import Outbox, OutboxError
+from environments.livecode.recovery.progress import OpenGroup, Progress, ProgressError
+from environments.livecode.verification.ordering import TestOrder
 
 PROBLEMS = [
     Problem(id=f"p{n}", source="t", kind="stdin", statement="s", tests=[TestCase(input="1", output="2")] * 3)
@@ -39,15 +39,17 @@ def opened(folder: Path, rule: Rule = "uniform", **settings: Any) -> Progress:
     )
 
 
-def finished(begun: Begun, passed: int, dropped: str | None = None) -> Group:
+def finished(begun: OpenGroup, passed: int, dropped: str | None = None) -> JudgedGroup:
     """A group of four, so many of them accepted; the others failed their second test."""
-    group = Group(begun.problem, PROMPT, begun.version, begun.group_id, dropped=dropped)
+    group = JudgedGroup(begun.problem, PROMPT, begun.version, begun.group_id, dropped=dropped)
     for index in range(4):
         right = index < passed
         tests = [{"index": 0, "status": "accepted", "cpu_s": 0.01}]
         tests.append({"index": 1, "status": "accepted" if right else "wrong_answer", "cpu_s": 0.02})
         verdict = {"status": "accepted" if right else "wrong_answer", "tests": tests}
-        group.rollouts.append(Judged(Sample([1], [0.0], "stop", [(0, 0, 1)], 0.0), b"", "code", verdict, 0.1))
+        group.rollouts.append(
+            JudgedRollout(Completion([1], [0.0], "stop", [(0, 0, 1)], 0.0), b"", "code", verdict, 0.1)
+        )
     return group
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from environments.livecode.problems import Problem, TestCase
-from environments.livecode.prompts import (
+from environments.livecode.problems.problem import Problem, TestCase
+from environments.livecode.problems.prompts import (
     SYSTEM,
     FileTurn,
     PromptBuilder,

@@ -17,9 +17,9 @@ from typing import Any
 import httpx
 import pytest
 
+from environments.common.settings import ConfigError
 from environments.livecode.config import RunConfig
-from environments.livecode.sampling import build_sampler, load_set
-from environments.settings import ConfigError
+from environments.livecode.problems.sampler import build_sampler, load_set
 from tests.livecode.test_environment import RIGHT, WRONG, Alternate, config, groups_of, lines, serving, settled, until
 
 __all__ = ["config"]  # the fixture

@@ -12,16 +12,13 @@ from typing import Any
 import httpx
 import pytest
 
-from environments.livecode import rollouts
-from environments.livecode.answers import Unusable, only_choice, sampled
-from environments.livecode.rollouts import GENERATE, RolloutClient, Sampling
-from environments.livecode.servers import (
-    RolloutDeadlineExceeded,
-    ServerRefused,
-)
+from environments.livecode.generation import completions
+from environments.livecode.generation.completions import GENERATE, CompletionClient, SamplingParams
+from environments.livecode.generation.vllm_responses import Unusable, only_choice, sampled
+from environments.livecode.generation.vllm_servers import RolloutDeadlineExceeded, ServerRefused
 from tests.livecode.conftest import Generation, Served
 
-SAMPLING = Sampling(max_new_tokens=50, temperature=0.7)
+SAMPLING = SamplingParams(max_new_tokens=50, temperature=0.7)
 
 
 def closed_port() -> str:
@@ -32,7 +29,7 @@ def closed_port() -> str:
 
 async def test_a_sample_is_the_engines_ids_with_their_logprobs(generation: Any, tokenizer: Any) -> None:
     generation.script = lambda prompt, number: {"text": "ab"}
-    async with RolloutClient([generation.url]) as client:
+    async with CompletionClient([generation.url]) as client:
         sample = await client.generate([1, 2, 3], SAMPLING)
     assert list(sample.ids) == [*tokenizer.encode("ab"), tokenizer.eos_token_id]
     assert list(sample.logprobs) == [-0.5, -0.501, -0.502]
@@ -42,7 +39,7 @@ async def test_a_sample_is_the_engines_ids_with_their_logprobs(generation: Any, 
 async def test_a_pool_of_connections_stays_small_however_many_rollouts_run(generation: Any) -> None:
     # A pool's work for one request grows with its connections.
     generation.script = lambda prompt, number: {"text": "ab", "delay": 0.5}
-    async with RolloutClient([generation.url]) as client:
+    async with CompletionClient([generation.url]) as client:
         await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(150)))
         pools = [lane.http._transport._pool.connections for lane in client._lanes]  # type: ignore[attr-defined]
         assert generation.most_running > 64
@@ -54,7 +51,7 @@ async def test_a_pool_of_connections_stays_small_however_many_rollouts_run(gener
 async def test_answers_that_stall_in_their_middle_hold_up_no_other(
     generation: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(rollouts, "_STALL_S", 0.3)
+    monkeypatch.setattr(completions, "_STALL_S", 0.3)
     generation.script = lambda prompt, number: {"text": "ab"}
     stalled: list[asyncio.StreamWriter] = []
 
@@ -65,7 +62,7 @@ async def test_answers_that_stall_in_their_middle_hold_up_no_other(
 
     server = await asyncio.start_server(stall, "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    async with RolloutClient([f"http://127.0.0.1:{port}", generation.url]) as client:
+    async with CompletionClient([f"http://127.0.0.1:{port}", generation.url]) as client:
         samples = await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(24)))
         assert len(stalled) >= 8  # more than are received at the same time
         assert client.counters.resubmitted_failure >= 8
@@ -77,7 +74,7 @@ async def test_answers_that_stall_in_their_middle_hold_up_no_other(
 
 
 async def test_nothing_of_an_answer_waits_for_a_garbage_collection(generation: Any) -> None:
-    async with RolloutClient([generation.url]) as client:
+    async with CompletionClient([generation.url]) as client:
         gc.collect()  # what the tests before have left
         gc.disable()
         try:
@@ -90,15 +87,15 @@ async def test_nothing_of_an_answer_waits_for_a_garbage_collection(generation: A
 
 async def test_a_long_sample_takes_twelve_bytes_a_token(generation: Any, tokenizer: Any) -> None:
     generation.script = lambda prompt, number: {"text": "ab" * 5000}
-    async with RolloutClient([generation.url]) as client:
-        sample = await client.generate([1], Sampling(max_new_tokens=20_000, temperature=0.7))
+    async with CompletionClient([generation.url]) as client:
+        sample = await client.generate([1], SamplingParams(max_new_tokens=20_000, temperature=0.7))
     assert len(sample.ids) == 10_001
     assert sys.getsizeof(sample.ids) + sys.getsizeof(sample.logprobs) < 13 * 10_001
 
 
 async def test_the_request_samples_the_whole_distribution(generation: Any) -> None:
-    async with RolloutClient([generation.url]) as client:
-        await client.generate([1, 2, 3], Sampling(50, 0.7, seed=11))
+    async with CompletionClient([generation.url]) as client:
+        await client.generate([1, 2, 3], SamplingParams(50, 0.7, seed=11))
     assert generation.requests[0]["token_ids"] == [1, 2, 3]
     params = generation.requests[0]["sampling_params"]
     assert (params["temperature"], params["top_p"], params["top_k"], params["seed"]) == (0.7, 1.0, 0, 11)
@@ -110,7 +107,7 @@ async def test_tokens_of_two_weight_versions_keep_their_spans(generation: Any) -
         return {"text": "abcdef", "delay": 0.2}
 
     generation.version, generation.script = "7", update_midway
-    async with RolloutClient([generation.url]) as client:
+    async with CompletionClient([generation.url]) as client:
         sample = await client.generate([1], SAMPLING)
     assert sample.versions == [(7, 0, 3), (8, 3, 7)]
 
@@ -118,7 +115,7 @@ async def test_tokens_of_two_weight_versions_keep_their_spans(generation: Any) -
 async def test_an_abort_is_sent_again_and_counted(generation: Any) -> None:
     answers = [{"text": "a", "finish_reason": "abort"}, {"text": "b", "finish_reason": "length"}]
     generation.script = lambda prompt, number: answers[number]
-    async with RolloutClient([generation.url]) as client:
+    async with CompletionClient([generation.url]) as client:
         sample = await client.generate([1], SAMPLING)
         assert client.counters.resubmitted_abort == 1
     assert (sample.finish_reason, len(sample.ids)) == ("length", 1)
@@ -126,19 +123,19 @@ async def test_an_abort_is_sent_again_and_counted(generation: Any) -> None:
 
 async def test_a_number_that_stands_for_nan_is_refused(generation: Any) -> None:
     generation.script = lambda prompt, number: {"text": "a", "logprobs": [-0.5, -9999.0]}
-    async with RolloutClient([generation.url]) as client:
+    async with CompletionClient([generation.url]) as client:
         with pytest.raises(ServerRefused, match="not finite; the served weights are damaged"):
             await client.generate([1], SAMPLING)
 
 
 async def test_a_logprob_just_above_zero_is_zero(generation: Any) -> None:
     generation.script = lambda prompt, number: {"text": "a", "logprobs": [1e-7, -0.5]}
-    async with RolloutClient([generation.url]) as client:
+    async with CompletionClient([generation.url]) as client:
         assert list((await client.generate([1], SAMPLING)).logprobs) == [0.0, -0.5]
 
 
 async def test_a_dead_server_costs_no_rollout(generation: Any) -> None:
-    async with RolloutClient([closed_port(), generation.url]) as client:
+    async with CompletionClient([closed_port(), generation.url]) as client:
         samples = await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(6)))
         assert client.counters.resubmitted_failure >= 1
     assert len(samples) == 6
@@ -146,7 +143,7 @@ async def test_a_dead_server_costs_no_rollout(generation: Any) -> None:
 
 async def test_a_server_in_trouble_is_one_line_in_the_log(generation: Any, caplog: pytest.LogCaptureFixture) -> None:
     dead = closed_port()
-    async with RolloutClient([dead, generation.url]) as client:
+    async with CompletionClient([dead, generation.url]) as client:
         await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(20)))
     lines = [record.message for record in caplog.records if "in trouble" in record.message]
     assert len(lines) == 1
@@ -157,7 +154,7 @@ async def test_a_server_that_fails_is_left_alone_for_a_while(generation: Any, to
     broken = Generation(tokenizer, status=500)
     served = Served(broken.app())
     try:
-        async with RolloutClient([served.url, generation.url]) as client:
+        async with CompletionClient([served.url, generation.url]) as client:
             await client.generate([1], SAMPLING)
             failed = client.counters.resubmitted_failure
             for _ in range(5):
@@ -173,7 +170,7 @@ async def test_the_least_loaded_server_comes_first(generation: Any, tokenizer: A
     for server in (generation, second):
         server.script = lambda prompt, number: {"text": "a", "delay": 0.3}
     try:
-        async with RolloutClient([generation.url, served.url]) as client:
+        async with CompletionClient([generation.url, served.url]) as client:
             await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(8)))
     finally:
         served.stop()
@@ -181,7 +178,7 @@ async def test_the_least_loaded_server_comes_first(generation: Any, tokenizer: A
 
 
 async def test_no_server_in_time_is_a_deadline_with_the_last_reason() -> None:
-    async with RolloutClient([closed_port()], deadline_s=0.5) as client:
+    async with CompletionClient([closed_port()], deadline_s=0.5) as client:
         with pytest.raises(RolloutDeadlineExceeded, match=r"within 0.5 s: .*ConnectError"):
             await client.generate([1], SAMPLING)
 
@@ -189,7 +186,7 @@ async def test_no_server_in_time_is_a_deadline_with_the_last_reason() -> None:
 @pytest.mark.parametrize(("status", "fix"), [(403, "--enable-scale-out"), (404, "not a vLLM"), (400, "scripted")])
 async def test_a_refusal_is_not_tried_again_and_names_the_fix(generation: Any, status: int, fix: str) -> None:
     generation.status = status
-    async with RolloutClient([generation.url]) as client:
+    async with CompletionClient([generation.url]) as client:
         with pytest.raises(ServerRefused, match=fix):
             await client.generate([1], SAMPLING)
 
@@ -198,9 +195,9 @@ async def test_a_server_without_the_route_gives_rollouts_by_completions(
     generation: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     generation.scale_out, generation.version = False, "3"
-    async with RolloutClient([generation.url]) as client:
+    async with CompletionClient([generation.url]) as client:
         await client.check(context=100)
-        sample = await client.generate([1, 2, 3], Sampling(50, 0.5, seed=11))
+        sample = await client.generate([1, 2, 3], SamplingParams(50, 0.5, seed=11))
     assert (list(sample.ids), list(sample.logprobs)) == ([5, 7], [-0.35, -0.1])
     assert (sample.finish_reason, sample.versions) == ("stop", [(3, 0, 2)])
     body = generation.requests[-1]
@@ -215,7 +212,7 @@ async def test_a_server_that_dies_under_a_rollout_costs_none(tokenizer: Any) -> 
     second.script = lambda prompt, number: {"text": "b"}
     dying, living = Served(first.app()), Served(second.app())
     try:
-        async with RolloutClient([dying.url, living.url]) as client:
+        async with CompletionClient([dying.url, living.url]) as client:
             asked = asyncio.create_task(client.generate([1], SAMPLING))
             for _ in range(1000):
                 await asyncio.sleep(0 if first.running else 0.01)

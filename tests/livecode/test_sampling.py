@@ -8,8 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from environments.livecode.problems import Problem, ProblemError, TestCase, save_problems
-from environments.livecode.sampling import FLOOR, LearnableSampler, Sampler, UniformSampler, build_sampler, load_set
+from environments.livecode.problems.load import save_problems
+from environments.livecode.problems.problem import Problem, ProblemError, TestCase
+from environments.livecode.problems.sampler import (
+    FLOOR,
+    LearnableSampler,
+    Sampler,
+    UniformSampler,
+    build_sampler,
+    load_set,
+)
 
 
 def problem(name: str, template: str | None = None) -> Problem:

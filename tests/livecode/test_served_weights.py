@@ -9,14 +9,14 @@ from typing import Any
 import httpx
 import pytest
 
-from environments.contract import terms
-from environments.livecode import served_weights
+from environments.common.agreement import terms
+from environments.common.settings import ConfigError
 from environments.livecode.config import RunConfig
 from environments.livecode.environment import LivecodeEnv
-from environments.livecode.rollouts import RolloutClient
-from environments.livecode.served_weights import InfrastructureError, ServedWeights
-from environments.livecode.servers import ServerAway, ServerRefused
-from environments.settings import ConfigError
+from environments.livecode.generation import served_weights
+from environments.livecode.generation.completions import CompletionClient
+from environments.livecode.generation.served_weights import InfrastructureError, ServedWeights
+from environments.livecode.generation.vllm_servers import ServerAway, ServerRefused
 from tests.livecode.test_environment import Alternate, config, serving, until
 from tests.served import Served
 
@@ -60,7 +60,7 @@ async def test_a_trainer_that_sends_no_weights_is_fed_to_its_last_step(
     generation.script = Alternate()
     await say(api, sends_weights=False)
     await trainer.register(batch=8, steps=2)
-    with caplog.at_level(logging.WARNING, "environments.livecode.served_weights"):
+    with caplog.at_level(logging.WARNING, "environments.livecode.generation.served_weights"):
         async with serving(config) as (_, task):  # max_staleness 0, and the servers' version stays
             for _ in range(2):
                 assert len(await trainer.batch()) == 2
@@ -73,7 +73,7 @@ async def test_weights_of_an_earlier_run_are_not_this_run_s(
 ):
     generation.script, generation.version = Alternate(), "4"
     await trainer.register(batch=8, steps=2)
-    with caplog.at_level(logging.INFO, "environments.livecode.served_weights"):
+    with caplog.at_level(logging.INFO, "environments.livecode.generation.served_weights"):
         async with serving(config) as (env, task):
             await until(lambda: "an earlier run's" in caplog.text)
             assert not task.done()  # 4 is beyond the last step: it would be over
@@ -138,8 +138,8 @@ async def test_a_server_that_starts_later_is_waited_for_and_the_wait_is_said_onc
     late = Served(generation.app())
     port = int(late.url.rpartition(":")[2])
     late.stop()
-    with caplog.at_level(logging.INFO, "environments.livecode.servers"):
-        async with RolloutClient([late.url]) as client:
+    with caplog.at_level(logging.INFO, "environments.livecode.generation.vllm_servers"):
+        async with CompletionClient([late.url]) as client:
             waiting = asyncio.create_task(client.check(context=10, wait_s=60.0))
             await asyncio.sleep(1.5)
             assert not waiting.done()
@@ -155,11 +155,11 @@ async def test_a_server_that_starts_later_is_waited_for_and_the_wait_is_said_onc
 async def test_a_server_that_never_starts_or_does_not_fit_is_an_error(generation: Any):
     gone = Served(generation.app())
     gone.stop()
-    async with RolloutClient([gone.url]) as client:
+    async with CompletionClient([gone.url]) as client:
         with pytest.raises(ServerAway, match="does not answer"):
             await client.check(context=10, wait_s=0.5)
     generation.max_model_len = 5
-    async with RolloutClient([generation.url]) as client:
+    async with CompletionClient([generation.url]) as client:
         with pytest.raises(ServerRefused, match="serves at most 5 tokens"):
             await client.check(context=10, wait_s=60.0)  # at once: waiting does not help
 

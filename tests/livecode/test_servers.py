@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from environments.livecode import servers
-from environments.livecode.rollouts import RolloutClient
-from environments.livecode.servers import (
+from environments.livecode.generation import vllm_servers
+from environments.livecode.generation.completions import CompletionClient
+from environments.livecode.generation.vllm_servers import (
     RolloutDeadlineExceeded,
     RolloutError,
     ServerAway,
@@ -23,14 +23,14 @@ from tests.livecode.test_rollouts import SAMPLING, closed_port
 
 
 async def test_a_good_server_passes_the_check(generation: Any) -> None:
-    async with RolloutClient([generation.url]) as client:
+    async with CompletionClient([generation.url]) as client:
         await client.check(context=4096)
         assert await client.weight_version() == 0
 
 
 async def test_a_server_that_is_down_is_named_at_start() -> None:
     url = closed_port()
-    async with RolloutClient([url]) as client:
+    async with CompletionClient([url]) as client:
         with pytest.raises(ServerAway, match=f"{url} does not answer.*Start vLLM"):
             await client.check(context=10)
 
@@ -38,11 +38,11 @@ async def test_a_server_that_is_down_is_named_at_start() -> None:
 async def test_a_run_that_goes_on_does_without_a_server_that_is_away_until_it_is_back(
     generation: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(servers, "_CHECK_AGAIN_S", 0.0)
+    monkeypatch.setattr(vllm_servers, "_CHECK_AGAIN_S", 0.0)
     url = closed_port()
     generation.version = "3"
     back = Generation(tokenizer, version="2")
-    async with RolloutClient([url, generation.url]) as client:
+    async with CompletionClient([url, generation.url]) as client:
         with pytest.raises(ServerAway):  # at its first start a run wants all of them
             await client.check(context=4096)
         await client.check(context=4096, patience_s=60.0)
@@ -69,9 +69,9 @@ async def test_a_run_that_goes_on_does_without_a_server_that_is_away_until_it_is
 
 
 async def test_a_run_that_goes_on_waits_for_its_first_server(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(servers, "_WAIT_FOR_FIRST_S", 0.1)
+    monkeypatch.setattr(vllm_servers, "_WAIT_FOR_FIRST_S", 0.1)
     url = closed_port()
-    async with RolloutClient([url]) as client:
+    async with CompletionClient([url]) as client:
         with pytest.raises(RolloutError, match=f"no server after 0.2 s: servers: {url} does not answer"):
             await client.check(context=10, patience_s=0.2)
         waiting = asyncio.create_task(client.check(context=10, patience_s=60.0))
@@ -86,7 +86,7 @@ async def test_a_run_that_goes_on_waits_for_its_first_server(tokenizer: Any, mon
 
 
 async def test_where_a_trainer_has_named_weights_before_those_without_a_name_are_not_step_0(generation: Any) -> None:
-    async with RolloutClient([generation.url]) as client:
+    async with CompletionClient([generation.url]) as client:
         client.published = True  # as the run's folder says
         assert await client.weight_version() is None
         generation.version = "0"
@@ -95,20 +95,20 @@ async def test_where_a_trainer_has_named_weights_before_those_without_a_name_are
 
 async def test_a_context_above_the_servers_names_the_flag(generation: Any) -> None:
     generation.max_model_len = 512
-    async with RolloutClient([generation.url]) as client:
+    async with CompletionClient([generation.url]) as client:
         with pytest.raises(ServerRefused, match=r"512 tokens, env.context is 1024.*--max_model_len 1024"):
             await client.check(context=1024)
 
 
 async def test_a_server_without_health_is_no_vllm_and_the_message_names_the_chat_route(generation: Any) -> None:
-    async with RolloutClient([generation.url + "/openai"]) as client:
+    async with CompletionClient([generation.url + "/openai"]) as client:
         with pytest.raises(ServerRefused, match=r"no vLLM.*--evaluation.route chat"):
             await client.check(context=1024)
 
 
 async def test_logprobs_before_the_temperature_are_noticed(generation: Any) -> None:
     generation.raw_logprobs = True
-    async with RolloutClient([generation.url]) as client:
+    async with CompletionClient([generation.url]) as client:
         with pytest.raises(ServerRefused, match="--logprobs-mode processed_logprobs"):
             await client.check(context=10)
 
@@ -117,7 +117,7 @@ async def test_the_oldest_served_version_counts(generation: Any, tokenizer: Any)
     generation.version = "12"
     served = Served(Generation(tokenizer, version="11").app())
     try:
-        async with RolloutClient([generation.url, served.url, closed_port()]) as client:
+        async with CompletionClient([generation.url, served.url, closed_port()]) as client:
             assert await client.weight_version() == 11
     finally:
         served.stop()
@@ -130,7 +130,7 @@ async def test_a_server_that_came_back_gets_nothing_before_it_has_the_current_we
     generation.version = "3"
     served = Served(back.app())
     try:
-        async with RolloutClient([generation.url, served.url]) as client:
+        async with CompletionClient([generation.url, served.url]) as client:
             assert await client.weight_version() == 3
             samples = await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(4)))
             assert {sample.versions[0][0] for sample in samples} == {3}
@@ -149,8 +149,8 @@ async def test_a_server_that_came_back_gets_nothing_before_it_has_the_current_we
 async def test_rollouts_of_a_server_that_stands_still_go_elsewhere(
     generation: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(servers, "_ANSWER_S", 0.2)
-    monkeypatch.setattr(servers, "_SILENT_S", 0.5)
+    monkeypatch.setattr(vllm_servers, "_ANSWER_S", 0.2)
+    monkeypatch.setattr(vllm_servers, "_SILENT_S", 0.5)
     generation.script = lambda prompt, number: {"text": "ab"}
     generation.version = "3"
     asked: list[bytes] = []
@@ -164,7 +164,7 @@ async def test_rollouts_of_a_server_that_stands_still_go_elsewhere(
 
     still = await asyncio.start_server(stand_still, "127.0.0.1", 0)
     url = f"http://127.0.0.1:{still.sockets[0].getsockname()[1]}"
-    async with RolloutClient([url, generation.url]) as client:
+    async with CompletionClient([url, generation.url]) as client:
         work = asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(8)))
         while not work.done():
             assert await client.weight_version() == 3
@@ -190,7 +190,7 @@ async def test_a_server_that_stays_at_older_weights_holds_nobody_up(
     generation.version = "4"
     served = Served(old.app())
     try:
-        async with RolloutClient([served.url, generation.url]) as client:
+        async with CompletionClient([served.url, generation.url]) as client:
             assert await client.weight_version() == 4
             work = asyncio.create_task(client.generate([1], SAMPLING))
             for _ in range(3000):
@@ -200,7 +200,7 @@ async def test_a_server_that_stays_at_older_weights_holds_nobody_up(
             generation.version = "5"
             assert await client.weight_version() == 4
             assert not work.done()
-            monkeypatch.setattr(servers, "_SILENT_S", 0.0)
+            monkeypatch.setattr(vllm_servers, "_SILENT_S", 0.0)
             await asyncio.sleep(0.01)
             assert await client.weight_version() == 5
             assert client.troubles == f"{served.url} has other weights than most servers"
@@ -217,11 +217,11 @@ async def test_a_server_that_stays_at_older_weights_holds_nobody_up(
 async def test_where_all_servers_are_silent_no_rollout_is_given_up(
     generation: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(servers, "_SILENT_S", 0.0)
-    monkeypatch.setattr(servers, "_ANSWER_S", 1e-6)  # as in an update, which all get at the same time
-    monkeypatch.setattr(servers, "_SILENT_ANSWER_S", 1e-6)
+    monkeypatch.setattr(vllm_servers, "_SILENT_S", 0.0)
+    monkeypatch.setattr(vllm_servers, "_ANSWER_S", 1e-6)  # as in an update, which all get at the same time
+    monkeypatch.setattr(vllm_servers, "_SILENT_ANSWER_S", 1e-6)
     generation.script = lambda prompt, number: {"text": "ab", "delay": 0.5}
-    async with RolloutClient([generation.url]) as client:
+    async with CompletionClient([generation.url]) as client:
         work = asyncio.create_task(client.generate([1], SAMPLING))
         while not work.done():
             assert await client.weight_version() is None
@@ -239,7 +239,7 @@ async def test_a_server_that_names_no_weights_is_not_silent(generation: Any, tok
     app.router.routes = [route for route in app.router.routes if route.path != "/weight_info"]  # type: ignore[attr-defined]
     served = Served(app)
     try:
-        async with RolloutClient([served.url, generation.url]) as client:
+        async with CompletionClient([served.url, generation.url]) as client:
             assert await client.weight_version() == 0
             await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(4)))
         assert len(plain.requests) == len(generation.requests) == 2
@@ -249,13 +249,13 @@ async def test_a_server_that_names_no_weights_is_not_silent(generation: Any, tok
 
 async def test_an_aborted_first_request_is_no_misfit(generation: Any) -> None:
     generation.first_reason = "abort"
-    async with RolloutClient([generation.url]) as client:
+    async with CompletionClient([generation.url]) as client:
         with pytest.raises(ServerAway, match=r"a first request failed: .*finish_reason 'abort'"):
             await client.check(context=10)
 
 
 async def test_connections_notice_a_machine_that_went_away_without_a_word(generation: Any) -> None:
-    async with RolloutClient([generation.url]) as client, client._lane() as http:
+    async with CompletionClient([generation.url]) as client, client._lane() as http:
         async with http.stream("GET", generation.url + "/health") as response:
             connected = response.extensions["network_stream"].get_extra_info("socket")
             assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
@@ -264,7 +264,7 @@ async def test_connections_notice_a_machine_that_went_away_without_a_word(genera
 
 async def test_without_a_server_that_has_the_weights_rollouts_wait(generation: Any) -> None:
     generation.version = "3"
-    async with RolloutClient([generation.url], deadline_s=30) as client:
+    async with CompletionClient([generation.url], deadline_s=30) as client:
         assert await client.weight_version() == 3
         generation.version = "default"
         assert await client.weight_version() is None
@@ -275,7 +275,7 @@ async def test_without_a_server_that_has_the_weights_rollouts_wait(generation: A
         generation.version = "0"  # a trainer that went back to its beginning says so
         assert await client.weight_version() == 0
         assert (await waiting).versions[0][0] == 0
-    async with RolloutClient([generation.url], deadline_s=0.2) as client:
+    async with CompletionClient([generation.url], deadline_s=0.2) as client:
         await client.weight_version()
         generation.version = "default"
         await client.weight_version()

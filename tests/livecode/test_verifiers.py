@@ -9,18 +9,13 @@ from typing import Any
 
 import pytest
 
-from environments.livecode import verifiers
 from environments.livecode.config import LivecodeEnvConfig
-from environments.livecode.problems import Problem, TestCase
-from environments.livecode.verifiers import (
-    DeadlineExceeded,
-    GroupVerifier,
-    LocalVerifier,
-    Unreachable,
-    VerifierError,
-    judge_request,
-    with_retries,
-)
+from environments.livecode.problems.problem import Problem, TestCase
+from environments.livecode.verification import local
+from environments.livecode.verification.base import DeadlineExceeded, Unreachable, VerifierError
+from environments.livecode.verification.group import GroupVerifier
+from environments.livecode.verification.judge_requests import judge_request
+from environments.livecode.verification.local import LocalVerifier, with_retries
 from verifier_app.judge import JudgeError
 
 ADD = Problem(
@@ -34,7 +29,7 @@ ADD = Problem(
 
 @pytest.fixture(autouse=True)
 def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(verifiers, "_FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(local, "_FIRST_PAUSE_S", 0.001)
 
 
 class Faults:

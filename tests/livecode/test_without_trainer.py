@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from environments.audit import audit
-from environments.livecode import modes
+from environments.livecode import command
 from environments.livecode.config import RunConfig
-from environments.livecode.evaluation import wilson
-from environments.livecode.problems import Problem, TestCase, save_problems
+from environments.livecode.evaluation.evaluate import wilson
+from environments.livecode.problems.load import save_problems
+from environments.livecode.problems.problem import Problem, TestCase
+from environments.tools.audit import audit
 
 RIGHT, WRONG = "```python\nprint(int(input()) + 1)\n```", "```python\nprint(0)\n```"
 
@@ -37,9 +38,9 @@ def config(tmp_path: Path, model_dir: Path, generation: Any) -> RunConfig:
 
 def test_process_adds_to_its_file_and_an_audit_knows_its_groups(config: RunConfig) -> None:
     run = Path(config.env.run_dir)
-    assert modes.run("process", config) == 0
+    assert command.run("process", config) == 0
     first = (run / "groups.jsonl").read_bytes()
-    assert modes.run("process", config) == 0
+    assert command.run("process", config) == 0
     again = (run / "groups.jsonl").read_bytes()
     assert again.startswith(first)
     assert len(again.splitlines()) == 4
@@ -52,7 +53,7 @@ def test_evaluate_takes_the_problems_of_env_and_prints_a_summary(
     config: RunConfig, generation: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     generation.script = lambda prompt, number: {"text": RIGHT}
-    assert modes.run("evaluate", config) == 0
+    assert command.run("evaluate", config) == 0
     shown = capsys.readouterr().out
     run = Path(config.env.run_dir)
     assert f"{config.env.problems}, T 1, 2 samples: 6 of 6 right, 3 problems" in shown

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from environments.report.code import LONGEST_S, tokens
-from environments.report.page import write_report
-from environments.run_folder import append_line
+from environments.common.run_folder import append_line
+from environments.tools.report.code import LONGEST_S, tokens
+from environments.tools.report.page import write_report
 
 LINES = ["metrics", "environment", "evaluations"]
 
@@ -73,7 +73,7 @@ def test_a_field_of_another_kind_does_not_end_the_report(run: Path, number: int)
 def test_colouring_any_text_ends_in_time_and_keeps_it(piece: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
     clock = time.thread_time
-    monkeypatch.setattr("environments.report.code.time.thread_time", lambda: seen.append(clock()) or seen[-1])
+    monkeypatch.setattr("environments.tools.report.code.time.thread_time", lambda: seen.append(clock()) or seen[-1])
     text = (piece * 20_000)[:20_000]
     found = tokens(text)
     assert "".join(part for _, part in found) == text

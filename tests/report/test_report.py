@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from environments.report.code import tokens
-from environments.report.collect import MAX_TEXT, collect, cut
-from environments.report.page import render, write_report
-from environments.settings import ConfigError
+from environments.common.settings import ConfigError
+from environments.tools.report.code import tokens
+from environments.tools.report.collect import MAX_TEXT, collect, cut
+from environments.tools.report.page import render, write_report
 from tests.report.browser import CHROMIUM, Page, browser
 from verifier_app.judge.compare import output_difference, value_difference
 

@@ -68,7 +68,7 @@ def register() -> None:
     install()
     from vllm.distributed.weight_transfer.nccl_engine import NCCLWeightTransferEngine
 
-    from trainer.vllm_disk_engine import refresh_packed_weights
+    from trainer.weight_sync.vllm_disk_engine import refresh_packed_weights
 
     finish = NCCLWeightTransferEngine.finish_weight_update
 

@@ -15,12 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from tests.support import gloo_nccl
 from trainer.main import main
-from trainer.publishing import nccl as weights_nccl
-from trainer.publishing import served
+from trainer.weight_sync import nccl as weights_nccl
+from trainer.weight_sync import session
 
 gloo_nccl.install()
 weights_nccl.check_machine = lambda device: None
-served.CATCH_UP_S = 0.2
+session.CATCH_UP_S = 0.2
 broadcast = gloo_nccl.GlooCommunicator.broadcast
 
 

@@ -29,7 +29,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from transformers import AutoModelForCausalLM
 
-from trainer.weight_files import checkpoint_files
+from trainer.model.weight_files import checkpoint_files
 
 START_LABEL = "default"
 """vLLM's name for the weights that it was started with."""

@@ -23,7 +23,7 @@ import httpx
 import torch
 from torch import Tensor
 
-from environments.demo.processes import free_port
+from environments.launch.processes import free_port
 
 _PRELOAD = [
     "tests.support.gloo_nccl",

@@ -15,7 +15,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from trainer.groups import Group, Rollout
+from trainer.data.scored_groups import Rollout, ScoredGroup
 from trainer.parallel import Parallel, distributed
 
 VOCABULARY = 61
@@ -64,7 +64,7 @@ def alone() -> Iterator[Parallel]:
         yield parallel
 
 
-def make_groups(shapes: list[tuple[int, list[int]]], seed: int = 3) -> list[Group]:
+def make_groups(shapes: list[tuple[int, list[int]]], seed: int = 3) -> list[ScoredGroup]:
     """Groups with random tokens: (prompt length, completion lengths) each; every other group at temperature 0.7."""
     rng = random.Random(seed)
 
@@ -72,7 +72,7 @@ def make_groups(shapes: list[tuple[int, list[int]]], seed: int = 3) -> list[Grou
         return [rng.randrange(3, VOCABULARY) for _ in range(length)]
 
     return [
-        Group(
+        ScoredGroup(
             group_id=f"g{number}",
             problem_id=f"p{number}",
             temperature=0.7 if number % 2 else 1.0,
@@ -88,7 +88,7 @@ def make_groups(shapes: list[tuple[int, list[int]]], seed: int = 3) -> list[Grou
 
 
 @pytest.fixture
-def groups_of() -> Callable[..., list[Group]]:
+def groups_of() -> Callable[..., list[ScoredGroup]]:
     """`make_groups`."""
     return make_groups
 

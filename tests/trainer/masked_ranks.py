@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
-from environments.settings import load
+from environments.common.settings import load
 from tests.trainer.conftest import make_groups
 from tests.trainer.two_ranks import start, weights
 from trainer.config import TrainerConfig
-from trainer.groups import Group
+from trainer.data.scored_groups import ScoredGroup
 from trainer.metrics import Metrics
-from trainer.packing import pack
+from trainer.model.packing import pack
+from trainer.model.policy import Policy
 from trainer.parallel import distributed
-from trainer.policy import Policy
 from trainer.step import Batch, prepare, set_old_logprobs, take_steps
 
 SHAPES = [(11, [4, 2, 6]), (3, [8, 9, 1])]
@@ -27,7 +27,7 @@ FAR = 3.0
 """Nats: a sampler that is this much lower is masked."""
 
 
-def groups(policy: Policy, away: tuple[float, float]) -> list[Group]:
+def groups(policy: Policy, away: tuple[float, float]) -> list[ScoredGroup]:
     """Two groups with a signal, whose sampler reported the policy's own log-probabilities minus `away`."""
     found = []
     for number, group in enumerate(make_groups(SHAPES)):

@@ -11,12 +11,12 @@ import torch
 
 from tests.support import gloo_nccl
 from tests.support.gloo_nccl import GlooCommunicator
+from trainer.model.policy import Policy
 from trainer.parallel import distributed
-from trainer.policy import Policy
-from trainer.publishing import nccl as weights_nccl
-from trainer.publishing.nccl import NcclPublisher
-from trainer.publishing.servers import WeightSyncError
-from trainer.publishing.stream import WeightStream
+from trainer.weight_sync import nccl as weights_nccl
+from trainer.weight_sync.nccl import NcclPublisher
+from trainer.weight_sync.vllm_routes import WeightSyncError
+from trainer.weight_sync.weight_stream import WeightStream
 
 broadcast = GlooCommunicator.broadcast
 

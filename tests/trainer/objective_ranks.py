@@ -10,21 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from environments.settings import load
+from environments.common.settings import load
 from tests.trainer.conftest import make_groups
 from tests.trainer.two_ranks import whole
 from trainer.config import TrainerConfig
-from trainer.groups import Group
+from trainer.data.scored_groups import ScoredGroup
 from trainer.metrics import Metrics
+from trainer.model.policy import Policy
 from trainer.parallel import Parallel, distributed
-from trainer.policy import Policy
 from trainer.step import accumulate_gradient, prepare, set_old_logprobs
 
 NAMES = ("grpo", "dapo", "gspo", "gspo+", "dr_grpo")
 MAX_TOKENS = (40, 1000)
 
 
-def groups_to_train() -> list[Group]:
+def groups_to_train() -> list[ScoredGroup]:
     """Groups with mixed scores, one rollout cut off, and sampler's log-probabilities that differ from the policy's."""
     groups = make_groups([(11, [4, 2, 6]), (3, [8, 9, 1]), (6, [1, 5, 7, 2]), (5, [3, 3, 3])])
     return [

@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 import torch
 
-from environments.livecode import rewards
-from environments.livecode.rewards import drop_reason
-from trainer.advantages import DropDisagreement, cross_check, group_advantages, tensor_drop_reason
-from trainer.groups import Group, Rollout
+from environments.common import rewards
+from environments.common.rewards import drop_reason
+from trainer.data.advantages import DropDisagreement, cross_check, group_advantages, tensor_drop_reason
+from trainer.data.scored_groups import Rollout, ScoredGroup
 
 VECTORS: list[dict[str, Any]] = json.loads(
     (Path(__file__).parents[1] / "vectors" / "advantages.json").read_text(encoding="utf-8")
@@ -23,12 +23,12 @@ cases = pytest.mark.parametrize("case", VECTORS, ids=lambda case: case["name"])
 baselines = pytest.mark.parametrize("baseline", ["include", "exclude"])
 
 
-def group(scores: list[float], overlong: list[bool]) -> Group:
+def group(scores: list[float], overlong: list[bool]) -> ScoredGroup:
     rollouts = [
         Rollout([7], [-0.5], score, over, "length" if over else "stop", [(0, 0, 1)])
         for score, over in zip(scores, overlong, strict=True)
     ]
-    return Group("g-1", "p-1", 1.0, 64, [1, 2], rollouts)
+    return ScoredGroup("g-1", "p-1", 1.0, 64, [1, 2], rollouts)
 
 
 @cases
@@ -117,6 +117,6 @@ def test_without_dynamic_sampling_the_reasons_come_back() -> None:
 
 def test_a_wrong_drop_reason_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     # a change to the environment's function alone must not pass unseen
-    monkeypatch.setattr("trainer.advantages.drop_reason", lambda *_: rewards.drop_reason([1.0], [False]))
+    monkeypatch.setattr("trainer.data.advantages.drop_reason", lambda *_: rewards.drop_reason([1.0], [False]))
     with pytest.raises(DropDisagreement, match="drop_reason says all_pass, the advantages say None"):
         cross_check([group([1, -1], [False, False])], "include", dynamic_sampling=False)

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.trainer.conftest import make_groups
-from trainer.alignment import Alignment, Misaligned, measure
-from trainer.packing import MicroBatch, pack
+from trainer.model.packing import MicroBatch, pack
+from trainer.objective.alignment import Alignment, Misaligned, measure
 from trainer.parallel import Parallel
 
 GROUPS = [replace(group, temperature=0.7) for group in make_groups([(5, [14, 12, 16]), (3, [18, 19])])]

@@ -13,10 +13,10 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.trainer.conftest import make_groups, make_model
-from trainer import attention
-from trainer.attention import AttentionLayout, Span, UnsupportedAttention, grouped_attention, varlen_attention
-from trainer.packing import MicroBatch, pack
-from trainer.recompute import recompute
+from trainer.model import attention
+from trainer.model.activation_checkpointing import recompute
+from trainer.model.attention import AttentionLayout, Span, UnsupportedAttention, grouped_attention, varlen_attention
+from trainer.model.packing import MicroBatch, pack
 
 # The first span's completions are batched; the long ones of the second take a causal call each.
 LAYOUT = AttentionLayout((Span(0, 10, (3, 1, 4)), Span(18, 2, (9, 3)), Span(32, 1, ())))

@@ -21,17 +21,15 @@ from starlette.responses import PlainTextResponse
 from environments.api_server.journal import Journal
 from environments.api_server.server import build
 from environments.api_server.store import Store
-from trainer.batches import (
+from trainer.data.api_client import (
     ApiRefused,
     ApiUnreachable,
     AtroposClient,
-    BatchError,
     BatchTimeout,
     StopWaiting,
     broadcast_groups,
-    parse_group,
-    staleness,
 )
+from trainer.data.scored_groups import BatchError, parse_group, staleness
 
 PROMPT = [11, 12, 13]
 

@@ -21,21 +21,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
 from benchmarks.memory import CASES, options, run
-from environments.settings import load
+from environments.common.settings import load
 from tests.trainer.conftest import make_groups
-from trainer import attention, policy
-from trainer.attention import AttentionLayout, Span
 from trainer.budget import BudgetConfig, check_memory, fixes, main, model_config, refusal, setup, tokens_per_second
 from trainer.config import TrainerConfig
-from trainer.packing import MicroBatch, pack
+from trainer.model import attention, policy
+from trainer.model.activation_checkpointing import Recompute
+from trainer.model.attention import AttentionLayout, Span
+from trainer.model.packing import MicroBatch, pack
+from trainer.model.policy import Policy
 from trainer.parallel import Parallel
 from trainer.planning.flops import GPUS, attended_pairs, flops, step_flops
-from trainer.planning.memory import LiveBytes
+from trainer.planning.live_bytes import LiveBytes
 from trainer.planning.shapes import SHAPES
 from trainer.planning.timeline import GIB, Setup, full_layout, plan
 from trainer.planning.trace import KernelBytes
-from trainer.policy import Policy
-from trainer.recompute import Recompute
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -19,10 +19,10 @@ from transformers import AutoModelForCausalLM
 
 from tests.trainer.two_ranks import start, train, weights
 from trainer.checkpoints import CheckpointError, Checkpoints, point_best
-from trainer.export import ExportError, save_hf
+from trainer.model.export import ExportError, save_hf
+from trainer.model.policy import Policy
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel
-from trainer.policy import Policy
 
 KILLED = """
 import os, signal, sys

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from environments.settings import ConfigError, load, option_names
+from environments.common.settings import ConfigError, load, option_names
 from trainer.config import TrainerConfig
 
 ROOT = Path(__file__).resolve().parents[2]

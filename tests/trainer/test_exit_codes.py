@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 
 import environments
 import trainer
-from environments.errors import BAD_INPUT_NOTE, ConfigError, LivecodeError
+from environments.common.errors import BAD_INPUT_NOTE, ConfigError, LivecodeError
 from tests.trainer.test_run import ROOT, api_server
 
 WITHOUT_TORCH = """

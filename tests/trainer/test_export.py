@@ -12,13 +12,13 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig, GenerationConfig
 
+from environments.common.files import ordinary_mode
 from tests.trainer.test_run import ROOT, api_server
-from trainer.batches import AtroposClient
-from trainer.durable import ordinary_mode
-from trainer.export import ExportError, check_export, save_hf
+from trainer.data.api_client import AtroposClient
+from trainer.model.export import ExportError, check_export, save_hf
+from trainer.model.policy import Policy
 from trainer.parallel import Parallel
-from trainer.policy import Policy
-from trainer.publishing.disk import DiskPublisher
+from trainer.weight_sync.disk import DiskPublisher
 
 REFUSED_BY_SAVE_PRETRAINED = [
     {"temperature": 0.6, "top_p": 0.95},  # sampling options without do_sample

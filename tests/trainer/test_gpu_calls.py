@@ -8,7 +8,7 @@ import pytest
 
 from benchmarks import gpu_calls
 from benchmarks.call_forms import misfits
-from trainer import attention
+from trainer.model import attention
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # vLLM's imports

@@ -11,7 +11,7 @@ import torch
 
 from benchmarks import gpu_check, gpu_sections
 from benchmarks.gpu_sections import Check, hold
-from trainer.attention import AttentionLayout, grouped_attention
+from trainer.model.attention import AttentionLayout, grouped_attention
 
 QUICK = "attention,leak,documents,transformers,chunked,one_rank"
 """What takes a second or two on one core."""

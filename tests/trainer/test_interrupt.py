@@ -16,7 +16,7 @@ from trainer.launch import OPTIONS, split
 
 WAITS = """
 import time
-from trainer.stopping import StopRequest
+from trainer.process.signals import StopRequest
 with StopRequest(60) as stop:
     print("ready", flush=True)
     until = time.monotonic() + 30

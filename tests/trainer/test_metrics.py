@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.groups import Group, Rollout
+from trainer.data.scored_groups import Rollout, ScoredGroup
 from trainer.metrics import METRICS, REDUCTIONS, Metrics, group_stats, markdown
 
 
@@ -94,12 +94,14 @@ def test_large_counts_stay_exact() -> None:
 
 
 GROUPS = [
-    Group("a", "p", 1.0, 64, [1], [rollout(4, 1.0, version=3), rollout(8, -1.0, version=2), rollout(9, -1.0, True, 3)]),
-    Group("b", "q", 1.0, 64, [1], [rollout(2, -1.0, version=5), rollout(6, 1.0, True, 5)]),
+    ScoredGroup(
+        "a", "p", 1.0, 64, [1], [rollout(4, 1.0, version=3), rollout(8, -1.0, version=2), rollout(9, -1.0, True, 3)]
+    ),
+    ScoredGroup("b", "q", 1.0, 64, [1], [rollout(2, -1.0, version=5), rollout(6, 1.0, True, 5)]),
 ]
 
 
-def values_of(groups: list[Group], step: int) -> dict[str, Any]:
+def values_of(groups: list[ScoredGroup], step: int) -> dict[str, Any]:
     metrics = Metrics()
     metrics.update(group_stats(groups, step))
     return metrics.reduce()

@@ -9,13 +9,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
-from environments.errors import ConfigError
+from environments.common.errors import ConfigError
 from tests.trainer.conftest import SIZES, make_groups
-from trainer.attention import UnsupportedAttention
-from trainer.loading import UnsupportedModel
-from trainer.packing import pack
+from trainer.model.attention import UnsupportedAttention
+from trainer.model.loading import UnsupportedModel
+from trainer.model.packing import pack
+from trainer.model.policy import Policy
 from trainer.parallel import Parallel
-from trainer.policy import Policy
 
 LENGTH = 24
 """Positions that the models were pre-trained for."""

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from environments.demo.processes import free_port
+from environments.launch.processes import free_port
 from tests.support.weight_receivers import Receiver, digest, forked
 from tests.trainer import nccl_ranks
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from environments.settings import ConfigError, load
+from environments.common.settings import ConfigError, load
 from trainer.config import TrainerConfig
 
 BASE = ["--model", "m", "--run_dir", "r"]

@@ -11,8 +11,7 @@ from reference import Nested, loss_and_gradient
 from torch import Tensor
 
 from trainer.metrics import METRICS
-from trainer.mismatch import Mismatch
-from trainer.objectives import (
+from trainer.objective.objectives import (
     OBJECTIVES,
     ClippedBeforeUpdate,
     Denominators,
@@ -23,6 +22,7 @@ from trainer.objectives import (
     objective,
     policy_loss,
 )
+from trainer.objective.off_policy import OffPolicy
 
 NAMES = ["grpo", "dapo", "gspo", "gspo+", "dr_grpo"]
 MAX_LENGTH = 64
@@ -398,7 +398,7 @@ def test_extreme_log_ratios_stay_finite(name: str, gap: float) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_masked_sequence_of_infinities_gives_no_nan(name: str) -> None:
     # `where` before exp: a product with the mask would be inf * 0
-    mismatch = Mismatch(sequence_low=0.9, sequence_high=1.1)
+    mismatch = OffPolicy(sequence_low=0.9, sequence_high=1.1)
     loss, gradient, stats = loss_of(
         name,
         [[-1.0], [float("-inf")]],
@@ -513,7 +513,7 @@ def test_the_off_policy_weight_by_hand(weight: str, rho: float, wanted: float) -
         [[0.0]],
         [-1.0],
         sampler_logprob=torch.tensor([-math.log(rho)]),
-        mismatch=Mismatch(weight=weight),  # type: ignore[arg-type]
+        mismatch=OffPolicy(weight=weight),  # type: ignore[arg-type]
     )
     assert gradient[0] == pytest.approx([wanted])
 
@@ -528,7 +528,7 @@ def test_the_sequence_mask_does_not_collapse_with_length(length: int) -> None:
         zeros,
         [-1.0],
         sampler_logprob=torch.full((length,), -math.log(0.99)),
-        mismatch=Mismatch(sequence_low=0.98, sequence_high=1.02),
+        mismatch=OffPolicy(sequence_low=0.98, sequence_high=1.02),
     )
     assert int(stats["masked_sequences"][0]) == 0  # type: ignore[call-overload]
     assert sum(gradient[0]) == pytest.approx(0.99, rel=1e-4)
@@ -541,7 +541,7 @@ def test_the_sequence_mask_leaves_a_sequence_out() -> None:
         [[0.0, 0.0], [0.0]],
         [-1.0, -1.0],
         sampler_logprob=torch.tensor([0.0, 0.0, -0.5]),
-        mismatch=Mismatch(weight="none", sequence_high=1.1),
+        mismatch=OffPolicy(weight="none", sequence_high=1.1),
         counts=Denominators(1, 2),
     )
     assert gradient == [[0.5, 0.5], [0.0]]

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from tests.trainer.conftest import make_groups
-from trainer.groups import Group
-from trainer.packing import DoesNotFit, MicroBatch, pack
+from trainer.data.scored_groups import ScoredGroup
+from trainer.model.packing import DoesNotFit, MicroBatch, pack
 
 SHAPES = [(5, [3, 1, 4]), (9, [2, 7]), (4, [6, 6, 6, 6]), (12, [1, 1])]
 
 
-def signs(groups: list[Group]) -> list[list[float]]:
+def signs(groups: list[ScoredGroup]) -> list[list[float]]:
     """Advantages +1, -1, +1, ... for every group."""
     return [[1.0 - 2 * (place % 2) for place in range(len(group.rollouts))] for group in groups]
 

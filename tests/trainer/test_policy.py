@@ -15,11 +15,11 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from tests.trainer.conftest import make_groups, make_model
-from trainer.logprobs import token_logprobs
-from trainer.packing import pack
+from trainer.model.activation_checkpointing import Recompute
+from trainer.model.logprobs import token_logprobs
+from trainer.model.packing import pack
+from trainer.model.policy import Policy, UnsupportedModel
 from trainer.parallel import Parallel
-from trainer.policy import Policy, UnsupportedModel
-from trainer.recompute import Recompute
 
 SHAPES = [(11, [4, 2, 6]), (3, [8, 9]), (6, [1, 5])]
 

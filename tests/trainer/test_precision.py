@@ -8,8 +8,8 @@ from fractions import Fraction
 import pytest
 import torch
 
-from trainer.mismatch import sequence_mean
-from trainer.objectives import OBJECTIVES, Denominators, policy_loss
+from trainer.objective.objectives import OBJECTIVES, Denominators, policy_loss
+from trainer.objective.off_policy import sequence_mean
 
 LONGEST = 40_959
 CONTEXT = 40_960

@@ -8,22 +8,22 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from environments.contract import OPTIONS, differences
-from environments.settings import load, option_names
+from environments.common.agreement import OPTIONS, differences
+from environments.common.settings import load, option_names
 from tests.trainer.conftest import make_groups
 from tests.trainer.test_run import api_server
-from trainer import disk_use
-from trainer.batches import AtroposClient
 from trainer.checkpoints import Checkpoints
 from trainer.config import OptimizerConfig, TrainerConfig
-from trainer.export import save_hf
-from trainer.loading import stored_shapes
+from trainer.console import StepLines, Waiting, duration
+from trainer.data.api_client import AtroposClient
+from trainer.model.export import save_hf
+from trainer.model.loading import stored_shapes
+from trainer.model.packing import pack
+from trainer.model.policy import Policy
 from trainer.optimizer import PolicyOptimizer
-from trainer.packing import pack
 from trainer.parallel import Parallel
-from trainer.policy import Policy
-from trainer.progress import Progress, Waiting, duration
-from trainer.publishing.disk import DiskPublisher
+from trainer.planning import disk_use
+from trainer.weight_sync.disk import DiskPublisher
 
 
 def row(step: int, seconds: float, **changed: float | None) -> dict:
@@ -33,7 +33,7 @@ def row(step: int, seconds: float, **changed: float | None) -> dict:
 
 
 def test_a_steps_line_has_reward_pass_rate_time_speed_and_what_is_left() -> None:
-    progress = Progress(10)
+    progress = StepLines(10)
     assert progress.line(row(1, 20.0)) == (
         "step 1 of 10: reward -0.250, pass@1 37.5%, loss 0.04309, grad norm 3.89, 8 groups, 4,800 tokens (240/s), "
         "20 s, 3 min 0 s left"

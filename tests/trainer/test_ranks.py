@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from trainer.batches import BatchTimeout, broadcast_groups
-from trainer.groups import Group, Rollout
+from trainer.data.api_client import BatchTimeout, broadcast_groups
+from trainer.data.scored_groups import Rollout, ScoredGroup
 from trainer.metrics import Metrics
 
-GROUPS = [Group("g-1", "p-1", 0.7, 64, [1, 2], [Rollout([3, 4], [-0.5, 0.0], 1.0, False, "stop", [(0, 0, 2)])])]
+GROUPS = [ScoredGroup("g-1", "p-1", 0.7, 64, [1, 2], [Rollout([3, 4], [-0.5, 0.0], 1.0, False, "stop", [(0, 0, 2)])])]
 
 
 def worker(rank: int, port: int, folder: str) -> None:

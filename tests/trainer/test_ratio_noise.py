@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from environments.settings import load
+from environments.common.settings import load
 from tests.trainer.objective_ranks import groups_to_train
 from trainer.config import TrainerConfig
 from trainer.metrics import Metrics
+from trainer.model.policy import Policy
 from trainer.optimizer import OptimizerConfig, PolicyOptimizer
 from trainer.parallel import Parallel
-from trainer.policy import Policy
 from trainer.step import prepare, set_old_logprobs, take_steps
 
 FLAGS = ["--model", "m", "--run_dir", "r", "--batch.context", "32", "--batch.max_tokens", "60"]

@@ -18,7 +18,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from environments.livecode.atropos_fixes import encode_group
+from environments.livecode.atropos_compat import encode_group
 from tests.trainer.conftest import make_groups
 
 ROOT = Path(__file__).parents[2]

@@ -12,17 +12,17 @@ from pathlib import Path
 import pytest
 import torch
 
-from environments.errors import ConfigError
-from environments.settings import load
+from environments.common.errors import ConfigError
+from environments.common.settings import load
 from tests.trainer.conftest import make_groups
 from tests.trainer.test_run import ROOT
 from trainer import start
 from trainer.checkpoint_folder import CheckpointError
 from trainer.checkpoints import Checkpoints
 from trainer.config import OptimizerConfig, TrainerConfig
+from trainer.model.policy import Policy
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel
-from trainer.policy import Policy
 from trainer.tracking import run_id
 
 STEPS = 5
@@ -117,7 +117,7 @@ def test_options_that_changed_since_are_said(tmp_path: Path, caplog: pytest.LogC
 
 HOLD = """
 import sys
-from environments.settings import load
+from environments.common.settings import load
 from trainer import start
 from trainer.config import TrainerConfig
 with start.taken(load(TrainerConfig, sys.argv[1:])):
@@ -146,7 +146,7 @@ NEW = {"lr": 5e-4, "betas": (0.8, 0.99), "weight_decay": 0.1, "eps": 1e-6}
 
 
 def trained(policy: Policy, optimizer: PolicyOptimizer) -> PolicyOptimizer:
-    from trainer.packing import pack
+    from trainer.model.packing import pack
 
     (micro,) = pack(make_groups([(6, [4, 5])]), [[1.0, -1.0]], 64, device=policy.device)
     (-policy.logprobs(micro)[0].sum()).backward()
@@ -193,8 +193,8 @@ def test_the_optimizers_options_are_the_configurations_after_a_resume(
 
 WANDB = """
 import os, sys
-from environments.errors import ConfigError
-from environments.settings import load
+from environments.common.errors import ConfigError
+from environments.common.settings import load
 from trainer.config import TrainerConfig
 from trainer.tracking import tracking
 config = load(TrainerConfig, sys.argv[1:])

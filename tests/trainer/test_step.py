@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from environments.settings import load
+from environments.common.settings import load
 from tests.trainer.conftest import make_groups
 from trainer.config import TrainerConfig
-from trainer.objectives import Denominators
-from trainer.packing import MicroBatch, pack
+from trainer.model.packing import MicroBatch, pack
+from trainer.objective.objectives import Denominators
 from trainer.parallel import Parallel
-from trainer.step import Batch, Part, set_old_logprobs
+from trainer.step import Batch, OptimizerBatch, set_old_logprobs
 
 SHAPES = [(5, [4, 2, 6]), (3, [8, 9])]
 AWAY = {(0, 1): math.log(2.0), (1, 0): math.log(0.4)}
@@ -34,7 +34,7 @@ def counts(parallel: Parallel, max_tokens: int, *flags: str) -> Denominators:
     groups = make_groups(SHAPES)
     config = load(TrainerConfig, ["--model", "m", "--run_dir", "r", *flags])
     micros = pack(groups, [[1.0] * len(group.rollouts) for group in groups], max_tokens, rank=0, world_size=1)
-    part = Part(micros, Denominators(5, 29))
+    part = OptimizerBatch(micros, Denominators(5, 29))
     policy: Any = Shifted()
     set_old_logprobs(Batch(groups, [part], {}, 29), policy, config, parallel)
     return part.counts

@@ -18,9 +18,9 @@ from atroposlib.envs.server_handling.server_baseline import APIServerConfig
 
 from tests.trainer.conftest import VOCABULARY
 from tests.trainer.test_run import ROOT, api_server
-from trainer.advantages import cross_check
-from trainer.batches import AtroposClient, BatchError
-from trainer.groups import Reading, parse_group
+from trainer.data.advantages import cross_check
+from trainer.data.api_client import AtroposClient
+from trainer.data.scored_groups import BatchError, Reading, parse_group
 
 # Atropos says so for every group
 pytestmark = pytest.mark.filterwarnings("ignore:Trainer requested to ignore max length")

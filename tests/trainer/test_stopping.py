@@ -14,7 +14,7 @@ import pytest
 
 RANK = """
 import os, pathlib, sys, time
-from trainer.stopping import end_with_launcher
+from trainer.process.signals import end_with_launcher
 end_with_launcher()
 pathlib.Path(sys.argv[1]).write_text(str(os.getpid()))
 time.sleep(120)

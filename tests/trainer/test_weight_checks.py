@@ -10,9 +10,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from trainer.model.policy import Policy
 from trainer.parallel import Parallel
-from trainer.policy import Policy
-from trainer.publishing.checks import (
+from trainer.weight_sync.logprob_check import (
     EXACT,
     ROUNDED,
     Tolerance,
@@ -22,7 +22,7 @@ from trainer.publishing.checks import (
     probe_prompt,
     tolerance_for,
 )
-from trainer.publishing.servers import Probe, WeightSyncError
+from trainer.weight_sync.vllm_routes import Probe, WeightSyncError
 
 PROMPT = [5, 9, 31, 7, 12]
 SAMPLED = {"a": [3, 17, 44, 8], "b": [3, 60]}

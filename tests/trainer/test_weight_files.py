@@ -11,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from tests.trainer.conftest import make_model
-from trainer.loading import UnsupportedModel
+from trainer.model.loading import UnsupportedModel
+from trainer.model.policy import Policy
+from trainer.model.weight_files import INDEX, SINGLE, checkpoint_files
 from trainer.parallel import Parallel
-from trainer.policy import Policy
-from trainer.publishing.disk import DiskPublisher
-from trainer.weight_files import INDEX, SINGLE, checkpoint_files
+from trainer.weight_sync.disk import DiskPublisher
 
 
 def sharded(folder: Path, kind: str = "qwen3", size: str = "8KB") -> Path:

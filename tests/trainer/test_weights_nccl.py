@@ -13,12 +13,12 @@ import torch
 
 from tests.support import gloo_nccl
 from tests.support.weight_receivers import Receiver, digest
+from trainer.model.policy import Policy
 from trainer.parallel import Parallel
-from trainer.policy import Policy
-from trainer.publishing import nccl as weights_nccl
-from trainer.publishing.nccl import NcclPublisher
-from trainer.publishing.servers import WeightSyncError
-from trainer.publishing.transfer import NcclUnavailable, check_machine
+from trainer.weight_sync import nccl as weights_nccl
+from trainer.weight_sync.nccl import NcclPublisher
+from trainer.weight_sync.nccl_group import NcclUnavailable, check_machine
+from trainer.weight_sync.vllm_routes import WeightSyncError
 
 AFTER_A_TRANSFER = [
     "/finish_weight_update",

@@ -13,11 +13,11 @@ from torch.distributed.tensor import DTensor
 
 from tests.trainer.conftest import make_groups
 from trainer.checkpoints import Checkpoints
+from trainer.model.activation_checkpointing import Recompute
+from trainer.model.packing import pack
+from trainer.model.policy import Policy
 from trainer.optimizer import OptimizerConfig, PolicyOptimizer
-from trainer.packing import pack
 from trainer.parallel import Parallel, ParallelError, all_reduce_sums, barrier, broadcast, distributed, together
-from trainer.policy import Policy
-from trainer.recompute import Recompute
 
 SHAPES = [(11, [4, 2, 6]), (3, [8, 9]), (6, [1, 5]), (5, [3, 3, 3])]
 ONE_GROUP = [(7, [4, 2])]

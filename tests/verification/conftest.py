@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from environments.demo.processes import free_port
+from environments.launch.processes import free_port
 
 TOKEN = "a token that is long enough"
 

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 
-from environments.livecode import http_verifier, modes, remote
+from environments.livecode import command
 from environments.livecode.config import RunConfig
-from environments.livecode.problems import Problem, TestCase, save_problems
-from environments.livecode.verifiers import VerifierUnusable
+from environments.livecode.problems.load import save_problems
+from environments.livecode.problems.problem import Problem, TestCase
+from environments.livecode.verification import http, remote
+from environments.livecode.verification.base import VerifierUnusable
 from tests.livecode.conftest import generation, model_dir, tokenizer
 from tests.verification.conftest import TOKEN, Service
 from tests.verification.test_trust import BROKEN, RIGHT, WRONG, Answers
@@ -39,7 +41,7 @@ async def test_groups_are_scored_by_the_service(
     monkeypatch.setenv("VERIFIER_TOKEN", TOKEN)
     right, wrong = "```python\nprint(int(input()) + 1)\n```", "```python\nprint(0)\n```"
     generation.script = lambda prompt, number: {"text": (right, wrong)[number % 2]}
-    await modes.run_process(run_config(service.url, generation.url, model_dir, tmp_path))
+    await command.run_process(run_config(service.url, generation.url, model_dir, tmp_path))
     groups = [json.loads(line) for line in (tmp_path / "groups.jsonl").read_text().splitlines()]
     assert sorted(score for group in groups for score in group["scores"]) == [-1] * 4 + [1] * 4
 
@@ -56,12 +58,12 @@ async def test_a_service_that_is_not_to_be_trusted_ends_the_run_and_nothing_is_s
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     monkeypatch.setattr(remote, "BACKOFF_S", (0.001, 0.01))
-    monkeypatch.setattr(http_verifier, "COOLDOWN_S", 0.01)
+    monkeypatch.setattr(http, "COOLDOWN_S", 0.01)
     generation.script = lambda prompt, number: {"text": "```python\nprint(0)\n```"}
     fake = Answers(*answers)
     try:
         with pytest.raises(VerifierUnusable, match=message):
-            await modes.run_process(run_config(fake.served.url, generation.url, model_dir, tmp_path))
+            await command.run_process(run_config(fake.served.url, generation.url, model_dir, tmp_path))
     finally:
         fake.served.stop()
     groups = tmp_path / "groups.jsonl"

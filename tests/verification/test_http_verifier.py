@@ -12,16 +12,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from environments.livecode import remote, test_sets
 from environments.livecode.config import LivecodeEnvConfig
-from environments.livecode.http_verifier import HttpVerifier
-from environments.livecode.verifiers import (
-    DeadlineExceeded,
-    Unreachable,
-    VerifierError,
-    VerifierUnusable,
-    build_verifier,
-)
+from environments.livecode.verification import remote, uploads
+from environments.livecode.verification.base import DeadlineExceeded, Unreachable, VerifierError, VerifierUnusable
+from environments.livecode.verification.factory import build_verifier
+from environments.livecode.verification.http import HttpVerifier
 from tests.served import Served
 from tests.verification.conftest import TOKEN, Service, Start
 
@@ -67,7 +62,7 @@ async def test_a_verdict_comes_from_the_real_service(service: Service) -> None:
 
 
 async def test_a_large_test_set_is_uploaded_once(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(test_sets, "INLINE_BYTES", 1000)
+    monkeypatch.setattr(uploads, "INLINE_BYTES", 1000)
     tests = [{"input": f"{n}\n" + " " * 500, "output": str(n + 1)} for n in range(5)]
     sent: list[str] = []
     async with HttpVerifier([service.url], deadline_s=30) as verifier:

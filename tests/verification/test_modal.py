@@ -16,24 +16,21 @@ from typing import Any
 
 import pytest
 
-from environments.livecode import remote
 from environments.livecode.config import LivecodeEnvConfig
-from environments.livecode.http_verifier import HttpVerifier
-from environments.livecode.modal_verifier import DEPLOY
-from environments.livecode.problems import Problem, TestCase, save_problems
-from environments.livecode.verifiers import (
-    DeadlineExceeded,
-    GroupVerifier,
-    LocalVerifier,
-    VerifierError,
-    VerifierUnusable,
-    build_verifier,
-    judge_request,
-)
+from environments.livecode.problems.load import save_problems
+from environments.livecode.problems.problem import Problem, TestCase
+from environments.livecode.verification import remote
+from environments.livecode.verification.base import DeadlineExceeded, VerifierError, VerifierUnusable
+from environments.livecode.verification.factory import build_verifier
+from environments.livecode.verification.group import GroupVerifier
+from environments.livecode.verification.http import HttpVerifier
+from environments.livecode.verification.judge_requests import judge_request
+from environments.livecode.verification.local import LocalVerifier
+from environments.livecode.verification.modal import DEPLOY
 from tests.support.modal_plane import RESCHEDULES, ControlPlane, control_plane
 from tests.verification.conftest import TOKEN, Service
 from verifier_app.container import TESTS_DIR
-from verifier_app.judge.packages import PACKAGES
+from verifier_app.judge.languages.python.packages import PACKAGES
 from verifier_app.judge.store import encode_tests
 from verifier_app.settings import PROGRAM_MEMORY_MB
 from verifier_app.smoke import CASES, LIMITS
@@ -196,7 +193,7 @@ def test_neither_the_judge_nor_the_environment_needs_modal() -> None:
     code = (
         "import sys; sys.modules['modal'] = None\n"
         "import verifier_app.judge, environments.livecode.environment\n"
-        "from environments.livecode.verifiers import build_verifier\n"
+        "from environments.livecode.verification.factory import build_verifier\n"
         "from environments.livecode.config import LivecodeEnvConfig\n"
         "build_verifier(LivecodeEnvConfig())\n"
         "try: build_verifier(LivecodeEnvConfig(verifier='modal'))\n"
@@ -434,7 +431,7 @@ def test_an_unknown_account_names_the_command_to_run(plane: ControlPlane) -> Non
     code = (
         "import asyncio\n"
         "from environments.livecode.config import LivecodeEnvConfig\n"
-        "from environments.livecode.verifiers import build_verifier\n"
+        "from environments.livecode.verification.factory import build_verifier\n"
         "verifier = build_verifier(LivecodeEnvConfig(verifier='modal'))\n"
         "try: asyncio.run(verifier.__aenter__())\n"
         "except Exception as error: print(error)\n"

@@ -11,20 +11,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from environments.errors import ConfigError
-from environments.livecode import remote
+from environments.common.errors import ConfigError
 from environments.livecode.config import LivecodeEnvConfig
-from environments.livecode.http_verifier import HttpVerifier
-from environments.livecode.problems import Problem, TestCase
-from environments.livecode.remote import SANDBOXES_IN_A_ROW, Streak, TryAgain, self_test, until_deadline
-from environments.livecode.verifiers import (
-    DeadlineExceeded,
-    VerifierError,
-    VerifierUnusable,
-    check_deadlines,
-    judge_request,
-    judging_s,
-    wait_s,
+from environments.livecode.problems.problem import Problem, TestCase
+from environments.livecode.verification import remote
+from environments.livecode.verification.base import DeadlineExceeded, VerifierError, VerifierUnusable
+from environments.livecode.verification.http import HttpVerifier
+from environments.livecode.verification.judge_requests import check_deadlines, judge_request, judging_s, wait_s
+from environments.livecode.verification.remote import (
+    SANDBOXES_IN_A_ROW,
+    RetryVerification,
+    Streak,
+    self_test,
+    until_deadline,
 )
 from tests.served import Served
 from tests.verification.conftest import Service
@@ -114,7 +113,7 @@ async def failing(times: int, streak: Streak) -> None:
         nonlocal left
         left -= 1
         if left >= 0:
-            raise TryAgain("sandbox_failed", "sandbox_failed: scripted")
+            raise RetryVerification("sandbox_failed", "sandbox_failed: scripted")
 
     await until_deadline(attempt, 20.0, remote.Counter(), streak)
 

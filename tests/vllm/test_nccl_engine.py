@@ -14,15 +14,15 @@ import httpx
 import pytest
 import torch
 
-from environments.demo.processes import Child, free_port
-from environments.serving import PLUGIN, ServeConfig, serve_command
+from environments.launch.processes import Child, free_port
+from environments.launch.serve_model import PLUGIN, ServeConfig, serve_command
 from tests.support import gloo_nccl
+from trainer.model.policy import Policy
 from trainer.parallel import Parallel, distributed
-from trainer.policy import Policy
-from trainer.publishing import nccl as weights_nccl
-from trainer.publishing.checks import EXACT, check_probes, probe_prompt
-from trainer.publishing.nccl import NcclPublisher
-from trainer.publishing.servers import WeightSyncError
+from trainer.weight_sync import nccl as weights_nccl
+from trainer.weight_sync.logprob_check import EXACT, check_probes, probe_prompt
+from trainer.weight_sync.nccl import NcclPublisher
+from trainer.weight_sync.vllm_routes import WeightSyncError
 
 pytestmark = [
     pytest.mark.slow,  # starts a vLLM of its own, with another weight transfer than the session's

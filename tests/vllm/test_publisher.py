@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from environments.demo.processes import free_port
-from trainer.weights import DiskPublisher, WeightSyncError, checkpoint_tensors
+from environments.launch.processes import free_port
+from trainer.weight_sync.publisher import DiskPublisher, WeightSyncError, checkpoint_tensors
 
 
 def test_changed_share_counts_the_served_numbers_that_differ(tmp_path: Path) -> None:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from environments.livecode.rollouts import RolloutClient, Sampling
+from environments.livecode.generation.completions import CompletionClient, SamplingParams
 from tests.conftest import VllmServer
 
 
 async def test_completions_give_the_ids_and_logprobs_of_generate(vllm_server: VllmServer) -> None:
-    prompt, sampling = list(range(40, 80)), Sampling(24, 0.0)
+    prompt, sampling = list(range(40, 80)), SamplingParams(24, 0.0)
     samples = []
-    async with RolloutClient([vllm_server.url]) as client:
+    async with CompletionClient([vllm_server.url]) as client:
         await client.check(context=64)
         (server,) = client._servers
         assert not server.completions

@@ -15,9 +15,10 @@ import pytest
 import torch
 from transformers import AutoConfig, Qwen3Config, Qwen3ForCausalLM
 
-from environments.demo.processes import free_port
-from environments.serving import ServeConfig, main, serve_command, yarn_overrides
-from environments.settings import ConfigError
+from environments.common.settings import ConfigError
+from environments.common.yarn import yarn_overrides
+from environments.launch.processes import free_port
+from environments.launch.serve_model import ServeConfig, main, serve_command
 
 
 @pytest.fixture

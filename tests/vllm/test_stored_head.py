@@ -9,13 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
-from environments.demo.processes import Child, free_port
-from environments.serving import ServeConfig, serve_command
+from environments.launch.processes import Child, free_port
+from environments.launch.serve_model import ServeConfig, serve_command
+from trainer.model.policy import Policy
 from trainer.parallel import distributed
-from trainer.policy import Policy
-from trainer.publishing.checks import check_probes, probe_prompt
-from trainer.publishing.disk import DiskPublisher
-from trainer.publishing.servers import WeightSyncError
+from trainer.weight_sync.disk import DiskPublisher
+from trainer.weight_sync.logprob_check import check_probes, probe_prompt
+from trainer.weight_sync.vllm_routes import WeightSyncError
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # starts vLLM servers of its own
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from environments.demo.processes import Child, free_port
-from environments.serving import ServeConfig, serve_command
+from environments.launch.processes import Child, free_port
+from environments.launch.serve_model import ServeConfig, serve_command
 from tests.conftest import VllmServer
-from trainer.weights import DiskPublisher, WeightSyncError, probe, verify_sync
+from trainer.weight_sync.publisher import DiskPublisher, WeightSyncError, probe, verify_sync
 
 TOLERANCE = 2e-3
 PROMPT = [1, 9690, 198, 2683, 359, 253, 5356, 5646, 11173, 3365, 3511, 308, 34519, 28, 7018, 411]

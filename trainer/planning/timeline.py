@@ -16,9 +16,9 @@ from math import ceil, prod
 import torch
 from transformers import PretrainedConfig
 
-from trainer.attention import AttentionLayout, Span
+from trainer.model.activation_checkpointing import Recompute
+from trainer.model.attention import AttentionLayout, Span
 from trainer.planning.trace import Shape, Trace, block_trace, sizes, tail_trace
-from trainer.recompute import Recompute
 
 GIB = 2**30
 FP32 = 4
@@ -54,7 +54,7 @@ class Setup:
 
 
 @dataclass(frozen=True)
-class Moment:
+class PhaseMemory:
     """Bytes that are alive at one moment of a step, by what they are."""
 
     phase: str
@@ -70,11 +70,11 @@ class Moment:
 class Budget:
     """The largest moment of each phase, in the order of a step."""
 
-    phases: tuple[Moment, ...]
+    phases: tuple[PhaseMemory, ...]
     reserved_gib: float = RESERVED_GIB
 
     @property
-    def peak(self) -> Moment:
+    def peak(self) -> PhaseMemory:
         """The largest of all."""
         return max(self.phases, key=lambda moment: moment.total)
 
@@ -109,8 +109,8 @@ def plan(
     return Budget(moments, RESERVED_GIB if setup.varlen else 0.0)
 
 
-def _largest(moments: Iterator[Moment]) -> tuple[Moment, ...]:
-    found: dict[str, Moment] = {}
+def _largest(moments: Iterator[PhaseMemory]) -> tuple[PhaseMemory, ...]:
+    found: dict[str, PhaseMemory] = {}
     for moment in moments:
         if moment.phase not in found or moment.total > found[moment.phase].total:
             found[moment.phase] = moment
@@ -153,7 +153,7 @@ class _Timeline:
         """Entries after every rank's rows were made as many as the first one's."""
         return ceil(shape[0] / self.world) * self.world * prod(shape[1:])
 
-    def step(self) -> Iterator[Moment]:
+    def step(self) -> Iterator[PhaseMemory]:
         """Every moment that can be the largest one."""
         if self.setup.recompute_old:
             yield from self._forward("old log-probabilities", 0.0, grad=False)
@@ -163,9 +163,9 @@ class _Timeline:
         yield self._moment("update", self.shard)
         yield self._moment("publish", 0.0, {"one whole weight and its parts": 2 * FP32 * self.matrix})
 
-    def _moment(self, phase: str, gradients: float, parts: Parts | None = None) -> Moment:
+    def _moment(self, phase: str, gradients: float, parts: Parts | None = None) -> PhaseMemory:
         found = {**self.fixed, "gradients (fp32, sharded)": gradients, **(parts or {})}
-        return Moment(phase, {name: size for name, size in found.items() if size})
+        return PhaseMemory(phase, {name: size for name, size in found.items() if size})
 
     def _whole(self, block: int, buffers: int = 0, roots: int = 1) -> Parts:
         """Unsharded weights while `block` computes (-1: none), and so many buffers of gathered ones.
@@ -181,7 +181,7 @@ class _Timeline:
             "whole weights of blocks in flight": self.item * blocks,
         }
 
-    def _forward(self, phase: str, gradients: float, *, grad: bool) -> Iterator[Moment]:
+    def _forward(self, phase: str, gradients: float, *, grad: bool) -> Iterator[PhaseMemory]:
         last = len(self.blocks) - 1
         # Gathering takes a flat buffer beside the weights; the root's is there until the first block has been gathered.
         yield self._moment(
@@ -203,7 +203,7 @@ class _Timeline:
         parts["log-probabilities"] = self.tail.forward if grad else self.tail.evaluated
         yield self._moment(phase, gradients, parts)
 
-    def _backward(self, before: float) -> Iterator[Moment]:
+    def _backward(self, before: float) -> Iterator[PhaseMemory]:
         last = len(self.blocks) - 1
         gradients = before
         parts = self._whole(last)

@@ -21,12 +21,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig, Pre
 from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from environments.errors import ConfigError
-from trainer import attention
-from trainer.attention import AttentionLayout
-from trainer.logprobs import token_logprobs
-from trainer.planning.memory import LiveBytes
-from trainer.recompute import Recompute, recompute
+from environments.common.errors import ConfigError
+from trainer.model import attention
+from trainer.model.activation_checkpointing import Recompute, recompute
+from trainer.model.attention import AttentionLayout
+from trainer.model.logprobs import token_logprobs
+from trainer.planning.live_bytes import LiveBytes
 
 Shape = tuple[int, ...]
 
@@ -36,7 +36,7 @@ class Untraceable(ConfigError):
 
 
 @dataclass(frozen=True)
-class Sizes:
+class LayerSizes:
     """Shapes of a model's parameters; a tied head is not counted again."""
 
     blocks: tuple[tuple[Shape, ...], ...]
@@ -59,18 +59,18 @@ class Trace:
     """Peak of the backward, with the gradients of activations and of this part's weights."""
 
 
-def sizes(config: PretrainedConfig) -> Sizes:
+def sizes(config: PretrainedConfig) -> LayerSizes:
     """Shapes of all parameters, from the model built without memory."""
     return _sizes(config.to_json_string(use_diff=False))
 
 
 @lru_cache(maxsize=16)
-def _sizes(config: str) -> Sizes:
+def _sizes(config: str) -> LayerSizes:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(_config(config), dtype=torch.float32)
     blocks = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
     inside = {id(weight) for block in blocks for weight in block.parameters()}
-    return Sizes(
+    return LayerSizes(
         tuple(tuple(tuple(weight.shape) for weight in block.parameters()) for block in blocks),
         tuple(tuple(weight.shape) for weight in model.parameters() if id(weight) not in inside),
     )

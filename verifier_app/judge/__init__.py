@@ -11,18 +11,18 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from verifier_app.judge.judging import Judge, verify, verify_many
     from verifier_app.judge.protocol import JudgeError
-    from verifier_app.judge.rollout import Judge, verify, verify_many
     from verifier_app.judge.store import TestStore
 
 __all__ = ["Judge", "JudgeError", "TestStore", "verify", "verify_many"]
 
 _HOME = {
-    "Judge": "rollout",
+    "Judge": "judging",
     "JudgeError": "protocol",
     "TestStore": "store",
-    "verify": "rollout",
-    "verify_many": "rollout",
+    "verify": "judging",
+    "verify_many": "judging",
 }
 
 

@@ -15,7 +15,7 @@ from decimal import Context, Decimal, DivisionByZero, InvalidOperation, Overflow
 from itertools import islice
 from typing import Any
 
-from verifier_app.judge.wire import Items, One
+from verifier_app.judge.value_codec import Items, One
 
 Bytes = bytes | bytearray
 MESSAGE_CHARS = 300

@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from verifier_app.judge.channel import Channel, ChannelClosed
-from verifier_app.judge.memory import Loose
-from verifier_app.judge.packages import entries
+from verifier_app.judge.languages.python.packages import entries
 from verifier_app.judge.procfs import fields_of
 from verifier_app.judge.protocol import JudgeError
-from verifier_app.judge.watch import PATIENCE, TICK, Watch
+from verifier_app.judge.shared_memory import Loose
+from verifier_app.judge.watchdog import PATIENCE, TICK, Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -180,12 +180,12 @@ class ZygoteHandle:
             folder, shared, uid = message["loose"]
             self.loose = Loose(folder, shared, uid, since=time.time() - 1)
 
-    def watch(self, time_limit_s: float, memory_bytes: int) -> Watch:
+    def watch(self, time_limit_s: float, memory_bytes: int) -> Watchdog:
         """The clock of the next test, which begins now."""
         own = self.own_namespace
         if not own and (fields := self._stat()):  # here it waits for its sweepers, too
             self.reaped_s = sum(map(int, fields[13:15])) / TICK
-        return Watch(
+        return Watchdog(
             self.proc,
             self.pid,
             own,

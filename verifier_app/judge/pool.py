@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from verifier_app.judge.protocol import MAX_TESTS, MAX_TIME_LIMIT_S, JudgeError
-from verifier_app.judge.watch import PATIENCE
+from verifier_app.judge.watchdog import PATIENCE
 from verifier_app.judge.worker import HEADER, frame
 
 STOP_TIMEOUT_S = 10.0

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from verifier_app.judge import plain_json
-from verifier_app.judge.wire import argument_lines
+from verifier_app.judge.value_codec import argument_lines
 
 MAX_CODE_BYTES = 4 << 20  # a rollout of 40k tokens is about 200 KB of source
 MAX_TIME_LIMIT_S = 3600.0

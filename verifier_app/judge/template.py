@@ -21,13 +21,14 @@ import threading
 import time
 from typing import Any
 
-from verifier_app.judge import kernel, rendezvous, threads
 from verifier_app.judge.channel import Channel, ChannelClosed, channel_from_fd
-from verifier_app.judge.ground import Ground
-from verifier_app.judge.limits import Limits
-from verifier_app.judge.packages import path_hook
-from verifier_app.judge.prelude import RECURSION_LIMIT, STACK_BYTES, THREAD_STACK_BYTES, make_module
-from verifier_app.judge.sandbox import Box, descendants, make_scratch, remove_scratch, sweep_tree, sweep_uid
+from verifier_app.judge.languages.python import rendezvous, threads
+from verifier_app.judge.languages.python.packages import path_hook
+from verifier_app.judge.languages.python.prelude import RECURSION_LIMIT, STACK_BYTES, THREAD_STACK_BYTES, make_module
+from verifier_app.judge.layers import syscalls
+from verifier_app.judge.layers.capabilities import HostCapabilities
+from verifier_app.judge.layers.limits import Limits
+from verifier_app.judge.layers.sandbox import Sandbox, descendants, make_scratch, remove_scratch, sweep_tree, sweep_uid
 from verifier_app.judge.zygote import Zygote
 
 BURY_TIMEOUT_S = 20.0
@@ -85,7 +86,7 @@ def _load(home: str, packages: list[str], entries: list[str], modules: list[str]
 class Template:
     """The template's loop."""
 
-    def __init__(self, channel: Channel, ground: Ground) -> None:
+    def __init__(self, channel: Channel, ground: HostCapabilities) -> None:
         self.channel, self.ground = channel, ground
         self.zygotes: dict[int, tuple[int, str | None]] = {}  # pid -> uid, scratch folder
         self.count = 0
@@ -156,11 +157,13 @@ class Template:
             time.sleep(0.001)
 
 
-def become_zygote(channel: Channel, ground: Ground, config: dict[str, Any], uid: int, scratch: str | None) -> None:
+def become_zygote(
+    channel: Channel, ground: HostCapabilities, config: dict[str, Any], uid: int, scratch: str | None
+) -> None:
     """The forked half of spawn: confine, tell the judge, serve."""
-    kernel.prctl(kernel.PR_SET_PDEATHSIG, signal.SIGKILL)
+    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
-        box = Box(ground, config["memory_mb"], uid, scratch)
+        box = Sandbox(ground, config["memory_mb"], uid, scratch)
     except Exception as error:  # whatever it is, the judge's answer must name it
         channel.send({"error": f"the sandbox does not close: {type(error).__name__}: {error}"})
         return
@@ -184,7 +187,7 @@ def main(argument: str) -> None:
     Template(channel, ground).serve()
 
 
-def _start(config: dict[str, Any]) -> Ground:
+def _start(config: dict[str, Any]) -> HostCapabilities:
     """Everything before the first zygote; with a stack that is too small this becomes a new interpreter."""
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
     stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
@@ -192,14 +195,14 @@ def _start(config: dict[str, Any]) -> Ground:
         resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
         os.set_inheritable(config["fd"], True)
         os.execv(sys.executable, sys.orig_argv)
-    kernel.default_signals(_KEPT_SIGNALS)
+    syscalls.default_signals(_KEPT_SIGNALS)
     Limits(["rlimits"]).lower(resource.RLIMIT_CORE, 0)
-    kernel.prctl(kernel.PR_SET_DUMPABLE, 0)
-    kernel.prctl(kernel.PR_SET_CHILD_SUBREAPER, 1)
+    syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
+    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     _standard_streams()
     _load(sys.argv[1], config["packages"], config["entries"], config["modules"])
     sys.modules["__main__"] = make_module("__main__")
-    ground = Ground(config["packages"], config["entries"], config["deny"])
+    ground = HostCapabilities(config["packages"], config["entries"], config["deny"])
     ground.prepare()
     gc.collect()
     gc.freeze()

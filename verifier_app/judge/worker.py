@@ -12,8 +12,8 @@ import signal
 import sys
 from typing import Any, BinaryIO
 
+from verifier_app.judge.judging import Judge, default_store
 from verifier_app.judge.protocol import JudgeError, judge_fault
-from verifier_app.judge.rollout import Judge, default_store
 from verifier_app.judge.store import TestStore
 
 HEADER = 4

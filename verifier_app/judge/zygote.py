@@ -25,9 +25,10 @@ import warnings
 from collections.abc import Callable
 from typing import Any
 
-from verifier_app.judge import ending, kernel, respawn, runner
 from verifier_app.judge.channel import Channel, ChannelClosed
-from verifier_app.judge.sandbox import MAX_OPEN_FILES, PATH_FD
+from verifier_app.judge.languages.python import ending, respawn, runner
+from verifier_app.judge.layers import syscalls
+from verifier_app.judge.layers.sandbox import MAX_OPEN_FILES, PATH_FD
 
 FILENAME = "solution.py"
 FIRST_FREE = 64
@@ -93,7 +94,7 @@ class Zygote:
         return {"compiled": self.code is not None, "message": problem[:300]}
 
     def _load_official(self, source: str) -> dict[str, Any]:
-        from verifier_app.judge import official  # loaded by the template for it alone
+        from verifier_app.judge.languages.python import official  # loaded by the template for it alone
 
         self.main.__name__ = self.main.__dict__["__name__"] = official.MODULE
         self.code, problem = compile_program(lambda: official.compile_program(source, FILENAME, self.fn_name))
@@ -104,7 +105,7 @@ class Zygote:
 
     def _run(self, cpu_s: int, fds: list[int]) -> bytes:
         """Fork, wait, sweep. The answer: status, CPU seconds, peak KB, clean folders, complaint."""
-        child = kernel.fork()
+        child = syscalls.fork()
         if child == 0:
             self._child(cpu_s, fds)
         for fd in fds:
@@ -112,7 +113,7 @@ class Zygote:
         status, cpu, peak_kb = 0, 0.0, 0
         waiting = True
         while True:
-            pid, code, child_cpu, child_peak_kb = kernel.wait_any()
+            pid, code, child_cpu, child_peak_kb = syscalls.wait_any()
             if pid < 0:
                 break
             cpu += child_cpu

@@ -1,0 +1,173 @@
+"""`atropos demo`: starts every part of the loop, shows each step, measures before and after, and cleans up."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from environments.common.hub import model_folder
+from environments.common.run_folder import claim
+from environments.common.settings import ConfigError, load, write_yaml
+from environments.launch.demo_config import DemoConfig
+from environments.launch.disk import check_disk
+from environments.launch.display import Screen, interval, percent
+from environments.launch.process_loop import (
+    ATROPOS,
+    TRAINER_VARIABLES,
+    JsonLines,
+    Loop,
+    Process,
+    run_to_end_or_signal,
+    trainer_command,
+)
+from environments.launch.processes import ProcessError, free_port
+from trainer.config import TrainerConfig
+
+
+class Demo:
+    """One run: its folder, its processes and what is printed about them."""
+
+    def __init__(self, config: DemoConfig, screen: Screen) -> None:
+        self.config = config
+        self.screen = screen
+        self.run_dir = config.run_dir or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
+        self.loop = Loop(self.run_dir, screen, steps=config.steps, start_deadline_s=config.start_deadline_s)
+        self.api = f"http://127.0.0.1:{config.api_port or free_port()}"
+        self.server = config.server_url or f"http://127.0.0.1:{config.server_port or free_port()}"
+        self.evaluations = JsonLines(self.run_dir / "evaluations.jsonl")
+
+    def run(self) -> int:
+        """The whole demo.
+
+        Raises:
+            ProcessError: a part died or was not ready; the message ends with its log's last lines.
+        """
+        self._prepare_folder()
+        started = time.monotonic()
+        self.screen.say(f"Run folder {self.run_dir}")
+        self.screen.say(f"  {self.disk}")
+        self._start_servers()
+        before = self._evaluate(0)
+        self.loop.train(self._trainer(), self._environment())
+        after = self._evaluate(self.config.steps)
+        self._report(before, after, time.monotonic() - started)
+        return 0
+
+    # -- start -------------------------------------------------------------------------------------------
+
+    def _prepare_folder(self) -> None:
+        if self.run_dir.exists() and any(self.run_dir.iterdir()):
+            raise ConfigError(f"run_dir {self.run_dir}: not empty; give a new folder, so that no run is overwritten")
+        trainer = load(TrainerConfig, self._trainer_flags())
+        self.run_dir.mkdir(parents=True, exist_ok=True)
+        self.disk = check_disk(trainer)
+        claim(self.run_dir)
+        write_yaml(self.config, self.run_dir / "config" / "demo.yaml")
+
+    def _start_servers(self) -> None:
+        port = self.api.rpartition(":")[2]
+        journal = str(self.run_dir / "api.journal")
+        api = Process((*ATROPOS, "run-api", "--port", port, "--journal", journal), f"{self.api}/status")
+        self.loop.begin_and_wait("api", api, "Atropos API server")
+        if self.config.server_url is not None:
+            return
+        served = ("--model", str(self.config.model), "--port", self.server.rpartition(":")[2])
+        vllm = (*ATROPOS, "serve-model", "--config", str(self.config.server_config), *served)
+        self.loop.begin_and_wait("vllm", Process(vllm, f"{self.server}/health"), f"vLLM with {self.config.model.name}")
+
+    def _environment_flags(self) -> list[str]:
+        return [
+            *("--config", str(self.config.environment_config)),
+            *("--model", str(self.config.model), "--servers", self.server),
+            *("--env.rollout_server_url", self.api, "--env.run_dir", str(self.run_dir)),
+            *("--env.seed", str(self.config.seed), "--env.total_steps", str(self.config.steps)),
+            *("--env.shuffle_rewards", str(self.config.shuffle_rewards).lower()),
+        ]
+
+    def _environment(self) -> Process:
+        flags = self._environment_flags()
+        return Process((*ATROPOS, "run-env", "livecode", "serve", *flags), "config/environment.yaml")
+
+    def _trainer_flags(self) -> list[str]:
+        return [
+            *("--config", str(self.config.trainer_config), "--model", str(self.config.model)),
+            *("--run_dir", str(self.run_dir), "--steps", str(self.config.steps)),
+            *("--seed", str(self.config.seed), "--api.url", self.api, "--weights.servers", self.server),
+            *("--checkpoint.resume", "auto"),
+        ]
+
+    def _trainer(self) -> Process:
+        return Process(
+            trainer_command(1, self._trainer_flags()), "config/trainer.yaml", tuple(TRAINER_VARIABLES.items())
+        )
+
+    # -- held-out evaluation -----------------------------------------------------------------------------
+
+    def _evaluate(self, step: int) -> list[dict[str, Any]]:
+        """Held-out results with the weights that are served now, one object per set and temperature."""
+        when = "before training" if step == 0 else f"after {step} steps"
+        argv = (
+            *(*ATROPOS, "run-env", "livecode", "evaluate", *self._environment_flags()),
+            *("--evaluation.n", str(self.config.eval_samples), "--evaluation.seed", str(self.config.seed)),
+        )
+        evaluation = Process(argv, "config/evaluate.yaml")
+        child = self.loop.run_to_end("evaluation", evaluation, f"held-out evaluation {when}")
+        results = self.evaluations.new()
+        if not results:
+            raise ProcessError(child.report("the evaluation wrote no result"))
+        for result in results:
+            self.screen.say(f"    {_title(result):<44} {_rate(result)}")
+        return results
+
+    # -- result ------------------------------------------------------------------------------------------
+
+    def _report(self, before: list[dict[str, Any]], after: list[dict[str, Any]], seconds: float) -> None:
+        from environments.livecode.evaluation.evaluate import paired_difference
+
+        self.screen.say()
+        self.screen.say("Held-out pass@1, before -> after (95 % interval of the gain, resampling templates)")
+        gains = []
+        for first, last in zip(before, after, strict=True):
+            gain, (low, high) = paired_difference(first, last)
+            gains.append({"set": first["set"], "greedy": first["greedy"], "gain": gain, "ci95": [low, high]})
+            self.screen.say(
+                f"  {_title(first):<44} {percent(first['pass_at_1']):>7} -> {percent(last['pass_at_1']):>7}   "
+                f"{100 * gain:+.1f} points {interval(low, high)}"
+            )
+        summary = {"seconds": seconds, "steps": self.config.steps, "seed": self.config.seed, "gains": gains}
+        (self.run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
+        self.screen.say(f"\n{seconds:.0f} s in all. Everything is in {self.run_dir}:")
+        self.screen.say(
+            "  config/ as used, metrics.jsonl, environment.jsonl, evaluations.jsonl, rollouts/ with code and verdict, "
+            "checkpoints/, logs/"
+        )
+
+
+def _title(result: dict[str, Any]) -> str:
+    how = "greedy" if result["greedy"] else f"T {result['temperature']:g}, {result['n']} samples"
+    return f"{result['set'].removeprefix('warmup:').replace('_', ' ')}, {how}"
+
+
+def _rate(result: dict[str, Any]) -> str:
+    low, high = result["ci95"]
+    return f"{percent(result['pass_at_1']):>7} {interval(low, high)}  {result['correct']}/{result['total']}"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs the demo; 0 when it came to its end, 130 after Ctrl-C, 1 when a part of it failed."""
+    config = load(DemoConfig, argv, "atropos demo")
+    config = config.model_copy(update={"model": model_folder(config.model)})
+    screen = Screen()
+    demo = Demo(config, screen)
+    # quiet libraries in every child; the hub is never asked
+    os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false", WANDB_MODE="disabled")
+
+    def interrupted(reason: str) -> None:
+        screen.say(f"\n{reason}: stopping what this run started. What was made is in {demo.run_dir}")
+
+    return run_to_end_or_signal(demo.loop, demo.run, interrupted)

@@ -1,0 +1,250 @@
+"""The processes of a run on one machine: started in order, watched, a row printed for each step, stopped together."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from environments.launch.display import Screen, duration, step_cells
+from environments.launch.processes import RESTARTS, Child, Family, ProcessError
+from environments.launch.supervise import Restarts
+
+ATROPOS = (sys.executable, "-m", "environments.cli")
+TRAINER = str(Path(__file__).resolve().parents[2] / "trainer" / "main.py")
+# Activations come and go by the gigabyte: kept by the allocator, they are not paged in again each time.
+TRAINER_VARIABLES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
+_STEPS_OF_ETA = 5
+_NO_SIGNAL = 40  # groups of one step
+
+
+class Interrupted(Exception):
+    """Ctrl-C or SIGTERM."""
+
+
+class JsonLines:
+    """Reads what was appended to a file of one JSON object a line since the last call, or since it was made."""
+
+    def __init__(self, path: Path, *, skip: bool = False) -> None:
+        self.path = path
+        self._offset = path.stat().st_size if skip and path.exists() else 0
+
+    def new(self) -> list[dict[str, Any]]:
+        """The objects of all lines that were finished since."""
+        try:
+            with self.path.open("rb") as file:
+                file.seek(self._offset)
+                data = file.read()
+        except FileNotFoundError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        return [json.loads(line) for line in whole.splitlines() if line.strip()]
+
+
+@dataclass(frozen=True)
+class Process:
+    """What one process of a run is started with.
+
+    variables: environment variables beside the caller's own. ready: an address that answers 200, or a file below the
+    run's folder, when it is up.
+    """
+
+    argv: tuple[str, ...]
+    ready: str
+    variables: tuple[tuple[str, str], ...] = ()
+
+
+def trainer_command(ranks: int, arguments: Sequence[str]) -> tuple[str, ...]:
+    """One rank needs no launcher."""
+    if ranks == 1:
+        return (sys.executable, TRAINER, *arguments)
+    return (sys.executable, "-m", "trainer.launch", "--nproc-per-node", str(ranks), *arguments)
+
+
+class Loop:
+    """API server, vLLM, environment and trainer of one run, each with a log in the run's folder.
+
+    Args:
+        steps: training steps in all. done: those that an earlier process has taken.
+        saves: a first Ctrl-C (or SIGTERM) while it trains ends the step and saves; a second one ends all at once.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        screen: Screen,
+        *,
+        steps: int,
+        done: int = 0,
+        saves: bool = False,
+        start_deadline_s: float = 600.0,
+    ) -> None:
+        self.run_dir, self.screen, self.steps, self.done = run_dir, screen, steps, done
+        self.family = Family()
+        self.signals: list[str] = []
+        self._saves, self._stopping, self._said_at = saves, False, 0
+        self._start_deadline_s = start_deadline_s
+        self._seconds: deque[float] = deque(maxlen=_STEPS_OF_ETA)
+
+    def interrupt(self, number: int, frame: FrameType | None) -> None:
+        """A signal's handler: only notes it, since an exception raised here could surface anywhere and be lost."""
+        self.signals.append(signal.Signals(number).name)
+
+    def check(self) -> None:
+        """Starts again what has died.
+
+        Raises:
+            Interrupted: a signal came; while a step is ended and saved: a second one.
+            ProcessError: a process has ended for good.
+        """
+        if len(self.signals) > int(self._stopping):
+            raise Interrupted(self.signals[-1])
+        self.family.check()
+
+    def stop(self) -> None:
+        """Ends every process of this run."""
+        self.family.stop()
+
+    # -- one process ---------------------------------------------------------------------------------------
+
+    def begin(self, name: str, process: Process) -> Child:
+        """Starts a process whose readiness is a file, or is not waited for."""
+        return self.family.start(
+            name,
+            process.argv,
+            self.run_dir / "logs" / f"{name}.log",
+            dict(process.variables),
+            restarts=Restarts(name, RESTARTS, lambda line: self.screen.say(f"  {line}")),
+            ready=self.run_dir / process.ready,
+        )
+
+    def begin_and_wait(self, name: str, process: Process, what: str) -> Child:
+        """Starts a server and waits until its address answers."""
+        with self.screen.stage(what):
+            child = self.family.start(
+                name,
+                process.argv,
+                self.run_dir / "logs" / f"{name}.log",
+                dict(process.variables),
+                restarts=Restarts(name, RESTARTS, lambda line: self.screen.say(f"  {line}")),
+            )
+            child.wait_ready(process.ready, self._start_deadline_s, tick=self.check)
+        return child
+
+    def run_to_end(self, name: str, process: Process, what: str) -> Child:
+        """Starts a process and returns when it has ended well."""
+        with self.screen.stage(what):
+            child = self.begin(name, process)
+            while child.returncode is None:
+                self.check()
+                time.sleep(0.2)
+            child.check()
+        return child
+
+    # -- training ------------------------------------------------------------------------------------------
+
+    def train(self, trainer: Process, environment: Process) -> int:
+        """Runs trainer and environment to the last step, or to a checkpoint after a signal; the step reached."""
+        metrics, groups = (JsonLines(self.run_dir / f"{n}.jsonl", skip=True) for n in ("metrics", "environment"))
+        training = self.begin("trainer", trainer)
+        feeding = self.begin("environment", environment)
+        self.screen.say()
+        self.screen.header()
+        self._follow(training, metrics, groups)
+        feeding.stop()
+        self.family.children.remove(feeding)
+        if not self._stopping:
+            self.screen.legend()
+        return self.done
+
+    def _follow(self, trainer: Child, metrics: JsonLines, groups: JsonLines) -> None:
+        """Prints a row for each step until the trainer has ended."""
+        pending: list[dict[str, Any]] = []
+        with self._progress() as progress:
+            task = progress.add_task("", total=self.steps, completed=self.done)
+            for trained in self._rows(trainer, metrics, groups, progress, task, pending):
+                self.screen.row(step_cells(trained, pending), self._left(trained))
+                pending.clear()
+                progress.update(task, completed=trained["step"])
+
+    def _rows(
+        self, trainer: Child, metrics: JsonLines, groups: JsonLines, progress: Progress, task: Any, pending: list[Any]
+    ) -> Iterator[dict[str, Any]]:
+        while True:
+            ended = trainer.returncode is not None
+            if self._saves and self.signals and not self._stopping:
+                self._stop_softly(trainer)
+            self.check()
+            pending += groups.new()
+            usable = sum(group["dropped"] is None for group in pending)
+            progress.update(task, description=f"{len(pending)} groups generated, {usable} with a signal", refresh=True)
+            self._say_without_signal(len(pending), usable)
+            yield from metrics.new()
+            if ended:
+                return
+            time.sleep(0.3)
+
+    def _say_without_signal(self, generated: int, usable: int) -> None:
+        """A line when hardly any group of a step can be trained on, again at twice as many."""
+        if generated < _NO_SIGNAL:
+            self._said_at = 0
+        elif generated >= max(_NO_SIGNAL, 2 * self._said_at) and usable < generated / 20:
+            self._said_at = generated
+            self.screen.say(
+                f"  {generated} groups generated for this step, {usable} with a signal: in the others every answer "
+                "failed, or every one passed. Easier problems, worked examples (env.prompt_style fewshot) or a larger "
+                "model help; rollouts/ shows what was answered"
+            )
+
+    def _stop_softly(self, trainer: Child) -> None:
+        self._stopping = True
+        self.screen.say(
+            f"\n{self.signals[0]}: the trainer ends its step and saves; once more (Ctrl-C) ends everything at once"
+        )
+        trainer.ask_to_end()
+
+    def _left(self, trained: dict[str, Any]) -> str:
+        """The time that the rest will take, by the last steps."""
+        self.done = trained["step"]
+        self._seconds.append(trained["seconds_step"])
+        rest = (self.steps - self.done) * sum(self._seconds) / len(self._seconds)
+        return f"  {duration(rest)} left" if rest else ""
+
+    def _progress(self) -> Progress:
+        return Progress(
+            TextColumn("  training"),
+            BarColumn(30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.description}"),
+            console=self.screen.console,
+            transient=True,
+        )
+
+
+def run_to_end_or_signal(loop: Loop, work: Any, on_interrupt: Any) -> int:
+    """Runs `work`; the exit code: its own, 130 after a signal (what `on_interrupt(reason)` says), 1 after an error."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, loop.interrupt)
+    try:
+        return int(work())
+    except Interrupted as reason:
+        on_interrupt(str(reason))
+        return 130
+    except (ProcessError, OSError) as error:
+        loop.screen.say(f"\nerror {error}")
+        return 1
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
+        loop.stop()

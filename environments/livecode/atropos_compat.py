@@ -1,0 +1,239 @@
+"""Every work-around for atroposlib 0.4.0 (its repository is archived), each with a test that shows the fault.
+
+AtroposError             the API server cannot be used
+├── ApiUnreachable       it does not answer
+└── GroupRefused         it, or our own check before sending, refuses a group
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import itertools
+import logging
+import random
+import time
+from typing import Any
+
+import httpx
+import msgspec
+import numpy as np
+from atroposlib.envs.base import BaseEnv
+from atroposlib.envs.server_handling.server_baseline import APIServerConfig
+
+from environments.common import worker_threads
+from environments.common.errors import LivecodeError
+from environments.common.http_clients import is_busy, pause_s
+
+logger = logging.getLogger(__name__)
+
+_TRIES = 8
+_AWAY_S = 600.0  # a server that was reached before may be away for so long, in which it is started again
+_LONGEST_PAUSE_S = 10.0
+_DIGITS = 5  # of a log-probability on the wire: 1e-5 is far below the sampler's own noise
+
+
+class AtroposError(LivecodeError, RuntimeError):
+    """The Atropos API server cannot be used; the message says what to do."""
+
+
+class ApiServerUnreachable(AtroposError):
+    """The API server does not answer."""
+
+
+class GroupRefused(AtroposError):
+    """A group that the API would lose or choke on."""
+
+
+def server_configs(urls: list[str], model: str) -> list[APIServerConfig]:
+    """Servers in Atropos' form, as a list: a bare config is replaced by localhost:9004-9007 without a word.
+
+    Atropos' own clients are not used for rollouts (they want /generate, which plain vLLM lacks, or text).
+    """
+    return [APIServerConfig(model_name=model, base_url=f"{url.rstrip('/')}/v1", api_key="x") for url in urls]
+
+
+def encode_group(group: dict[str, Any]) -> bytes:
+    """The group as gzipped JSON, ready to send.
+
+    Atropos' own sender runs json.dumps with spaces and 17 digits, then gzip level 9, on the event loop. For 16
+    rollouts of 32k tokens that took 4.1 s of CPU and 8.0 MB; compact JSON, 5 digits and level 1, row by row in a
+    thread, take 0.2 s and 4.6 MB (random tokens, one run). json.dumps of the whole, in a thread too, would hold the
+    interpreter and with it the loop for 0.4 s; here a row takes 4 ms, and gzip lets go of it.
+
+    Raises:
+        GroupRefused: lists of unequal length, a number that is not finite (the API accepts NaN, then fails with
+            the whole batch), or `group_overrides` None (which crashes Atropos' own check).
+    """
+    rows = [group[name] for name in ("tokens", "masks", "inference_logprobs")]
+    for tokens, masks, logprobs in zip(*rows, strict=True):
+        if not len(tokens) == len(masks) == len(logprobs):
+            raise GroupRefused("tokens, masks and inference_logprobs of a rollout differ in length")
+    if not len(group["tokens"]) == len(group["scores"]) == len(group["overrides"]):
+        raise GroupRefused("scores or overrides do not match the number of rollouts")
+    if not isinstance(group.get("group_overrides"), dict):
+        raise GroupRefused("group_overrides must be a mapping")
+    columns = {"tokens": rows[0], "masks": rows[1], "inference_logprobs": [_rounded(row) for row in rows[2]]}
+    if not np.isfinite(group["scores"]).all():
+        raise GroupRefused("a score or log-probability is not finite")
+    encoded = {name: [msgspec.Raw(msgspec.json.encode(row)) for row in column] for name, column in columns.items()}
+    return gzip.compress(msgspec.json.encode(group | encoded), compresslevel=1)
+
+
+def _rounded(row: list[float]) -> list[float]:
+    values = np.asarray(row, dtype=np.float64)
+    if not np.isfinite(values).all():
+        raise GroupRefused("a score or log-probability is not finite")
+    rounded: list[float] = values.round(_DIGITS).tolist()
+    return rounded
+
+
+class CompatBaseEnv(BaseEnv):
+    """BaseEnv with the parts that talk to the API replaced.
+
+    What stays Atropos': the tokenizer, wandb, the names of state and the protocol of the API.
+    Its worker loop is not used at all: `add_train_workers` cancels the oldest workers when the queue is long, the
+    STOP_TRAIN evaluation and `worker_timeout` cancel all of them, nearly finished rollouts with them; see
+    `LivecodeEnv.env_manager` for the loop that replaces it.
+    """
+
+    config: Any
+    api: httpx.AsyncClient
+    _reached = False
+
+    def open_api(self) -> httpx.AsyncClient:
+        """One client for all calls; Atropos opens a new session for each.
+
+        Straight to the server, which is the run's own: no proxy of the environment's variables stands between.
+        """
+        url = self.config.rollout_server_url.rstrip("/")
+        self.api = httpx.AsyncClient(base_url=url, timeout=120.0, trust_env=False)
+        return self.api
+
+    async def call_api(self, method: str, path: str, **request: Any) -> Any:
+        """One answer of the API as JSON.
+
+        Atropos retries three times and then raises tenacity's RetryError, which names nothing; and any 4xx makes
+        it drop a group silently. Here connection faults, 5xx, and what says that a later try may help are retried, and
+        the rest stops with the reason. 409 is the server's own word: two sides that differ.
+
+        Raises:
+            ApiUnreachable: eight tries failed, and for ten minutes where the server had been reached before.
+            AtroposError: a 4xx.
+        """
+        pause, started = 0.25, time.monotonic()
+        wait_s = 0.0
+        for attempt in itertools.count(1):
+            try:
+                response = await self.api.request(method, path, **request)
+            except httpx.TransportError as error:
+                reason = f"{type(error).__name__} {error}".strip()
+                wait_s = 0.0
+            else:
+                if response.status_code < 400:
+                    self._reached = True
+                    return response.json()
+                wait_s = pause_s(response.headers, 0.0)
+                reason = f"status {response.status_code}: {response.text[:500]}"
+                if response.status_code == 404:
+                    reason += "; start the server by `atropos run-api`"
+                if not is_busy(response.status_code) or response.status_code == httpx.codes.CONFLICT:
+                    raise AtroposError(f"{self.config.rollout_server_url}{path} refuses: {reason}")
+            if attempt >= _TRIES and not (self._reached and time.monotonic() - started < _AWAY_S):
+                raise ApiServerUnreachable(
+                    f"env.rollout_server_url = {self.config.rollout_server_url}: {path} failed {attempt} times, the "
+                    f"last: {reason}. Is `atropos run-api` running there?"
+                )
+            logger.warning("%s%s: %s; trying again", self.config.rollout_server_url, path, reason)
+            await asyncio.sleep(max(pause * random.uniform(0.5, 1.0), wait_s))
+            pause = min(pause * 2, _LONGEST_PAUSE_S)
+        raise AssertionError("unreachable: count() does not end")
+
+    async def register_env(self) -> None:
+        """Registers once the trainer is there.
+
+        The API takes environments only after the trainer's /register *and* its first /batch. Atropos' own version
+        also sends desired_name None by default, which the API refuses (422), logs once a second while it waits,
+        and asks load_checkpoint to join a path that may hold None.
+        """
+        body = {
+            "max_token_length": self.config.max_token_length,
+            "desired_name": self.config.wandb_name or self.name,
+            "weight": self.config.inference_weight,
+            "min_batch_allocation": None,
+            "group_size": self.config.group_size,
+        }
+        waited = 0
+        while (answer := await self.call_api("POST", "/register-env", json=body))["status"] != "success":
+            if waited % 120 == 0:
+                logger.info("waiting for the trainer to register and to ask for its first batch")
+            waited += 1
+            await asyncio.sleep(0.5)
+        self.env_id = answer["env_id"]
+        self.wandb_prepend = answer["wandb_name"]
+        self.curr_step = answer["starting_step"]
+        self.checkpoint_dir = answer["checkpoint_dir"]
+        self.checkpoint_interval = answer["checkpoint_interval"]
+        if self.config.total_steps == -1:
+            self.config.total_steps = answer["num_steps"]
+
+    async def get_server_info(self) -> None:
+        """The trainer's batch size (in sequences) and token limit, checked against this environment.
+
+        Atropos drops a whole group when one sequence reaches the trainer's limit, and lets a batch that no whole
+        number of groups fills wait for ever.
+
+        Raises:
+            AtroposError: the two sides do not fit; the message names the field on each side.
+        """
+        info = await self.call_api("GET", "/info")
+        batch, limit, size = info["batch_size"], info["max_token_len"], self.config.group_size
+        if batch < size or batch % size:
+            raise AtroposError(
+                f"the trainer's batch of {batch} rollouts is not a multiple of env.group_size {size}: "
+                "set the trainer's batch.rollouts and batch.group_size, or env.group_size"
+            )
+        if 0 < limit < self.config.context:
+            raise AtroposError(
+                f"env.context {self.config.context} > the trainer's context {limit}: lower env.context or raise "
+                "the trainer's batch.context"
+            )
+        self.config.batch_size, self.max_token_len = batch, limit
+
+    async def agree(self, terms: dict[str, Any]) -> dict[str, Any]:
+        """Says what this side assumes of the run; what the trainer said, empty where it said nothing.
+
+        Raises:
+            AtroposError: it names what the trainer assumes otherwise.
+        """
+        answer = await self.call_api("POST", "/contract", json={"side": "environment", "terms": terms})
+        trainer: dict[str, Any] = (answer.get("sides") or {}).get("trainer") or {}
+        return trainer
+
+    async def send_group(self, group: dict[str, Any]) -> None:
+        """Sends one group; returns when the API has it.
+
+        Atropos' sender logs a 4xx and goes on (the group is gone), gives up after three tries with a log line,
+        and skips groups by rules that ignore `overrides` (equal scores, too long a sequence).
+
+        Raises:
+            GroupRefused: the API refuses it, or would keep it back because of its size.
+            ApiUnreachable: it could not be delivered.
+        """
+        await self.deliver(await self.encode(group))
+
+    async def encode(self, group: dict[str, Any]) -> bytes:
+        """The request body for a group; GroupRefused when it would do damage."""
+        return await worker_threads.groups(encode_group, group | {"env_id": self.env_id})
+
+    async def deliver(self, body: bytes) -> None:
+        """Sends an encoded group; returns when the API has it. Raises as `send_group`."""
+        headers = {"Content-Type": "application/json", "Content-Encoding": "gzip"}
+        try:
+            answer = await self.call_api("POST", "/scored_data", content=body, headers=headers)
+        except ApiServerUnreachable:
+            raise
+        except AtroposError as error:
+            raise GroupRefused(str(error)) from error
+        if answer.get("status") == "buffered":
+            raise GroupRefused("the API buffered a group: its number of rollouts is not the one that was registered")

@@ -1,0 +1,148 @@
+"""The modes of `atropos run-env livecode`, each from its configuration to an exit code."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import gc
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+from environments.common.errors import ConfigError, LivecodeError
+from environments.common.run_folder import claim
+from environments.common.settings import write_yaml
+from environments.livecode.config import RunConfig, load_run_config
+from environments.livecode.environment import LivecodeEnv
+from environments.livecode.evaluation.evaluate import summary
+from environments.livecode.problems.sampler import check_sets
+from environments.livecode.recovery.progress import DiskFull
+
+logger = logging.getLogger(__name__)
+
+_COLLECT_EVERY_S = 60.0
+_SECTIONS = {"process": "process", "evaluate": "evaluation"}  # options that one mode alone has
+
+
+def run(mode: str, config: RunConfig) -> int:
+    """Runs a mode to its end; the exit code: 0 done or asked to stop (SIGTERM), 130 Ctrl-C, 1 an error.
+
+    Raises:
+        ConfigError: something about the configuration or the problems that the user can mend.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"{mode}: no such mode. Choose one of {', '.join(MODES)}.")
+    check_sets(config.evaluation_sets if mode == "evaluate" else [config.env.problems])
+    name = "environment" if mode == "serve" else mode
+    try:
+        claim(Path(config.env.run_dir))
+        write_yaml(config, Path(config.env.run_dir) / "config" / f"{name}.yaml")
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            logger.error(
+                "env.run_dir %s: %s. Free space on that disk and start again", config.env.run_dir, error.strerror
+            )
+            return 1
+        raise ConfigError(
+            f"env.run_dir {config.env.run_dir}: cannot be written ({error.strerror}); give another folder"
+        ) from None
+    return asyncio.run(_until_signal(MODES[mode](config)))
+
+
+def run_command(mode: str, argv: Sequence[str]) -> int:
+    """The command line: [--config FILE] [--env.option value ...]; ConfigError before anything starts."""
+    others = [section for other, section in _SECTIONS.items() if other != mode]
+    config = load_run_config(None, argv, leave_out=others)
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    return run(mode, config)
+
+
+async def run_serve(config: RunConfig) -> None:
+    """Feeds a trainer through the Atropos API."""
+    async with AsyncExitStack() as stack:
+        env = LivecodeEnv(config)
+        # What the imports made stays: a full collection would walk over it for half a second, and no rollout moves.
+        gc.freeze()
+        env.on_new_weights = _collect_garbage_then()
+        await env.open(stack, versions=True)
+        await env.env_manager()
+
+
+def _collect_garbage_then() -> Callable[[], None]:
+    """Takes full garbage collections over: a call makes one, at most once a minute.
+
+    With thousands of rollouts in flight one takes up to half a second, in which none of them moves. When the servers
+    take new weights they do not move anyway.
+    """
+    gc.set_threshold(*gc.get_threshold()[:2], 1_000_000)
+    last = time.monotonic()
+
+    def collect() -> None:
+        nonlocal last
+        if time.monotonic() - last > _COLLECT_EVERY_S:
+            gc.collect()
+            last = time.monotonic()
+
+    return collect
+
+
+async def run_process(config: RunConfig) -> None:
+    """Writes groups to a file."""
+    async with AsyncExitStack() as stack:
+        env = LivecodeEnv(config)
+        await env.open(stack, versions=False)
+        await env.process_manager()
+
+
+async def run_evaluate(config: RunConfig) -> list[dict[str, Any]]:
+    """Scores the served model; the records that were appended to evaluations.jsonl."""
+    async with AsyncExitStack() as stack:
+        env = LivecodeEnv(config)
+        await env.open(stack, versions=False, text=config.evaluation.route == "chat")
+        return await env.evaluate()
+
+
+async def _evaluate_and_print(config: RunConfig) -> None:
+    for record in await run_evaluate(config):
+        print("\n".join(summary(record)), flush=True)
+    folder = Path(config.env.run_dir)
+    print(f"records: {folder / 'evaluations.jsonl'}; every sample with its text and verdict: {folder / 'evaluations'}")
+
+
+MODES = {"serve": run_serve, "process": run_process, "evaluate": _evaluate_and_print}
+
+
+async def _until_signal(work: Coroutine[Any, Any, Any]) -> int:
+    """Runs `work`; a signal cancels it, so that everything it opened is closed before the process ends."""
+    task = asyncio.ensure_future(work)
+    asked: list[int] = []
+    loop = asyncio.get_running_loop()
+
+    def stop(number: int) -> None:
+        asked.append(number)
+        task.cancel()
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, stop, number)
+    try:
+        await task
+    except asyncio.CancelledError:
+        if not asked:
+            raise
+        return 130 if asked[0] == signal.SIGINT else 0
+    except (DiskFull, OSError) as error:
+        # No fault of the input: started again once there is space, the run goes on where it was.
+        logger.error("%s: %s", type(error).__name__, error)
+        return 1
+    except ConfigError:
+        raise
+    except LivecodeError as error:
+        logger.error("%s", error)
+        return error.exit_code
+    return 0

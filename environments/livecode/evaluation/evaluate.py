@@ -1,0 +1,358 @@
+"""pass@1 of the served model on a set of problems, with intervals that resample problems, not samples."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from environments.common.errors import LivecodeError
+from environments.livecode.evaluation.profiles import GradingProfile
+from environments.livecode.evaluation.samples import Sample, SampleStore, as_sample, estimates
+from environments.livecode.generation.completions import SamplingParams
+from environments.livecode.pipeline import Pipeline, all_of
+from environments.livecode.problems.problem import Problem
+from environments.livecode.problems.window import KNOWN_BAD, KNOWN_BAD_BEFORE
+from environments.livecode.verification.base import VerifierError
+
+logger = logging.getLogger(__name__)
+
+RESAMPLES = 4000
+_BOOTSTRAP_SEED = 20240801
+
+
+class EvaluationError(LivecodeError, RuntimeError):
+    """An evaluation that gives no number, or two that cannot be compared."""
+
+
+async def evaluate(
+    problems: Sequence[Problem],
+    n: int,
+    temperature: float,
+    greedy: bool,
+    *,
+    pipeline: Pipeline,
+    name: str,
+    max_new_tokens: int,
+    top_p: float = 1.0,
+    seed: int = 0,
+    weight_version: int | None = None,
+    samples: SampleStore | None = None,
+    grading: Sequence[GradingProfile] = (),
+    cutoff: str | None = None,
+) -> dict[str, Any]:
+    """n samples of every problem from the running server, judged.
+
+    Every request carries a seed of its own, made of `seed`, the problem and the sample's number, so that two
+    evaluations with equal seeds draw with equal random numbers and differ by the weights alone.
+
+    Args:
+        greedy: one answer per problem without sampling; n and temperature are not used then.
+        name: what the set is called in the record.
+        samples: where judged samples are kept; those that are there already are not generated again.
+        grading: every program is judged by each of these; the record's own numbers are the first one's. Without
+            any, by the pipeline's limits.
+        cutoff: ISO date; scores are given up to it and after it as well.
+
+    Returns:
+        {set, temperature, n, greedy, problems, profile, cutoff, the numbers of `scores`, profiles ({name: its
+        `scores`}, per_template and per_problem left out), overlong, no_verdict, mean_length, length_percentiles, seed,
+        weight_version, seconds}. `no_verdict` rollouts are in neither correct nor total: a fault of ours is never a
+        wrong answer.
+
+    `seconds` is wall time, other evaluations that run beside it included.
+
+    Raises:
+        EvaluationError: not one verdict.
+        RolloutError: the servers refuse or do not answer in time.
+    """
+    started = time.monotonic()
+    count, heat = (1, 0.0) if greedy else (n, temperature)
+
+    wanted = [(problem, index) for problem in problems for index in range(count)]
+    done = right = 0
+    if samples is not None:
+        samples.begin(problems, pipeline.prompts)
+
+    async def one(problem: Problem, index: int) -> Sample:
+        nonlocal done, right
+        kept = samples.kept.get((problem.id, index)) if samples is not None else None
+        sample = kept or await generated(problem, index)
+        if samples is not None and kept is None and sample["status"] is not None:
+            samples.add(sample)
+        done, right = done + 1, right + (sample["status"] == "accepted")
+        if done % max(1, len(wanted) // 10) == 0:
+            logger.info("%s: %d of %d samples, %.1f %% of them right", name, done, len(wanted), 100 * right / done)
+        return sample
+
+    async def generated(problem: Problem, index: int) -> Sample:
+        sampling = SamplingParams(max_new_tokens, heat, 1.0 if greedy else top_p, request_seed(seed, problem.id, index))
+        try:
+            judged = await pipeline.run(problem, sampling, limits=grading[0].limits if grading else None)
+            assert judged.verdict is not None  # overlong answers are judged as well
+            verdicts = {profile.name: judged.verdict for profile in grading}
+            if judged.code is not None:
+                for profile in grading[1:]:
+                    verdicts[profile.name] = await pipeline.judge(problem, judged.code, profile.limits)
+        except VerifierError as error:
+            logger.error("problem %s, sample %d: no verdict: %s", problem.id, index, error)
+            return as_sample(problem, index, None)
+        return as_sample(problem, index, judged, verdicts)
+
+    results = await all_of([one(problem, index) for problem, index in wanted])
+
+    judged_ones = [sample for sample in results if sample["status"] is not None]
+    if not judged_ones:
+        raise EvaluationError(f"{name}: not one verdict out of {len(results)} rollouts")
+    if samples is not None and len(judged_ones) == len(results):
+        samples.finish(problems)
+    lengths = [sample["length"] for sample in judged_ones]
+    details = ("per_template", "per_problem")
+    return {
+        "set": name,
+        "temperature": heat,
+        "n": count,
+        "greedy": greedy,
+        "problems": len(problems),
+        "profile": str(grading[0]) if grading else None,
+        "cutoff": cutoff,
+        **scores(problems, results, cutoff),
+        "profiles": {
+            profile.name: {
+                name: value
+                for name, value in scores(
+                    problems, [_graded(sample, profile.name) for sample in results], cutoff
+                ).items()
+                if name not in details
+            }
+            for profile in grading
+        },
+        "overlong": sum(sample["overlong"] for sample in judged_ones),
+        "no_verdict": len(results) - len(judged_ones),
+        "mean_length": sum(lengths) / len(lengths),
+        "length_percentiles": {str(p): float(np.percentile(lengths, p)) for p in (50, 90, 99, 100)},
+        "seed": seed,
+        "weight_version": weight_version,
+        "seconds": round(time.monotonic() - started, 3),
+    }
+
+
+def _graded(sample: Sample, profile: str) -> Sample:
+    """The sample with this profile's verdict as its status."""
+    return sample if sample["status"] is None else sample | {"status": sample["verdicts"][profile]["status"]}
+
+
+def scores(problems: Sequence[Problem], samples: Sequence[Sample], cutoff: str | None = None) -> dict[str, Any]:
+    """What the samples' status gives: {correct, total, pass_at_1 (mean over problems), ci95, pass_at_k (unbiased),
+    pass_at_1_first (of each problem's first sample), per_template, per_problem, by, without_known_bad (None where
+    nothing is known to be bad), verdicts}; samples without a verdict are in none of them, and one at least must have
+    one."""
+    templates = {problem.id: template_of(problem) for problem in problems}
+    cells = {name: [0, 0] for name in templates}
+    for sample in samples:
+        if sample["status"] is not None:
+            cells[sample["problem"]][0] += sample["status"] == "accepted"
+            cells[sample["problem"]][1] += 1
+    per_template: dict[str, list[int]] = {}
+    for name, (correct, total) in cells.items():
+        row = per_template.setdefault(templates[name], [0, 0])
+        row[0], row[1] = row[0] + correct, row[1] + total
+    correct, total = (sum(row[part] for row in per_template.values()) for part in (0, 1))
+    per_problem = {name: [templates[name], *cell] for name, cell in cells.items()}
+    return {
+        "correct": correct,
+        "total": total,
+        "pass_at_1": pass_rate(per_problem),
+        "ci95": list(pass_interval(per_problem)),
+        "wilson95": list(wilson(correct / total, len(per_template))),
+        **estimates(samples),
+        "per_template": per_template,
+        "per_problem": per_problem,
+        "by": breakdown(problems, per_problem, cutoff),
+        "without_known_bad": without(per_problem, KNOWN_BAD | KNOWN_BAD_BEFORE),
+        "verdicts": dict(Counter(sample["status"] for sample in samples if sample["status"] is not None)),
+    }
+
+
+def breakdown(
+    problems: Sequence[Problem], per_problem: Mapping[str, Sequence[Any]], cutoff: str | None = None
+) -> dict[str, dict[str, list[int]]]:
+    """{difficulty, kind, platform, month, training: {value: [correct, total]}} of the problems where it is known.
+
+    training: up to the cut-off, when a problem may have been trained on, and after it. A model that is much better
+    before than after has seen problems, or the later ones are harder: months show which.
+    """
+    found: dict[str, dict[str, list[int]]] = {}
+    for problem in problems:
+        known = {
+            "difficulty": problem.difficulty,
+            "kind": problem.kind,
+            "platform": problem.platform,
+            "month": (problem.date or "")[:7],
+            "training": _side(problem.date, cutoff),
+        }
+        for name, value in known.items():
+            if value:
+                cell = found.setdefault(name, {}).setdefault(value, [0, 0])
+                cell[0], cell[1] = cell[0] + per_problem[problem.id][1], cell[1] + per_problem[problem.id][2]
+    return {name: dict(sorted(cells.items())) for name, cells in found.items()}
+
+
+def _side(date: str | None, cutoff: str | None) -> str | None:
+    if not date or cutoff is None:
+        return None
+    return f"up to {cutoff}" if date[:10] <= cutoff else f"after {cutoff}"
+
+
+def without(per_problem: Mapping[str, Sequence[Any]], names: Collection[str]) -> dict[str, Any] | None:
+    """pass@1 and interval without these problems; None where none of them was evaluated.
+
+    Args:
+        per_problem: {problem id: [template, correct, total]}.
+    """
+    left = {name: row for name, row in per_problem.items() if name not in names}
+    total = sum(row[2] for row in left.values())
+    if len(left) == len(per_problem) or not total:
+        return None
+    low, high = pass_interval(left)
+    return {"pass_at_1": pass_rate(left), "ci95": [low, high], "problems": len(left)}
+
+
+def pass_rate(per_problem: Mapping[str, Sequence[Any]]) -> float:
+    """pass@1 as LiveCodeBench has it: the mean over problems of the share of their samples that passed.
+
+    It is that of all samples where each problem has as many; where some lack a verdict their problem counts no less.
+
+    Args:
+        per_problem: {problem id: [template, correct, total]}; one at least must have samples.
+    """
+    rates = [correct / total for _, correct, total in per_problem.values() if total]
+    return sum(rates) / len(rates)
+
+
+def pass_interval(per_problem: Mapping[str, Sequence[Any]]) -> tuple[float, float]:
+    """The 95 % interval of pass@1 by a bootstrap over templates, then over the problems within each.
+
+    Args:
+        per_problem: {problem id: [template, correct, total]}.
+    """
+    table = _table(per_problem)
+    return _percentiles([_rates(draw)[0] for draw in _draws(table)])
+
+
+def wilson(share: float, units: int) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share of `units` independent units (Wilson 1927).
+
+    It has a width at 0 and 100 % too, where a bootstrap has none. The units are what the bootstrap resamples first,
+    templates, however many samples each has: samples of one problem are not independent.
+    """
+    z2 = 1.959964**2
+    middle = (share + z2 / (2 * units)) / (1 + z2 / units)
+    half = math.sqrt(z2 * (share * (1 - share) / units + z2 / (4 * units**2))) / (1 + z2 / units)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def summary(record: Mapping[str, Any]) -> list[str]:
+    """What a reader wants to know of a record of `evaluate`, in lines for a terminal."""
+    heat = "greedy" if record["greedy"] else f"T {record['temperature']:g}, {record['n']} samples"
+    (low, high), (below, above) = record["ci95"], record["wilson95"]
+    verdicts = ", ".join(f"{name} {count}" for name, count in sorted(record["verdicts"].items()))
+    lengths = record["length_percentiles"]
+    lines = [
+        f"{record['set']}, {heat}: {record['correct']} of {record['total']} right, {record['problems']} problems",
+        f"  pass@1 {record['pass_at_1']:.3f}, 95 % bootstrap [{low:.3f}, {high:.3f}], "
+        f"Wilson [{below:.3f}, {above:.3f}]",
+        f"  verdicts: {verdicts}",
+        f"  tokens: mean {record['mean_length']:.0f}, median {lengths['50']:.0f}, longest {lengths['100']:.0f}; "
+        f"{record['overlong']} cut off",
+    ]
+    if len(record["pass_at_k"]) > 1:
+        lines.insert(2, "  " + ", ".join(f"pass@{k} {value:.3f}" for k, value in record["pass_at_k"].items()))
+    if record["no_verdict"] or record.get("left_out"):
+        left = f"{record.get('left_out', 0)} problems left out, their prompts are too long"
+        lines.append(f"  not counted: {record['no_verdict']} samples without a verdict, {left}")
+    return lines
+
+
+def paired_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[float, tuple[float, float]]:
+    """The gain in pass@1 between two records of `evaluate` on the same problems, with its 95 % interval.
+
+    Both records are resampled together (templates, then problems within), so that what makes a problem hard for
+    both does not widen the interval.
+
+    Returns:
+        (gain, (low, high)), shares of 1.
+
+    Raises:
+        EvaluationError: other problems, another number of samples, another temperature.
+    """
+    for field in ("set", "n", "temperature"):
+        if before[field] != after[field]:
+            raise EvaluationError(f"{field}: {before[field]!r} before and {after[field]!r} after: not comparable")
+    if before["per_problem"].keys() != after["per_problem"].keys():
+        raise EvaluationError(f"set {before['set']}: other problems before than after: not comparable")
+    pairs = {name: [*row, *after["per_problem"][name][1:]] for name, row in before["per_problem"].items()}
+    table = _table(pairs)
+    gains = []
+    for draw in _draws(table):
+        first, second = _rates(draw)
+        gains.append(second - first)
+    return after["pass_at_1"] - before["pass_at_1"], _percentiles(gains)
+
+
+def request_seed(seed: int, problem_id: str, index: int) -> int:
+    """A request's sampling seed (31 bits), the same in every process."""
+    digest = hashlib.sha256(f"{seed}/{problem_id}/{index}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
+
+
+def template_of(problem: Problem) -> str:
+    """What is resampled together: the template a problem was made from, or the problem itself."""
+    return problem.template or problem.id
+
+
+Table = list[NDArray[np.float64]]  # one array per template, [problems, (rate, 1 or without samples 0) once or twice]
+
+
+def _share(correct: float, total: float) -> tuple[float, float]:
+    return (correct / total, 1.0) if total else (0.0, 0.0)
+
+
+def _table(per_problem: Mapping[str, Sequence[Any]]) -> Table:
+    by_template: dict[str, list[Sequence[Any]]] = {}
+    for template, *counts in per_problem.values():
+        row = [
+            part for correct, total in zip(counts[::2], counts[1::2], strict=True) for part in _share(correct, total)
+        ]
+        by_template.setdefault(template, []).append(row)
+    return [np.asarray(rows, dtype=np.float64) for rows in by_template.values()]
+
+
+def _draws(table: Table) -> NDArray[np.float64]:
+    """Sums over the resampled problems, one row (rates, problems, ...) per resample."""
+    random = np.random.default_rng(_BOOTSTRAP_SEED)
+    chosen = random.integers(len(table), size=RESAMPLES * len(table))
+    # The resamples that drew a template, once for each time they drew it.
+    ends = np.cumsum(np.bincount(chosen, minlength=len(table)))
+    drawn_by = np.split(np.argsort(chosen, kind="stable") // len(table), ends[:-1])
+    sums = np.zeros((RESAMPLES, table[0].shape[1]))
+    for rows, resample in zip(table, drawn_by, strict=True):
+        times = random.multinomial(len(rows), np.full(len(rows), 1 / len(rows)), size=len(resample))
+        np.add.at(sums, resample, times @ rows)
+    return sums
+
+
+def _rates(draw: NDArray[np.float64]) -> list[float]:
+    return [float(draw[part] / max(draw[part + 1], 1.0)) for part in range(0, len(draw), 2)]
+
+
+def _percentiles(values: Sequence[float]) -> tuple[float, float]:
+    low, high = np.percentile(np.asarray(values), [2.5, 97.5])
+    return float(low), float(high)

@@ -1,0 +1,411 @@
+"""Rollouts from vLLM: token ids in, token ids out, with the sampler's log-probabilities and weight versions."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+from array import array
+from collections import Counter
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+
+from environments.common import worker_threads
+from environments.common.http_clients import BUSY, is_busy, pause_s
+from environments.livecode.generation.vllm_responses import (
+    Choice,
+    NoChoice,
+    Unusable,
+    from_completions,
+    only_choice,
+    sampled,
+)
+from environments.livecode.generation.vllm_servers import (
+    BUSY_S,
+    UNNAMED,
+    RetryLater,
+    RolloutDeadlineExceeded,
+    RolloutError,
+    ServerAway,
+    ServerChecks,
+    ServerRefused,
+    VllmServer,
+    keepalive,
+    parse_version,
+)
+from environments.livecode.problems.prompts import Prompt
+
+logger = logging.getLogger(__name__)
+
+GENERATE = "/inference/v1/generate"
+COMPLETIONS = "/v1/completions"
+_WAIT_FOR_WEIGHTS_S = 0.5
+_LANE = 64  # requests of one connection pool
+_READING = 4  # answers of one server that are received at the same time; its others wait there
+_STALL_S = 10.0  # longest silence in the middle of one: the server has all of it when it begins
+_COOLDOWN_S = 5.0  # a server that failed is left alone for so long
+_BACKOFF_S = (0.2, 5.0)  # first and longest pause between two tries of one rollout
+
+
+@dataclass(frozen=True)
+class SamplingParams:
+    """How tokens are drawn. top_p is 1 and top_k off wherever the tokens are trained on.
+
+    temperature 0 is greedy. `seed` fixes one request's draws.
+    """
+
+    max_new_tokens: int
+    temperature: float
+    top_p: float = 1.0
+    seed: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        params: dict[str, Any] = {
+            "max_tokens": self.max_new_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": 0,
+            "logprobs": 0,
+            "detokenize": False,
+        }
+        return params if self.seed is None else params | {"seed": self.seed}
+
+
+@dataclass(frozen=True)
+class Completion:
+    """One finished rollout: the sampled ids exactly as the engine drew them.
+
+    A server that gives text alone leaves ids, logprobs and versions empty; `tokens` is then its own count.
+    ids and logprobs are arrays: as lists of objects they would take six times the memory, and thousands of rollouts
+    wait for the rest of their groups.
+    """
+
+    ids: array[int]
+    logprobs: array[float]  # of each sampled id, at the sampling temperature
+    finish_reason: str  # "stop" | "length"
+    versions: list[tuple[int, int, int]]  # (weight version, start, end) over ids
+    seconds: float
+    text: str | None = None
+    tokens: int | None = None
+
+    @property
+    def length(self) -> int:
+        """Sampled tokens."""
+        return len(self.ids) if self.tokens is None else self.tokens
+
+
+@dataclass
+class RetryCounters:
+    """What went wrong and was made good."""
+
+    resubmitted_abort: int = 0
+    resubmitted_failure: int = 0
+
+
+@dataclass
+class _Lane:
+    http: httpx.AsyncClient
+    running: int = 0
+
+
+class CompletionClient:
+    """Rollouts over one or several vLLM servers, the least loaded one first.
+
+    A server that breaks down, or that aborts a request for a weight update, costs no rollout: the request is sent
+    again, to another server where there is one.
+    """
+
+    def __init__(self, urls: Sequence[str], *, deadline_s: float = 3600.0) -> None:
+        if not urls:
+            raise ValueError("servers: empty. Give the address of at least one vLLM server.")
+        self.deadline_s = deadline_s
+        self.counters = RetryCounters()
+        self.published = False  # a trainer has named the weights of some server, of this process's time or before
+        self._servers = [VllmServer(url.rstrip("/")) for url in urls]
+        self._tls = httpx.create_ssl_context()  # reading the certificates takes longer than all the rest of a client
+        self._reading = {server.url: asyncio.Semaphore(_READING) for server in self._servers}
+        self._http = self._client()
+        self._checks = ServerChecks(self._http, self._servers, self._first_request)
+        self._lanes: list[_Lane] = []
+
+    async def __aenter__(self) -> CompletionClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self._checks.close()
+        for http in (self._http, *(lane.http for lane in self._lanes)):
+            await http.aclose()
+
+    def _client(self) -> httpx.AsyncClient:
+        limits = httpx.Limits(max_connections=None, max_keepalive_connections=_LANE)
+        transport = httpx.AsyncHTTPTransport(verify=self._tls, limits=limits, socket_options=keepalive())
+        # Straight to the servers, as the trainer: no proxy of the environment's variables stands between them.
+        timeout = httpx.Timeout(self.deadline_s, connect=10.0)
+        return httpx.AsyncClient(timeout=timeout, transport=transport, trust_env=False)
+
+    @asynccontextmanager
+    async def _lane(self) -> AsyncIterator[httpx.AsyncClient]:
+        """A client for one rollout's request.
+
+        A pool looks at each of its connections for every request that begins or ends: with 2,000 of them that is
+        10 ms of the event loop each time, 20 s when all begin at once.
+        """
+        lane = next((lane for lane in self._lanes if lane.running < _LANE), None)
+        if lane is None:
+            lane = _Lane(self._client())
+            self._lanes.append(lane)
+        lane.running += 1
+        try:
+            yield lane.http
+        finally:
+            lane.running -= 1
+
+    @property
+    def running(self) -> int:
+        """Requests that are at a server now."""
+        return sum(server.running for server in self._servers)
+
+    async def answer(self, prompt: Prompt, sampling: SamplingParams) -> Completion:
+        """One finished rollout of a prompt; see `generate`."""
+        return await self.generate(prompt.ids, sampling)
+
+    async def generate(self, prompt: Sequence[int], sampling: SamplingParams) -> Completion:
+        """One finished rollout.
+
+        Raises:
+            ServerRefused: a request that no try can serve.
+            RolloutDeadlineExceeded: `deadline_s` passed; the last failure stands in the message.
+        """
+        started = time.monotonic()
+        body = {"token_ids": prompt, "sampling_params": sampling.as_json()}
+        pause, last = _BACKOFF_S[0], "no server answered"
+        while True:
+            left = self.deadline_s - (time.monotonic() - started)
+            if left <= 0:
+                raise RolloutDeadlineExceeded(f"no rollout within {self.deadline_s:g} s: {last}")
+            server = self._least_loaded()
+            if server is None:
+                last = "every server was started again and waits for the current weights, or is not ready"
+                await asyncio.sleep(min(_WAIT_FOR_WEIGHTS_S, max(left, 0.0)))
+                continue
+            if (busy := server.busy_until - time.monotonic()) > 0:  # and so is every other one
+                await asyncio.sleep(min(busy + random.uniform(0.0, _BACKOFF_S[0]), left))
+                continue
+            server.running += 1
+            try:
+                choice = await self._ask_while_heard(server, body, left)
+                server.silent_since = None
+                if choice.finish_reason in ("stop", "length"):
+                    self._check_current(server, choice)
+                    return await worker_threads.answers(self._sample, choice, time.monotonic() - started)
+                # An abort or an engine error is not the model's answer.
+                self.counters.resubmitted_abort += 1
+                last = f"{server.url}: finish_reason {choice.finish_reason!r}"
+            except RetryLater as error:
+                self.counters.resubmitted_failure += 1
+                last, now = str(error), time.monotonic()
+                if server.down_until < now:  # one line for the server, not one for each of its rollouts
+                    logger.warning("a server is in trouble, its rollouts are sent again: %s", last)
+                server.down_until = now + _COOLDOWN_S
+                server.busy_until = now + error.wait_s
+            finally:
+                server.running -= 1
+            await asyncio.sleep(min(pause * random.uniform(0.5, 1.0), max(left, 0.0)))
+            pause = min(pause * 2, _BACKOFF_S[1])
+
+    def _least_loaded(self) -> VllmServer | None:
+        """The server to ask next; None when none has the run's weights."""
+        now = time.monotonic()
+        current = [one for one in self._servers if not (one.anew or one.unchecked or one.left_behind)]
+
+        def load(server: VllmServer) -> tuple[tuple[bool, bool], int]:
+            return (server.busy_until > now, server.down_until > now or server.is_silent), server.running
+
+        return min(current, key=load, default=None)
+
+    def _check_current(self, server: VllmServer, choice: Choice) -> None:
+        """A server that came back samples from the weights of its start until it gets the current ones."""
+        if self.published and any(span.version in UNNAMED for span in choice.weight_versions or ()):
+            server.anew = True
+            raise RetryLater(f"{server.url} was started again and has not got the current weights yet")
+
+    async def _ask_while_heard(self, server: VllmServer, body: dict[str, Any], timeout: float) -> Choice:
+        try:
+            async with asyncio.timeout(None) as patience:
+                server.waiting.add(patience)
+                return await self._ask(server, body, timeout)
+        except TimeoutError:
+            raise RetryLater(f"{server.url} has not been heard of for a time") from None
+        finally:
+            server.waiting.discard(patience)
+
+    async def _ask(self, server: VllmServer, body: dict[str, Any], timeout: float) -> Choice:
+        if not server.completions:
+            return await self._post(server, GENERATE, body, timeout)
+        # This route does not say which weights drew a token: the version from before counts for all of them.
+        version = await server.label(self._http)
+        if version is None and server.silent_since is not None:
+            raise RetryLater(f"{server.url} does not say which weights it serves")
+        request = {"model": server.model, "prompt": body["token_ids"], "return_token_ids": True}
+        choice = await self._post(server, COMPLETIONS, request | _for_completions(body["sampling_params"]), timeout)
+        try:
+            return from_completions(choice, version)
+        except Unusable as error:
+            raise ServerRefused(f"{server.url}{COMPLETIONS}: {error}") from None
+
+    async def _post(self, server: VllmServer, route: str, body: dict[str, Any], timeout: float) -> Choice:
+        limits = httpx.Timeout(timeout, connect=min(10.0, timeout))
+        try:
+            async with self._lane() as http:
+                async with _posted(http, server.url + route, json=body, timeout=limits) as response:
+                    async with self._reading[server.url]:
+                        content = await _received(response)
+                        if response.status_code == 200:
+                            return await worker_threads.answers(only_choice, content)
+        except httpx.HTTPError as error:
+            raise RetryLater(f"{server.url}: {type(error).__name__} {error}") from error
+        except TimeoutError:
+            raise RetryLater(f"{server.url}: {_STALL_S:g} s of silence in the middle of an answer") from None
+        except NoChoice as error:
+            raise RetryLater(f"{server.url}{route}: {error}") from None
+        except Unusable as error:
+            raise ServerRefused(f"{server.url}{route}: {error}") from None
+        text = content.decode("utf-8", "replace")
+        if is_busy(response.status_code):
+            reason = f"{server.url}: status {response.status_code}: {text[:300]}"
+            raise RetryLater(reason, busy=response.status_code in BUSY, wait_s=pause_s(response.headers, 0.0))
+        raise ServerRefused(_refusal(server.url, route, response.status_code, text))
+
+    def _sample(self, choice: Choice, seconds: float) -> Completion:
+        try:
+            ids, logprobs = sampled(choice)
+        except Unusable as error:
+            raise ServerRefused(f"{GENERATE}: {error}") from None
+        if not choice.weight_versions:
+            raise ServerRefused(f"{GENERATE}: no weight_versions in the answer. Use vLLM 0.32 or newer.")
+        versions = [(parse_version(span.version), span.start, span.end) for span in choice.weight_versions]
+        return Completion(array("i", ids), array("d", logprobs), str(choice.finish_reason), versions, seconds)
+
+    async def weight_version(self) -> int | None:
+        """The oldest version that a reachable server serves; None when none can be reached.
+
+        Once a trainer has named weights, a server whose weights have no name was started again: it gets no rollout
+        and does not count until the trainer has brought it the current ones; nor does one that was away when the
+        others were checked, until it is checked itself, or one that the trainer cannot bring up to the others' weights.
+        """
+        labels = await asyncio.gather(*(server.label(self._http) for server in self._servers))
+        self.published = self.published or any(label not in (None, *UNNAMED) for label in labels)
+        found: dict[str, int] = {}
+        for server, label in zip(self._servers, labels, strict=True):
+            if label is not None:
+                server.anew = self.published and label in UNNAMED
+                if server.unchecked:
+                    self._checks.later(server)
+                elif not server.anew:
+                    found[server.url] = parse_version(label)
+        common = Counter(found.values())
+        usual = max(common, key=lambda version: (common[version], version), default=0)  # of equals the newest
+        for server in self._servers:
+            server.compare(found.get(server.url), usual)
+        versions = [found[server.url] for server in self._servers if server.url in found and not server.left_behind]
+        if versions:  # else there is nowhere to go, and an update silences all servers at the same time
+            for server in self._servers:
+                server.give_up_if_silent()
+        return min(versions, default=None)
+
+    @property
+    def troubles(self) -> str:
+        """What keeps servers from getting rollouts."""
+        return ", ".join(f"{server.url} {server.trouble}" for server in self._servers if server.trouble)
+
+    async def check(
+        self, *, context: int, need_versions: bool = True, patience_s: float = 0.0, wait_s: float = 0.0
+    ) -> None:
+        """Asks every server whether it can serve this run; see `ServerChecks.all`."""
+        await self._checks.all(context=context, need_versions=need_versions, patience_s=patience_s, wait_s=wait_s)
+
+    async def _first_request(self, server: VllmServer, temperature: float) -> Choice:
+        """One token; it also finds out which route the server offers."""
+        params = SamplingParams(1, temperature, seed=0).as_json() | {"logprobs": 1}
+        request = {"token_ids": [1, 2, 3], "sampling_params": params}
+        try:
+            return _whole(server, await self._first_answer(server, request))
+        except RetryLater as error:
+            raise ServerAway(f"servers: a first request failed: {error}") from error
+        except ServerRefused as refused:
+            if server.completions or server.model is None:
+                raise
+            server.completions = True
+            try:
+                choice = await self._first_answer(server, request)
+            except (RolloutError, RetryLater):
+                raise refused from None
+            logger.warning(
+                "%s; rollouts come by %s, with one weight version for all of a rollout", refused, COMPLETIONS
+            )
+            return choice
+
+    async def _first_answer(self, server: VllmServer, request: dict[str, Any]) -> Choice:
+        """The answer to a check's request, once the server does not say any more that it has too much to do."""
+        until, pause = time.monotonic() + BUSY_S, _BACKOFF_S[0]
+        while True:
+            try:
+                return await self._ask(server, request, 120.0)
+            except RetryLater as error:
+                if not error.busy or time.monotonic() > until:
+                    raise
+                await asyncio.sleep(max(pause, error.wait_s))
+                pause = min(2 * pause, _BACKOFF_S[1])
+
+
+def _whole(server: VllmServer, choice: Choice) -> Choice:
+    if choice.finish_reason not in ("stop", "length"):
+        raise RetryLater(f"{server.url}: finish_reason {choice.finish_reason!r}")
+    return choice
+
+
+@asynccontextmanager
+async def _posted(http: httpx.AsyncClient, url: str, **request: Any) -> AsyncIterator[httpx.Response]:
+    """The response to a POST, its body still to be received.
+
+    Its stream refers back to it. Left so, all of it, and a body that it keeps (`aread`), would stay until the next full
+    garbage collection: megabytes for every rollout.
+    """
+    received: httpx.Response | None = None
+    try:
+        async with http.stream("POST", url, **request) as received:
+            yield received
+    finally:
+        if received is not None:
+            vars(received).pop("stream", None)
+
+
+async def _received(response: httpx.Response) -> bytes:
+    """The body; TimeoutError where nothing of it comes for _STALL_S."""
+    parts: list[bytes] = []
+    stream = response.aiter_bytes()
+    while True:
+        async with asyncio.timeout(_STALL_S):
+            part = await anext(stream, None)
+        if part is None:
+            return b"".join(parts)
+        parts.append(part)
+
+
+def _for_completions(params: dict[str, Any]) -> dict[str, Any]:
+    """Sampling parameters in the spelling of /v1/completions."""
+    return {name: value for name, value in params.items() if name != "detokenize"}
+
+
+def _refusal(url: str, route: str, status: int, text: str) -> str:
+    reason = text[:500]
+    if route == GENERATE and status == 403:
+        return f"{url}{route} says 403: start vLLM with --enable-scale-out. ({reason})"
+    if status == 404:
+        return f"{url}{route} says 404: not a vLLM 0.32 server, or another model is served. ({reason})"
+    return f"{url}{route} says {status}: {reason}"

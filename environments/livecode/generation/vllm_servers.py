@@ -1,0 +1,335 @@
+"""vLLM servers as rollouts see them: what they are called, what is wrong with them, and whether they fit the run.
+
+RolloutError                 no rollout could be had
+├── ServerAway               nothing answers at the address, or what answers is not ready
+├── ServerRefused            the server answers, and no: a wrong model, a missing flag, a bad request
+└── RolloutDeadlineExceeded  no server finished it in time
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+from environments.common.errors import LivecodeError
+from environments.common.http_clients import BUSY, is_busy, pause_s
+from environments.livecode.generation.vllm_responses import Choice, Unusable, best_logprob
+
+logger = logging.getLogger(__name__)
+
+UNNAMED = ("default",)  # what vLLM calls the weights it was started with
+_ANSWER_S = 10.0  # within which a server says what its weights are called
+_SILENT_ANSWER_S = 3.0  # the same of one that did not say it the last time
+_SILENT_S = 300.0  # of one that does not say it while others do: its rollouts go to these. A slow update is shorter
+_RECENT_S = 30.0  # for so long a missed answer speaks against a server; an evaluation asks only once
+_CHECK_AGAIN_S = 10.0  # until a server is asked again that was not ready, or not fit, when it was checked
+_WAIT_FOR_FIRST_S = 5.0
+BUSY_S = 60.0  # for so long a check asks a server again that says that it is busy
+_ASK_AGAIN_S = 1.0
+_SAY_AGAIN_S = 60.0
+
+
+class RolloutError(LivecodeError, RuntimeError):
+    """No rollout could be had; the message names the server and the reason."""
+
+
+class ServerAway(RolloutError):
+    """Nothing answers there, or it is not ready: starting it, or waiting, helps."""
+
+
+class ServerRefused(RolloutError):
+    """The server is up and refuses: trying again cannot help."""
+
+
+class RolloutDeadlineExceeded(RolloutError):
+    """No server finished the rollout before its deadline."""
+
+
+class RetryLater(RuntimeError):
+    """This try failed on the server's side; another one may succeed.
+
+    busy: the server is there and says that it has too much to do. wait_s: for so long it wants to be left alone.
+    """
+
+    def __init__(self, message: str, *, busy: bool = False, wait_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.busy, self.wait_s = busy, wait_s
+
+
+@dataclass
+class VllmServer:
+    """One server's address and state."""
+
+    url: str
+    running: int = 0
+    down_until: float = 0.0
+    busy_until: float = 0.0  # it has asked to be left alone until then
+    model: str | None = None
+    completions: bool = False  # it lacks the route that samples from token ids
+    anew: bool = False  # it was started again and has not got the current weights yet
+    unchecked: bool = False  # it was away when the others were checked
+    check_at: float = 0.0  # not checked again before
+    silent_since: float | None = None  # it does not say what its weights are called
+    asked_at: float = 0.0
+    apart_since: float | None = None  # most others have other weights
+    status: int = 200  # of its last answer about the weights
+    waiting: set[asyncio.Timeout] = field(default_factory=set)  # of its requests; they have no end of their own
+
+    async def label(self, http: httpx.AsyncClient) -> str | None:
+        """What the server calls its weights, None when it cannot be asked."""
+        self.asked_at = time.monotonic()
+        patience = _ANSWER_S if self.silent_since is None else _SILENT_ANSWER_S
+        try:
+            response = await http.get(self.url + "/weight_info", timeout=patience)
+        except httpx.HTTPError as error:
+            logger.debug("%s/weight_info: %s", self.url, error)
+            self.silent_since = time.monotonic() if self.silent_since is None else self.silent_since
+            return None
+        self.silent_since, self.status = None, response.status_code
+        if response.status_code != 200:
+            return None
+        try:
+            answer = response.json()
+        except ValueError:
+            answer = None
+        if not isinstance(answer, dict) or "error" in answer:  # of something between here and the server
+            self.status = httpx.codes.BAD_GATEWAY
+            return None
+        return str(answer.get("weight_version") or UNNAMED[0])
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether it did not answer when it was asked just now."""
+        return self.silent_since is not None and time.monotonic() - self.asked_at < _RECENT_S
+
+    def compare(self, version: int | None, usual: int) -> None:
+        """Its version beside that of most servers."""
+        if version is None or version == usual:
+            self.apart_since = None
+        elif self.apart_since is None:
+            self.apart_since = time.monotonic()
+
+    @property
+    def left_behind(self) -> bool:
+        """Whether most others have had other weights for long: the trainer cannot bring them to it."""
+        return self.apart_since is not None and time.monotonic() - self.apart_since > _SILENT_S
+
+    def give_up_if_silent(self) -> None:
+        """Breaks its requests off where it has been silent or left behind for long. They have no end of their own: a
+        machine that stands still or is cut off would keep them for an hour."""
+        silent = self.silent_since is not None and time.monotonic() - self.silent_since > _SILENT_S
+        if silent or self.left_behind:
+            while self.waiting:
+                self.waiting.pop().reschedule(asyncio.get_running_loop().time())
+
+    @property
+    def trouble(self) -> str:
+        """Why it gets no rollout, in words; empty where it gets some."""
+        if self.silent_since is not None:
+            return "does not answer"
+        if self.unchecked:
+            return "is not checked yet, or does not fit"
+        if self.status != 200:
+            return f"/weight_info says {self.status}"
+        if self.left_behind:
+            return "has other weights than most servers"
+        return "was started again and waits for the trainer's weights" if self.anew else ""
+
+
+class ServerChecks:
+    """Whether each server can serve this run.
+
+    Args:
+        first_request: has a server sample one token at a temperature; it raises as a rollout's request does.
+    """
+
+    def __init__(
+        self,
+        http: httpx.AsyncClient,
+        servers: Sequence[VllmServer],
+        first_request: Callable[[VllmServer, float], Awaitable[Choice]],
+    ) -> None:
+        self._http = http
+        self._servers = servers
+        self._first_request = first_request
+        self._wanted: dict[str, Any] = {}
+        self._running: set[asyncio.Task[None]] = set()
+        self._waiting_said: float | None = None
+
+    async def close(self) -> None:
+        """Ends the checks that run."""
+        for task in self._running:
+            task.cancel()
+        await asyncio.gather(*self._running, return_exceptions=True)
+
+    async def all(self, *, context: int, need_versions: bool, patience_s: float, wait_s: float = 0.0) -> None:
+        """Asks every server whether it can serve this run; raises before any work is lost.
+
+        wait_s: of a run that begins. It needs all of its servers, and for so long it waits for those that are away.
+
+        patience_s: of a run that goes on. It does not need all of its servers: for so long it waits for the first one,
+        and a server that is away is checked when it is back, and gets no rollout before. One that is there and does
+        not fit is an error here; one that comes back so is left out, and said.
+
+        Raises:
+            ServerAway: the server is down; RolloutError where all were for so long.
+            ServerRefused: it serves too short a context, or lacks a flag (which is named).
+        """
+        self._wanted = {"context": context, "need_versions": need_versions}
+        until, waiting_until = time.monotonic() + patience_s, time.monotonic() + (0.0 if patience_s else wait_s)
+        while True:
+            checks = [self._check(server, **self._wanted) for server in self._servers]
+            found = await asyncio.gather(*checks, return_exceptions=True)
+            if self._worth_waiting(found, waiting_until):
+                await asyncio.sleep(_ASK_AGAIN_S)
+                continue
+            for error in found:
+                if isinstance(error, BaseException) and not (patience_s and isinstance(error, ServerAway)):
+                    raise error
+            for server, error in zip(self._servers, found, strict=True):
+                server.unchecked = error is not None
+                if error is not None:
+                    logger.warning("%s", error)
+            if not all(found):
+                return
+            if time.monotonic() > until:
+                raise RolloutError(f"no server after {patience_s:g} s: {found[0]}")
+            await asyncio.sleep(_WAIT_FOR_FIRST_S)
+
+    def _worth_waiting(self, found: Sequence[BaseException | None], until: float) -> bool:
+        """Whether all that is wrong is that servers are not there yet; the first time, and each minute, it is said."""
+        away = [error for error in found if isinstance(error, ServerAway)]
+        left = until - time.monotonic()
+        if not away or len(away) < sum(error is not None for error in found) or left <= 0:
+            return False
+        if self._waiting_said is None or time.monotonic() - self._waiting_said >= _SAY_AGAIN_S:
+            self._waiting_said = time.monotonic()
+            logger.info("waiting for vLLM, at most %.0f s more (servers_wait_s): %s", left, away[0])
+        return True
+
+    def later(self, server: VllmServer) -> None:
+        """A task that checks a server that was away; what does not fit is said, and left out."""
+        if time.monotonic() < server.check_at:
+            return
+        server.check_at = float("inf")
+
+        async def check() -> None:
+            try:
+                await self._check(server, **self._wanted)
+                server.unchecked = False
+                logger.info("%s is back", server.url)
+            except RolloutError as error:
+                logger.error("%s; it gets no rollouts", error)
+            except Exception:  # whatever it answers, the run goes on without it
+                logger.exception("%s: its check failed; it gets no rollouts", server.url)
+            finally:
+                server.check_at = time.monotonic() + _CHECK_AGAIN_S
+
+        task = asyncio.create_task(check())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _get(self, url: str) -> httpx.Response:
+        """The answer, once the server does not say any more that it has too much to do."""
+        until, pause = time.monotonic() + BUSY_S, 0.2
+        while True:
+            response = await self._http.get(url, timeout=10.0)
+            if response.status_code not in BUSY or time.monotonic() > until:
+                return response
+            await asyncio.sleep(pause_s(response.headers, pause))
+            pause = min(2 * pause, _WAIT_FOR_FIRST_S)
+
+    async def _check(self, server: VllmServer, context: int, need_versions: bool) -> None:
+        server.completions = False
+        try:
+            health = await self._get(server.url + "/health")
+            models = await self._get(server.url + "/v1/models")
+        except httpx.HTTPError as error:
+            raise ServerAway(
+                f"servers: {server.url} does not answer ({type(error).__name__}). Start vLLM there first: "
+                "atropos serve-model"
+            ) from error
+        if health.status_code in (404, 405):
+            raise ServerRefused(
+                f"servers: {server.url} has no /health, so it is no vLLM. To evaluate another server with OpenAI's "
+                "routes: --evaluation.route chat."
+            )
+        if health.status_code != 200:
+            raise ServerAway(f"servers: {server.url}/health says {health.status_code}. See vLLM's log.")
+        if models.status_code >= 500:
+            raise ServerAway(f"servers: {server.url}/v1/models says {models.status_code}. See vLLM's log.")
+        if models.status_code == 200:
+            try:
+                entry = models.json()["data"][0]
+                server.model, limit = entry.get("id"), entry.get("max_model_len")
+                limit = None if limit is None else int(limit)
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                reason = f"not vLLM's answer ({type(error).__name__}: {error})"
+                raise ServerRefused(f"servers: {server.url}/v1/models: {reason}") from None
+            if limit is not None and limit < context:
+                raise ServerRefused(
+                    f"servers: {server.url} serves at most {limit} tokens, env.context is {context}. "
+                    f"Start it by atropos serve-model --max_model_len {context}, or lower env.context."
+                )
+        if need_versions:
+            try:
+                info = await self._get(server.url + "/weight_info")
+            except httpx.HTTPError as error:
+                raise ServerAway(f"servers: {server.url}/weight_info: {type(error).__name__}") from error
+            if is_busy(info.status_code):
+                raise ServerAway(f"servers: {server.url}/weight_info says {info.status_code}. See vLLM's log.")
+            if info.status_code != 200:
+                raise ServerRefused(
+                    f"servers: {server.url}/weight_info says {info.status_code}. Start vLLM with "
+                    "VLLM_SERVER_DEV_MODE=1: without it weights cannot be updated."
+                )
+        await self._check_logprobs(server)
+
+    async def _check_logprobs(self, server: VllmServer) -> None:
+        """Processed log-probabilities follow the temperature, raw ones do not."""
+        best = []
+        for temperature in (1.0, 0.5):
+            choice = await self._first_request(server, temperature)
+            try:
+                best.append(best_logprob(choice))
+            except Unusable as error:
+                raise ServerRefused(f"servers: {server.url}: {error}. Use vLLM 0.32 or newer.") from None
+        # Where one token has nearly all the probability the two modes cannot be told apart.
+        if best[0] < -1e-3 and abs(best[0] - best[1]) < 1e-6:
+            raise ServerRefused(
+                f"servers: {server.url} gives log-probabilities before the temperature. "
+                "Start vLLM with --logprobs-mode processed_logprobs."
+            )
+
+
+def parse_version(version: Any) -> int:
+    """vLLM's version label as the number of batches trained; its own start label `default` is step 0.
+
+    Raises:
+        ServerRefused: a label that is neither.
+    """
+    if version is None or version in UNNAMED:
+        return 0
+    try:
+        return int(version)
+    except (TypeError, ValueError):
+        raise ServerRefused(
+            f"weight version {version!r} is not a number of batches. Only this project's trainer may set it: "
+            "POST /update_weight_version with a decimal number."
+        ) from None
+
+
+def keepalive() -> list[tuple[int, int, int]]:
+    """Socket options by which a machine that went away without a word is noticed within two minutes."""
+    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+    for name, seconds in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
+        if hasattr(socket, name):
+            options.append((socket.IPPROTO_TCP, getattr(socket, name), seconds))
+    return options

@@ -1,0 +1,165 @@
+"""What a run leaves behind of its groups: one line per finished group, and sampled rollouts with text and code."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from environments.common.http_clients import whole
+from environments.common.run_folder import append_line
+from environments.common.settings import ConfigError
+from environments.livecode.pipeline import JudgedGroup
+from environments.livecode.problems.problem import Problem, TestCase
+from environments.livecode.problems.prompts import PromptTooLong
+from environments.livecode.problems.stored_tests import StoredTests
+from environments.livecode.verification.base import Verdict
+from environments.livecode.verification.uploads import INLINE_BYTES
+
+KEPT_OF_A_TEST = 2000  # characters of a failing test's input and output
+
+
+class GroupRecords:
+    """Writes environment.jsonl and rollouts/step-NNNNN.jsonl into the run's folder.
+
+    Args:
+        run_dir: made where it is missing.
+        rollouts_per_group: rollouts kept of a recorded group.
+        every: every how many finished groups one is recorded with its texts.
+
+    Raises:
+        ConfigError: the folder cannot be made or written.
+    """
+
+    def __init__(self, run_dir: str | Path, *, rollouts_per_group: int = 1, every: int = 1) -> None:
+        self.run_dir = Path(run_dir)
+        self._per_group, self._every = rollouts_per_group, every
+        self._finished = 0
+        try:
+            (self.run_dir / "rollouts").mkdir(parents=True, exist_ok=True)
+            (self.run_dir / "environment.jsonl").open("a").close()
+        except OSError as error:
+            raise ConfigError(
+                f"env.run_dir = {self.run_dir}: cannot be written ({error.strerror}). Give another folder."
+            ) from None
+
+    def group(self, group: JudgedGroup, *, sent: bool, written: str | None = None) -> None:
+        """One finished group, whether it was sent, dropped, or `written` to a file of that name, without a trainer.
+
+        Raises OSError where the disk refuses.
+        """
+        row = group_record(group, sent=sent) | ({"written": written} if written else {})
+        append_line(self.run_dir / "environment.jsonl", _line(row))
+        if self._per_group and group.rollouts and self._finished % self._every == 0:
+            path = self.run_dir / "rollouts" / f"step-{group.weight_version:05d}.jsonl"
+            for index in range(min(self._per_group, len(group.rollouts))):
+                append_line(path, _line(rollout_record(group, index)))
+        self._finished += 1
+
+    def left_out(self, name: str, problems: Sequence[PromptTooLong]) -> Path:
+        """A line for each problem of the set `name` that is not used, once however often a run starts; the file."""
+        path = self.run_dir / "left_out.jsonl"
+        known = set(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else set()
+        for error in problems:
+            row = {
+                "set": name,
+                "problem_id": error.problem.id,
+                "source": error.problem.source,
+                "prompt_tokens": error.tokens,
+                "room": error.limit,
+                "reason": "prompt too long",
+            }
+            if (line := _line(row)) not in known:
+                append_line(path, line)
+        return path
+
+
+def group_record(group: JudgedGroup, *, sent: bool) -> dict[str, Any]:
+    """A group without its texts. Seconds: `generate` until the last token, `verify` summed over the rollouts."""
+    rollouts = group.rollouts
+    return {
+        "time": round(time.time(), 3),
+        "group_id": group.group_id,
+        "problem_id": group.problem.id,
+        "template": group.problem.template,
+        "difficulty": group.problem.difficulty,
+        "source": group.problem.source,
+        "kind": group.problem.kind,
+        "date": group.problem.date,
+        "weight_version": group.weight_version,
+        "begun_at_version": group.begun_at_version,
+        "scores": group.scores,
+        "verdicts": [rollout.status for rollout in rollouts] or [row.get("verdict") for row in group.recovered],
+        "overlong": [rollout.overlong for rollout in rollouts]
+        or [row["finish_reason"] == "length" for row in group.recovered],
+        "lengths": [len(rollout.sample.ids) for rollout in rollouts],
+        "prompt_tokens": len(group.prompt.ids),
+        "dropped": group.dropped,
+        "reason": group.reason or None,
+        "sent": sent,
+        "seconds_generate": round(max((rollout.sample.seconds for rollout in rollouts), default=0.0), 3),
+        "seconds_verify": round(sum(rollout.verify_seconds for rollout in rollouts), 3),
+        "seconds": round(group.seconds, 3),
+    }
+
+
+def rollout_record(group: JudgedGroup, index: int) -> dict[str, Any]:
+    """One rollout as a user debugs it: prompt, answer, program, verdict."""
+    rollout = group.rollouts[index]
+    return {
+        "group_id": group.group_id,
+        "problem_id": group.problem.id,
+        "template": group.problem.template,
+        "difficulty": group.problem.difficulty,
+        "index": index,
+        "score": group.scores[index] if group.scores else None,
+        "status": rollout.status,
+        "verdict": brief(rollout.verdict),
+        "failing_test": failing_test(group.problem, rollout.verdict),
+        "finish_reason": rollout.sample.finish_reason,
+        "prompt_tokens": len(group.prompt.ids),
+        "length": len(rollout.sample.ids),
+        "versions": [list(span) for span in rollout.sample.versions],
+        "dropped": group.dropped,
+        "prompt": group.prompt.text,
+        "completion": rollout.text,
+        "code": rollout.code,
+    }
+
+
+def count_lines(path: str | Path) -> int:
+    """Lines of a file that is added to; it is made with its folder where it is missing."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with Path(path).open("ab+") as stream:
+        stream.seek(0)
+        return sum(1 for _ in stream)
+
+
+def append_jsonl(path: str | Path, record: dict[str, Any]) -> None:
+    """One more line of a JSONL file, made with its folder where missing."""
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    append_line(Path(path), _line(record))
+
+
+def brief(verdict: Verdict | None) -> dict[str, Any] | None:
+    """What a reader of a verdict wants to know, where it is known."""
+    if verdict is None:
+        return None
+    kept = ("status", "passed", "ran", "total", "failed_test", "message")
+    return {name: verdict[name] for name in kept if name in verdict}
+
+
+def failing_test(problem: Problem, verdict: Verdict | None) -> dict[str, str] | None:
+    """The beginning of the first test that failed; None where there is none, or its set is large and on disk."""
+    index = (verdict or {}).get("failed_test")
+    tests: Sequence[TestCase] = problem.tests
+    if index is None or (isinstance(tests, StoredTests) and tests.size > INLINE_BYTES):
+        return None
+    test = tests[index]
+    return {"input": test.input[:KEPT_OF_A_TEST], "output": test.output[:KEPT_OF_A_TEST]}
+
+
+def _line(record: dict[str, Any]) -> str:
+    return whole(json.dumps(record, ensure_ascii=False, separators=(",", ":")))

@@ -1,0 +1,49 @@
+"""The verifier that the configuration names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from environments.livecode.problems.stored_tests import TESTS, is_built
+
+if TYPE_CHECKING:
+    from environments.livecode.config import LivecodeEnvConfig
+
+from environments.livecode.verification.base import Verifier
+from environments.livecode.verification.local import LocalVerifier
+
+
+def build_verifier(config: LivecodeEnvConfig) -> Verifier:
+    """The verifier that `env.verifier` names. What only one kind needs is imported only for it."""
+    if config.verifier == "http":
+        from environments.livecode.verification.http import HttpVerifier
+
+        return HttpVerifier(
+            config.verifier_urls, concurrency=config.verifier_concurrency, deadline_s=config.verifier_deadline_s
+        )
+    if config.verifier == "modal":
+        from environments.livecode.verification.modal import ModalVerifier
+
+        return ModalVerifier(
+            app=config.modal_app,
+            volume=config.modal_volume,
+            environment=config.modal_environment,
+            concurrency=config.verifier_concurrency,
+            deadline_s=config.verifier_deadline_s,
+        )
+    return LocalVerifier(
+        workers=config.verifier_workers,
+        deadline_s=config.verifier_deadline_s,
+        tests_dir=_tests_dir(config),
+    )
+
+
+def _tests_dir(config: LivecodeEnvConfig) -> Path:
+    """Built problems bring their test sets; other large ones are written into the run's folder."""
+    if config.tests_dir:
+        return Path(config.tests_dir)
+    problems = Path(config.problems)
+    if is_built(problems):
+        return (problems if problems.is_dir() else problems.parent).parent / TESTS
+    return Path(config.run_dir) / "tests"

@@ -1,0 +1,73 @@
+"""The page: one file, no outside address, and a policy that lets nothing run but its own script."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import math
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment
+from markupsafe import Markup
+
+from environments.common.settings import ConfigError
+from environments.tools.report.collect import collect
+
+
+def write_report(run: Path, out: Path | None = None, most_rollouts: int = 5000) -> Path:
+    """Writes the report of a run folder and returns its path (RUN/report.html where none is given).
+
+    Raises:
+        ConfigError: not a run folder, or a file that cannot be written.
+    """
+    page = render(collect(run, most_rollouts))
+    path = out or run / "report.html"
+    try:
+        path.write_text(page, encoding="utf-8", errors="backslashreplace")
+    except OSError as error:
+        raise ConfigError(
+            f"report: {path}: cannot be written ({error.strerror}). Give another file with --out."
+        ) from None
+    return path
+
+
+def render(data: dict[str, Any]) -> str:
+    """The page of `collect`'s data. Texts of rollouts stand in it as JSON alone."""
+    assets = files("environments.tools.report") / "assets"
+    style, script, template = (
+        (assets / name).read_text(encoding="utf-8") for name in ("style.css", "report.js", "page.html")
+    )
+    allowed = " ".join(f"'sha256-{_sha(text)}'" for text in (script,))
+    return Environment(autoescape=True).from_string(template).render(
+        title=data["title"],
+        policy=f"default-src 'none'; script-src {allowed}; style-src 'sha256-{_sha(style)}'",
+        style=Markup(style),
+        script=Markup(script),
+        data=Markup(_json(data)),
+    )  # fmt: skip
+
+
+def _sha(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _finite(value: Any, depth: int = 0) -> Any:
+    """The same with null for numbers that are not finite, and "..." for what is nested beyond reason."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, (dict, list, tuple)) and depth > 50:
+        return "..."
+    if isinstance(value, dict):
+        return {str(key): _finite(one, depth + 1) for key, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(one, depth + 1) for one in value]
+    return value
+
+
+def _json(data: Any) -> str:
+    """JSON that cannot end its script element, nor be read as markup."""
+    text = json.dumps(_finite(data), ensure_ascii=True, separators=(",", ":"), allow_nan=False, default=str)
+    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,98 @@
+"""From groups of scores to advantages, and the trainer's own check of the environment's dynamic sampling."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from environments.common.errors import LivecodeError
+from environments.common.rewards import DropReason, check_baseline, drop_reason
+from trainer.data.scored_groups import ScoredGroup
+
+
+class DropDisagreement(LivecodeError, RuntimeError):
+    """The environment and the trainer differ on which groups carry a signal."""
+
+
+def group_advantages(
+    scores: Sequence[float], overlong: Sequence[bool], baseline: str, scale_by_std: bool = True
+) -> list[float]:
+    """A_i = (R_i - mean) / std of one group, then 0 for overlong rollouts (arXiv 2402.03300, section 4.1.2).
+
+    The standard deviation is the population's, with no epsilon: a group whose scores are all equal gets zeros and
+    is dropped (`drop_reason`). baseline `include` counts overlong rollouts in mean and std, `exclude` does not.
+    scale_by_std False leaves the division out (Dr.GRPO, arXiv 2503.20783). Raises ValueError for bad lengths.
+    """
+    check_baseline(baseline)
+    if len(scores) != len(overlong):
+        raise ValueError(f"{len(scores)} scores and {len(overlong)} overlong flags: give one of each per rollout")
+    counted = [score for score, over in zip(scores, overlong, strict=True) if not (over and baseline == "exclude")]
+    if not counted or min(counted) == max(counted):
+        return [0.0] * len(scores)
+    mean = math.fsum(counted) / len(counted)
+    std = math.sqrt(math.fsum((score - mean) ** 2 for score in counted) / len(counted))
+    scale = std if scale_by_std else 1.0
+    return [0.0 if over else (score - mean) / scale for score, over in zip(scores, overlong, strict=True)]
+
+
+def tensor_drop_reason(scores: torch.Tensor, overlong: torch.Tensor, baseline: str) -> DropReason | None:
+    """`drop_reason` recomputed from the advantages themselves: scores [G] float64, overlong [G] bool."""
+    check_baseline(baseline)
+    counted = ~overlong if baseline == "exclude" else torch.ones_like(overlong)
+    if not bool((~overlong).any()):
+        return "all_overlong"
+    std, mean = torch.std_mean(scores[counted], correction=0)
+    advantage = torch.where(counted & ~overlong, scores - mean, 0.0)
+    if float(std) != 0.0 and bool((advantage != 0).any()):
+        return None
+    if not bool(counted.all()):
+        return "finished_equal"
+    return "all_pass" if float(mean) > 0 else "all_fail"
+
+
+def _without_signal(scores: Sequence[float], overlong: Sequence[bool], baseline: str) -> DropReason | None:
+    """`drop_reason` of scores that are any numbers; equal ones above zero count as passes."""
+    if all(overlong):
+        return "all_overlong"
+    if any(group_advantages(scores, overlong, baseline)):
+        return None
+    if baseline == "exclude" and any(overlong):
+        return "finished_equal"
+    return "all_pass" if scores[0] > 0 else "all_fail"
+
+
+def cross_check(
+    groups: Sequence[ScoredGroup], baseline: str, *, dynamic_sampling: bool = True
+) -> list[DropReason | None]:
+    """Reason per group to drop it, recomputed with tensors and compared with the environment's own function.
+
+    With dynamic_sampling the environment has already dropped groups without a signal, so one that arrives is a
+    disagreement too (most likely another overlong_baseline); without it the caller drops and counts them.
+    Raises DropDisagreement, naming the group.
+    """
+    reasons: list[DropReason | None] = []
+    for group in groups:
+        scores = [rollout.score for rollout in group.rollouts]
+        overlong = [rollout.overlong for rollout in group.rollouts]
+        if not group.judged:
+            reasons.append(_without_signal(scores, overlong, baseline))
+            continue
+        expected = drop_reason(scores, overlong, baseline)
+        found = tensor_drop_reason(
+            torch.tensor(scores, dtype=torch.float64), torch.tensor(overlong, dtype=torch.bool), baseline
+        )
+        if found != expected:
+            raise DropDisagreement(
+                f"group {group.group_id} ({group.problem_id}): drop_reason says {expected}, the "
+                f"advantages say {found}, "
+                f"with scores {scores}, overlong {overlong}, baseline {baseline}: report this, one of the two is wrong"
+            )
+        if found is not None and dynamic_sampling:
+            raise DropDisagreement(
+                f"group {group.group_id} ({group.problem_id}) arrived although it is {found} under overlong_baseline "
+                f"{baseline}: set the same overlong_baseline in the environment and in the trainer"
+            )
+        reasons.append(found)
+    return reasons

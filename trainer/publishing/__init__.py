@@ -1,1 +1,0 @@
-"""New weights into running vLLM servers: the two publishers, and what they share. `trainer.weights` chooses one."""

@@ -1,0 +1,96 @@
+"""New weights into running vLLM servers, through vLLM's own routes; proven by log-probabilities, not by a status.
+
+    publisher = make_publisher(config.weights, run_dir / "weights", parallel, initial=config.model)
+    stats = publisher.publish(policy, version=step)
+
+Two ways, in trainer/publishing: `disk` writes a folder that both sides see, `nccl` sends from GPU to GPU. Routes are
+in its servers.py, an update's phases in updates.py, the proof in checks.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+from trainer.config import WeightsConfig
+from trainer.model.policy import Policy
+from trainer.parallel import Parallel
+from trainer.weight_sync.disk import DiskPublisher, checkpoint_tensors
+from trainer.weight_sync.logprob_check import Probe, probe, verify_sync
+from trainer.weight_sync.nccl import NcclPublisher
+from trainer.weight_sync.nccl_group import NcclUnavailable
+from trainer.weight_sync.vllm_routes import PauseMode, PublishStats, WeightSyncError
+
+__all__ = [
+    "DiskPublisher",
+    "NcclPublisher",
+    "NcclUnavailable",
+    "PauseMode",
+    "Probe",
+    "PublishStats",
+    "WeightPublisher",
+    "WeightSyncError",
+    "checkpoint_tensors",
+    "make_publisher",
+    "probe",
+    "verify_sync",
+]
+
+
+class WeightPublisher(Protocol):
+    """Brings the policy's weights into the servers that sample from it."""
+
+    def check(self, *, resumed: bool = False, wait_s: float = 0.0) -> None:
+        """On rank 0: ask every server for its health; raises WeightSyncError for one that does not answer.
+
+        resumed: a run that goes on does without those that are gone. wait_s: else they are waited for so long.
+        """
+        ...
+
+    def publish(self, weights: Policy, version: int, prompt: Sequence[int] | None = None) -> PublishStats | None:
+        """Send the weights (Hugging Face names) as `version`; raises WeightSyncError. A collective.
+
+        prompt: every server samples after it with the new weights. Ranks other than rank 0 get None.
+        """
+        ...
+
+    def pause(self) -> None:
+        """On rank 0: stop generation until the next publication."""
+        ...
+
+    def behind(self) -> list[str]:
+        """On rank 0: servers that answer and are without the last publication, or stand still after it."""
+        ...
+
+    def catch_up(self, weights: Policy) -> list[str]:
+        """Bring them the last publication, which are the policy's weights; those that have it now. A collective."""
+        ...
+
+
+def make_publisher(
+    config: WeightsConfig, folder: Path, parallel: Parallel, *, initial: Path | None = None
+) -> WeightPublisher:
+    """The publisher of `weights.backend`, on every rank.
+
+    folder: where `disk` writes. initial: the model folder that the servers started with. Raises NcclUnavailable when
+    this machine cannot use `nccl`.
+    """
+    if config.backend == "nccl":
+        return NcclPublisher(
+            config.servers,
+            parallel,
+            dtype=config.dtype,
+            pause_mode=config.pause_mode,
+            deadline_s=config.deadline_s,
+            address=config.nccl_address,
+        )
+    return DiskPublisher(
+        config.servers,
+        folder,
+        parallel=parallel,
+        dtype=config.dtype,
+        pause_mode=config.pause_mode,
+        deadline_s=config.deadline_s,
+        initial=initial,
+    )
