@@ -346,7 +346,7 @@ class LivecodeEnv(CompatBaseEnv):
         return int(self.config.batch_size // self.config.group_size)
 
     def may_begin(self) -> bool:
-        """Whether one more group can begin; see `admission.may_begin`.
+        """Whether one more group can begin; see `staleness.may_begin`.
 
         A group that is dropped frees its place. Generation slots must be free for the whole group; groups that
         wait for verdicts hold none.
@@ -468,7 +468,7 @@ class LivecodeEnv(CompatBaseEnv):
 
     @staticmethod
     def run(mode: str, config: RunConfig) -> int:
-        """Runs a mode to its end and gives the exit code; see `modes.run`."""
+        """Runs a mode to its end and gives the exit code; see `command.run`."""
         from environments.livecode import command
 
         return command.run(mode, config)
