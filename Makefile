@@ -52,8 +52,8 @@ test: lint browser gvisor $(MODEL)/complete.json  ## lint, types and tests
 test-slow: $(READY) gvisor $(MODEL)/complete.json  ## the tests that take longer, each with its reason
 	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
-lint: $(READY)   ## ruff and mypy
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+lint: $(READY)   ## ruff, mypy and the import rule
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo --no-cache
 
 format: $(READY) ## rewrites the sources in the project's format
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .

@@ -170,11 +170,11 @@ def spread(values: array[float]) -> dict[str, float]:
 
 
 def with_heartbeat(
-    mode: Callable[[RunConfig], Awaitable[Any]], heart: Heartbeat, out: Path, reference: dict[str, Any] | None = None
-) -> Callable[[RunConfig], Awaitable[Any]]:
+    mode: Callable[[type[LivecodeEnv], RunConfig], Awaitable[Any]], heart: Heartbeat, out: Path, reference: dict[str, Any] | None = None
+) -> Callable[[type[LivecodeEnv], RunConfig], Awaitable[Any]]:
     """The mode, measured."""
 
-    async def measured(config: RunConfig) -> Any:
+    async def measured(env_class: type[LivecodeEnv], config: RunConfig) -> Any:
         tasks = [asyncio.create_task(heart.beat())]
         product = environment.build_verifier
 
@@ -192,7 +192,7 @@ def with_heartbeat(
 
         environment.build_verifier, LivecodeEnv._begin = kept, begun  # type: ignore[method-assign]
         try:
-            return await mode(config)
+            return await mode(env_class, config)
         finally:
             for task in tasks:
                 task.cancel()
@@ -208,7 +208,7 @@ def main() -> int:
     command.MODES["serve"] = with_heartbeat(
         command.MODES["serve"], Heartbeat(stacks=request is None), Path(sys.argv[1]), request
     )
-    return command.run_command("serve", sys.argv[2:])
+    return command.run_command(LivecodeEnv, "serve", sys.argv[2:])
 
 
 if __name__ == "__main__":

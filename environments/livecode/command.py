@@ -12,16 +12,18 @@ import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from environments.common.errors import ConfigError, LivecodeError
 from environments.common.run_folder import claim
 from environments.common.settings import write_yaml
 from environments.livecode.config import RunConfig, load_run_config
-from environments.livecode.environment import LivecodeEnv
 from environments.livecode.evaluation.evaluate import summary
 from environments.livecode.problems.sampler import check_sets
 from environments.livecode.recovery.progress import DiskFull
+
+if TYPE_CHECKING:
+    from environments.livecode.environment import LivecodeEnv
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +31,8 @@ _COLLECT_EVERY_S = 60.0
 _SECTIONS = {"process": "process", "evaluate": "evaluation"}  # options that one mode alone has
 
 
-def run(mode: str, config: RunConfig) -> int:
-    """Runs a mode to its end; the exit code: 0 done or asked to stop (SIGTERM), 130 Ctrl-C, 1 an error.
+def run(environment: type[LivecodeEnv], mode: str, config: RunConfig) -> int:
+    """Run a mode of an environment to its end; the exit code: 0 done or SIGTERM, 130 Ctrl-C, 1 an error.
 
     Raises:
         ConfigError: something about the configuration or the problems that the user can mend.
@@ -51,22 +53,22 @@ def run(mode: str, config: RunConfig) -> int:
         raise ConfigError(
             f"env.run_dir {config.env.run_dir}: cannot be written ({error.strerror}); give another folder"
         ) from None
-    return asyncio.run(_until_signal(MODES[mode](config)))
+    return asyncio.run(_until_signal(MODES[mode](environment, config)))
 
 
-def run_command(mode: str, argv: Sequence[str]) -> int:
+def run_command(environment: type[LivecodeEnv], mode: str, argv: Sequence[str]) -> int:
     """The command line: [--config FILE] [--env.option value ...]; ConfigError before anything starts."""
     others = [section for other, section in _SECTIONS.items() if other != mode]
     config = load_run_config(None, argv, leave_out=others)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    return run(mode, config)
+    return run(environment, mode, config)
 
 
-async def run_serve(config: RunConfig) -> None:
+async def run_serve(environment: type[LivecodeEnv], config: RunConfig) -> None:
     """Feeds a trainer through the Atropos API."""
     async with AsyncExitStack() as stack:
-        env = LivecodeEnv(config)
+        env = environment(config)
         # What the imports made stays: a full collection would walk over it for half a second, and no rollout moves.
         gc.freeze()
         env.on_new_weights = _collect_garbage_then()
@@ -92,24 +94,24 @@ def _collect_garbage_then() -> Callable[[], None]:
     return collect
 
 
-async def run_process(config: RunConfig) -> None:
+async def run_process(environment: type[LivecodeEnv], config: RunConfig) -> None:
     """Writes groups to a file."""
     async with AsyncExitStack() as stack:
-        env = LivecodeEnv(config)
+        env = environment(config)
         await env.open(stack, versions=False)
         await env.process_manager()
 
 
-async def run_evaluate(config: RunConfig) -> list[dict[str, Any]]:
+async def run_evaluate(environment: type[LivecodeEnv], config: RunConfig) -> list[dict[str, Any]]:
     """Scores the served model; the records that were appended to evaluations.jsonl."""
     async with AsyncExitStack() as stack:
-        env = LivecodeEnv(config)
+        env = environment(config)
         await env.open(stack, versions=False, text=config.evaluation.route == "chat")
         return await env.evaluate()
 
 
-async def _evaluate_and_print(config: RunConfig) -> None:
-    for record in await run_evaluate(config):
+async def _evaluate_and_print(environment: type[LivecodeEnv], config: RunConfig) -> None:
+    for record in await run_evaluate(environment, config):
         print("\n".join(summary(record)), flush=True)
     folder = Path(config.env.run_dir)
     print(f"records: {folder / 'evaluations.jsonl'}; every sample with its text and verdict: {folder / 'evaluations'}")

@@ -15,7 +15,7 @@ from environments.common import worker_threads
 from environments.common.agreement import terms
 from environments.common.hub import model_folder
 from environments.common.settings import ConfigError
-from environments.livecode import offline
+from environments.livecode import command, offline
 from environments.livecode.atropos_compat import CompatBaseEnv, GroupRefused, encode_group, server_configs
 from environments.livecode.config import LivecodeEnvConfig, RunConfig
 from environments.livecode.generation.chat_client import ChatClient
@@ -466,19 +466,15 @@ class LivecodeEnv(CompatBaseEnv):
 
     # -- The command ----------------------------------------------------------------------------------------
 
-    @staticmethod
-    def run(mode: str, config: RunConfig) -> int:
+    @classmethod
+    def run(cls, mode: str, config: RunConfig) -> int:
         """Runs a mode to its end and gives the exit code; see `command.run`."""
-        from environments.livecode import command
+        return command.run(cls, mode, config)
 
-        return command.run(mode, config)
-
-    @staticmethod
-    def run_command(mode: str, argv: Sequence[str]) -> int:
+    @classmethod
+    def run_command(cls, mode: str, argv: Sequence[str]) -> int:
         """`atropos run-env livecode MODE [--config FILE] [--env.option value ...]`."""
-        from environments.livecode import command
-
-        return command.run_command(mode, argv)
+        return command.run_command(cls, mode, argv)
 
 
 def _input_sizes(problem: Problem) -> list[int]:

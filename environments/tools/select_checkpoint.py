@@ -93,7 +93,7 @@ def select(config: SelectConfig, say: Callable[[str], None]) -> Record:
 def _score(config: SelectConfig, path: Path, name: str, n: int, stage: str, say: Callable[[str], None]) -> Record:
     """The evaluation's record of one checkpoint, from a server of its own; a line in scores.jsonl."""
     from environments.livecode.command import run_evaluate
-    from environments.livecode.environment import InfrastructureError
+    from environments.livecode.environment import InfrastructureError, LivecodeEnv
     from environments.livecode.generation.vllm_servers import RolloutError
     from environments.livecode.problems.problem import ProblemError
     from environments.livecode.problems.prompts import PromptError
@@ -114,7 +114,7 @@ def _score(config: SelectConfig, path: Path, name: str, n: int, stage: str, say:
     server = Child("vLLM", command, folder / "vllm.log", variables)
     try:
         server.wait_ready(f"{serving.url}/health", config.start_deadline_s)
-        (record,) = asyncio.run(run_evaluate(settings))
+        (record,) = asyncio.run(run_evaluate(LivecodeEnv, settings))
     except (EvaluationError, InfrastructureError, ProblemError, ProcessError, PromptError, RolloutError,
             VerifierError) as error:  # fmt: skip
         raise ConfigError(f"select: {path.name}: {error}") from None

@@ -10,6 +10,7 @@ from typing import Any
 
 from environments.livecode import command, environment
 from environments.livecode.config import RunConfig
+from environments.livecode.environment import LivecodeEnv
 from environments.livecode.recovery import outbox, progress
 from tests.api.mortal import Mortal
 
@@ -41,7 +42,7 @@ def live(options: dict[str, Any], operations: int) -> int:
             mortal._die()
 
     environment.LivecodeEnv.deliver = deliver  # type: ignore[method-assign]
-    return command.run("serve", RunConfig.model_validate(options))
+    return command.run(LivecodeEnv, "serve", RunConfig.model_validate(options))
 
 
 def main() -> None:

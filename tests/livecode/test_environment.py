@@ -329,7 +329,7 @@ async def test_wandb_gets_atropos_metrics_and_the_drops(
 async def test_process_writes_every_group_without_an_api(config: RunConfig, generation: Any, tmp_path: Path) -> None:
     generation.script = lambda prompt, number: {"text": RIGHT if number % 2 else WRONG}
     config.process.groups, config.process.output = 3, str(tmp_path / "out" / "groups.jsonl")
-    await command.run_process(config)
+    await command.run_process(LivecodeEnv, config)
     rows = lines(config.process.output)
     assert len(rows) == 3
     assert all(len(row["tokens"]) == len(row["scores"]) == 4 for row in rows)
@@ -338,7 +338,7 @@ async def test_process_writes_every_group_without_an_api(config: RunConfig, gene
 async def test_evaluate_writes_one_object_per_set_and_temperature(config: RunConfig, generation: Any) -> None:
     generation.script = lambda prompt, number: {"text": RIGHT}
     config.evaluation.problems, config.evaluation.n = [config.env.problems], 2
-    records = await command.run_evaluate(config)
+    records = await command.run_evaluate(LivecodeEnv, config)
     assert lines(Path(config.env.run_dir) / "evaluations.jsonl") == records
     assert [(r["greedy"], r["correct"], r["total"]) for r in records] == [(False, 12, 12), (True, 6, 6)]
 

@@ -11,6 +11,7 @@ import pytest
 
 from environments.livecode.command import run_evaluate, run_process
 from environments.livecode.config import RunConfig
+from environments.livecode.environment import LivecodeEnv
 from environments.livecode.problems.load import save_problems
 from environments.livecode.problems.problem import Problem, TestCase
 from environments.livecode.problems.prompts import PromptError
@@ -47,7 +48,7 @@ async def test_they_are_counted_by_source_and_recorded_once(
 ) -> None:
     caplog.set_level(logging.WARNING)
     for _ in range(2):
-        await run_process(config)
+        await run_process(LivecodeEnv, config)
     assert all("aaa" in generation.tokenizer.decode(request["token_ids"]) for request in generation.requests)
     assert "2 of 3 problems are left out, their prompts have more than 1948 tokens" in caplog.text
     assert "taco 2; see" in caplog.text
@@ -60,7 +61,7 @@ async def test_they_are_counted_by_source_and_recorded_once(
 
 
 async def test_an_evaluation_scores_the_others(config: RunConfig) -> None:
-    (record,) = await run_evaluate(config)
+    (record,) = await run_evaluate(LivecodeEnv, config)
     assert list(record["per_problem"]) == ["short"]
     assert record["left_out"] == 2
     assert len(left_out(config)) == 2
@@ -71,4 +72,4 @@ async def test_a_set_of_which_nothing_is_left_is_refused(config: RunConfig, tmp_
     with pytest.raises(
         PromptError, match=r"no problem is left:\n  problem long: .*\n  problem longer: .* room is 1948"
     ):
-        await run_process(config)
+        await run_process(LivecodeEnv, config)

@@ -16,6 +16,7 @@ from starlette.routing import Route
 from environments.common.settings import ConfigError
 from environments.livecode.command import run_evaluate
 from environments.livecode.config import load_run_config
+from environments.livecode.environment import LivecodeEnv
 from environments.livecode.evaluation.evaluate import evaluate
 from environments.livecode.evaluation.profiles import GradingProfile, grading_profiles
 from environments.livecode.evaluation.samples import SampleStore
@@ -156,7 +157,7 @@ async def test_a_server_that_gives_text_alone_is_evaluated(
          "--evaluation.route", "chat", "--evaluation.served_model", "gpt", "--env.verifier_workers", "1",
          "--evaluation.temperature", "0.6", "--evaluation.top_p", "0.95"],
     )  # fmt: skip
-    (record,) = await run_evaluate(config)
+    (record,) = await run_evaluate(LivecodeEnv, config)
     assert (record["pass_at_1"], record["total"], record["mean_length"]) == (1.0, 2, 17)
     first = server.requests[0]
     assert [message["role"] for message in first["messages"]] == ["system", "user"]

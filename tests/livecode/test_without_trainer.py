@@ -10,6 +10,7 @@ import pytest
 
 from environments.livecode import command
 from environments.livecode.config import RunConfig
+from environments.livecode.environment import LivecodeEnv
 from environments.livecode.evaluation.evaluate import wilson
 from environments.livecode.problems.load import save_problems
 from environments.livecode.problems.problem import Problem, TestCase
@@ -38,9 +39,9 @@ def config(tmp_path: Path, model_dir: Path, generation: Any) -> RunConfig:
 
 def test_process_adds_to_its_file_and_an_audit_knows_its_groups(config: RunConfig) -> None:
     run = Path(config.env.run_dir)
-    assert command.run("process", config) == 0
+    assert command.run(LivecodeEnv, "process", config) == 0
     first = (run / "groups.jsonl").read_bytes()
-    assert command.run("process", config) == 0
+    assert command.run(LivecodeEnv, "process", config) == 0
     again = (run / "groups.jsonl").read_bytes()
     assert again.startswith(first)
     assert len(again.splitlines()) == 4
@@ -53,7 +54,7 @@ def test_evaluate_takes_the_problems_of_env_and_prints_a_summary(
     config: RunConfig, generation: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     generation.script = lambda prompt, number: {"text": RIGHT}
-    assert command.run("evaluate", config) == 0
+    assert command.run(LivecodeEnv, "evaluate", config) == 0
     shown = capsys.readouterr().out
     run = Path(config.env.run_dir)
     assert f"{config.env.problems}, T 1, 2 samples: 6 of 6 right, 3 problems" in shown

@@ -10,6 +10,7 @@ import pytest
 
 from environments.livecode import command
 from environments.livecode.config import RunConfig
+from environments.livecode.environment import LivecodeEnv
 from environments.livecode.problems.load import save_problems
 from environments.livecode.problems.problem import Problem, TestCase
 from environments.livecode.verification import http, remote
@@ -41,7 +42,7 @@ async def test_groups_are_scored_by_the_service(
     monkeypatch.setenv("VERIFIER_TOKEN", TOKEN)
     right, wrong = "```python\nprint(int(input()) + 1)\n```", "```python\nprint(0)\n```"
     generation.script = lambda prompt, number: {"text": (right, wrong)[number % 2]}
-    await command.run_process(run_config(service.url, generation.url, model_dir, tmp_path))
+    await command.run_process(LivecodeEnv, run_config(service.url, generation.url, model_dir, tmp_path))
     groups = [json.loads(line) for line in (tmp_path / "groups.jsonl").read_text().splitlines()]
     assert sorted(score for group in groups for score in group["scores"]) == [-1] * 4 + [1] * 4
 
@@ -63,7 +64,7 @@ async def test_a_service_that_is_not_to_be_trusted_ends_the_run_and_nothing_is_s
     fake = Answers(*answers)
     try:
         with pytest.raises(VerifierUnusable, match=message):
-            await command.run_process(run_config(fake.served.url, generation.url, model_dir, tmp_path))
+            await command.run_process(LivecodeEnv, run_config(fake.served.url, generation.url, model_dir, tmp_path))
     finally:
         fake.served.stop()
     groups = tmp_path / "groups.jsonl"
