@@ -169,9 +169,10 @@ def spread(values: array[float]) -> dict[str, float]:
     return {name: round(ordered[int(share * (len(ordered) - 1))], 4) for name, share in names.items()}
 
 
-def with_heartbeat(
-    mode: Callable[[type[LivecodeEnv], RunConfig], Awaitable[Any]], heart: Heartbeat, out: Path, reference: dict[str, Any] | None = None
-) -> Callable[[type[LivecodeEnv], RunConfig], Awaitable[Any]]:
+Mode = Callable[[type[LivecodeEnv], RunConfig], Awaitable[Any]]
+
+
+def with_heartbeat(mode: Mode, heart: Heartbeat, out: Path, reference: dict[str, Any] | None = None) -> Mode:
     """The mode, measured."""
 
     async def measured(env_class: type[LivecodeEnv], config: RunConfig) -> Any:
