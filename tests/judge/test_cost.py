@@ -16,13 +16,13 @@ MEMORY_MB = 200  # the output itself and one copy of it, above an interpreter
 CPU_S = 3  # a few passes over 60 MB take a tenth of it
 MEASURE = """
 import sys
-from verifier_app.judge import wire
+from verifier_app.judge import value_codec
 from verifier_app.judge.compare import output_difference, value_difference
 SIZE = {size}
 got = {got}
 expected = {expected}
 if {call}:
-    assert value_difference(wire.decode(got, expected), expected) is not None
+    assert value_difference(value_codec.decode(got, expected), expected) is not None
 else:
     assert output_difference(got, expected) is not None
 print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0])

@@ -34,7 +34,7 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 DENY = """
 import os, sys
 sys.path.insert(0, sys.argv[1])
-from verifier_app.judge import seccomp
+from verifier_app.judge.layers import seccomp
 seccomp.install(seccomp.refusal_rules(sys.argv[2].split(",")))
 os.execv(sys.argv[3], sys.argv[3:])
 """
