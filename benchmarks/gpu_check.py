@@ -5,7 +5,8 @@
 
 Needs an NVIDIA GPU of compute capability 8.0 or newer, 20 GB of disk in the temporary folder for random weights, and
 torch, transformers and what `trainer` imports; neither vllm nor atroposlib. A section that fails is said and the others
-go on; the exit code is 1 if one failed. Limits and what they rest on: benchmarks/gpu_sections.py.
+go on; the exit code is 1 if one failed. The most important sections come first, --out is written after each, and what
+does not fit into --minutes is named. Limits and what they rest on: benchmarks/gpu_sections.py.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,29 +49,43 @@ class Section(NamedTuple):
     function: Callable[[Check], dict[str, Any]]
     gpu_path: str
     """What is checked by it on a GPU only."""
+    least_s: float = 5.0
+    """Seconds that it needs at least: with fewer left it is not begun. An estimate."""
 
 
 def sections() -> list[Section]:
-    """All of them, in order."""
+    """All of them, the most important first: the time may end before the list does."""
     from benchmarks import gpu_sections as s
+    from benchmarks import gpu_speed as whole
 
     return [
         Section("calls", s.calls, "names, arguments, devices and shapes of GPU calls, on fake tensors"),
         Section("attention", s.attention_values, "varlen attention, forward and backward"),
         Section("leak", s.leak, "documents of a pack under varlen attention"),
         Section("documents", s.documents, "bf16 gradients of a pack against each rollout alone"),
-        Section("transformers", s.against_transformers, "bf16 log-probabilities against transformers' sdpa"),
-        Section("chunked", s.chunked, "log-probabilities by chunks at 151,936 entries"),
-        Section("recomputation", s.recomputation, "full and selective recomputation around varlen attention"),
-        Section("compile", s.compiled, "compiled blocks on CUDA"),
         Section("one_rank", s.one_rank, "nccl with one rank: FSDP2, checkpoint, whole weights"),
-        Section("memory", s.memory, "peak memory against the budget at 32k and 40k"),
-        Section("speed", s.speed, "tokens/s and causal MFU"),
+        Section("memory", whole.memory, "peak memory against the budget at 32k and 40k", 60),
+        Section("speed", whole.speed, "tokens/s and causal MFU, kernel time by class", 60),
+        Section("padded", whole.packed_against_padded, "packed against padded", 30),
+        Section("recomputation", s.recomputation, "full and selective recomputation around varlen attention", 15),
+        Section("compile", s.compiled, "compiled blocks on CUDA", 30),
+        Section("variants", whole.recomputation_speed, "seconds of full, selective, compiled", 40),
+        Section("transformers", s.against_transformers, "bf16 log-probabilities against transformers' sdpa", 10),
+        Section("chunked", s.chunked, "log-probabilities by chunks at 151,936 entries"),
+        Section("kernels", whole.attention_kernels, "torch's own flash attention and FA3", 10),
     ]
 
 
-def run(check: Check, chosen: Sequence[Section], skipped: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Each section's status (passed, failed, not run), seconds and numbers; an error ends only its own section."""
+def run(
+    check: Check,
+    chosen: Sequence[Section],
+    skipped: Sequence[str],
+    keep: Callable[[dict[str, Any]], None] | None = None,
+) -> dict[str, dict[str, Any]]:
+    """Each section's status (passed, failed, not run), seconds and numbers; an error ends only its own section.
+
+    keep: called with all rows so far after each section, so that a machine that goes away takes one section along.
+    """
     from benchmarks.gpu_sections import Failed
     from benchmarks.loops import free
 
@@ -80,6 +95,8 @@ def run(check: Check, chosen: Sequence[Section], skipped: Sequence[str]) -> dict
         began = time.perf_counter()
         if section.name in skipped:
             row |= {"status": "not run", "why": "left out by --skip"}
+        elif check.left() < section.least_s:
+            row |= {"status": "not run", "why": "left out for time: --minutes"}
         else:
             print(f"{section.name} ...", flush=True)
             try:
@@ -94,7 +111,17 @@ def run(check: Check, chosen: Sequence[Section], skipped: Sequence[str]) -> dict
         # Only what ran on a GPU says anything about a GPU.
         row["on_gpu"] = row["status"] if check.cuda else "not run"
         found[section.name] = row
+        if keep is not None:
+            keep(found)
     return found
+
+
+def _shown(numbers: dict[str, Any]) -> Iterator[str]:
+    for name, value in numbers.items():
+        if isinstance(value, dict):
+            yield f"{name} ({', '.join(_shown(value))})"
+        else:
+            yield f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
 
 
 def table(found: dict[str, dict[str, Any]]) -> str:
@@ -104,11 +131,10 @@ def table(found: dict[str, dict[str, Any]]) -> str:
         why = f": {row['why'][:160]}" if "why" in row else ""
         seconds = row.get("seconds", "")
         lines.append(f"| {name} | {row['status']}{why} | {row['gpu_path']} | {row['on_gpu']} | {seconds} |")
-    for name in ("memory", "speed"):
+    for name in ("memory", "speed", "padded", "variants", "kernels"):
         for case, numbers in found.get(name, {}).get("measured", {}).items():
             if isinstance(numbers, dict):
-                shown = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in numbers.items())
-                lines.append(f"| {name}: {case} | {shown} | | | |")
+                lines.append(f"| {name}: {case} | {', '.join(_shown(numbers))} | | | |")
     return "\n".join(lines) + "\n"
 
 
@@ -128,6 +154,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--context", help="contexts of the speed section with commas, ascending")
     parser.add_argument("--only", default=",".join(names), help="sections with commas")
     parser.add_argument("--skip", default="", help="sections with commas")
+    parser.add_argument("--minutes", type=float, default=8.0, help="what would take longer is left out and said")
     parser.add_argument("--flash", choices=["FA3", "FA4"], help="attention kernel that torch activates; its package")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
@@ -152,22 +179,25 @@ def main(arguments: list[str]) -> int:
             parser.error(f"--shape {shape}: choose from {', '.join(SHAPES)}")
     contexts = [int(one) for one in (options.context or ("8192,32768" if on_gpu else "1024")).split(",")]
     began = time.perf_counter()
+    described = {
+        "machine": machine(device),
+        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
+        "versions": versions(),
+        "flash": options.flash or "torch's own",
+        "command": command("benchmarks.gpu_check", arguments),
+    }
+
+    def keep(rows: dict[str, Any]) -> None:
+        if options.out:
+            result = described | {"seconds": round(time.perf_counter() - began, 1), "sections": rows}
+            options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
     with tempfile.TemporaryDirectory() as folder:
         check = Check(device, Path(folder), shapes, contexts, max(contexts) * 5 // 4)
+        check.deadline = time.monotonic() + 60 * options.minutes
         with check.opened:
-            found = run(check, [section for section in sections() if section.name in only], skip)
-        result = {
-            "machine": machine(device),
-            "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-            "versions": versions(),
-            "flash": options.flash or "torch's own",
-            "command": command("benchmarks.gpu_check", arguments),
-            "seconds": round(time.perf_counter() - began, 1),
-            "sections": found,
-        }
+            found = run(check, [section for section in sections() if section.name in only], skip, keep)
     print(table(found), end="")
-    if options.out:
-        options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     return int(any(row["status"] == "failed" for row in found.values()))
 
 

@@ -8,6 +8,7 @@ position does see. fp32 is held to 1e-4.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -18,13 +19,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, Qwen3Config
+from transformers import AutoModelForCausalLM
 
 from benchmarks.gpu_calls import check_all
-from benchmarks.loops import GIB, PackedLoop, Phases, free, optimizer_fits, relative_error, trainer_config
-from benchmarks.trainer import Case, parse, peak_flops
+from benchmarks.loops import GIB, PackedLoop, Phases, free, relative_error, trainer_config
 from benchmarks.workload import SHAPES, Lengths, draw_lengths, make_groups, write_model
-from trainer.budget import setup
 from trainer.checkpoints import Checkpoints
 from trainer.data.scored_groups import ScoredGroup
 from trainer.model.activation_checkpointing import Recompute
@@ -34,7 +33,6 @@ from trainer.model.packing import MicroBatch, pack
 from trainer.model.policy import Policy
 from trainer.parallel import Parallel, distributed
 from trainer.planning.live_bytes import LiveBytes
-from trainer.planning.timeline import plan
 
 HALF, SINGLE = 0.02, 1e-4
 """Largest relative L2 error of values and gradients in bf16 and in fp32."""
@@ -60,6 +58,12 @@ class Check:
     """Of the speed section, ascending; the last one and `longest` are the memory section's."""
     longest: int
     opened: ExitStack = field(default_factory=ExitStack)
+    deadline: float = math.inf
+    """On the monotonic clock: what would not end by then is left out."""
+
+    def left(self) -> float:
+        """Seconds until the deadline."""
+        return self.deadline - time.monotonic()
 
     @property
     def cuda(self) -> bool:
@@ -173,7 +177,8 @@ def leak(check: Check) -> dict[str, Any]:
 # -- the policy --------------------------------------------------------------------------------------------------
 
 
-def _groups(check: Check, lengths: Sequence[Lengths], shape: str, context: int) -> list[ScoredGroup]:
+def seeded_groups(lengths: Sequence[Lengths], shape: str, context: int) -> list[ScoredGroup]:
+    """Groups of these lengths with random tokens of the shape's vocabulary, the same each time."""
     return make_groups(lengths, context, SHAPES[shape]["vocab_size"], 0)
 
 
@@ -213,7 +218,7 @@ def _alone(groups: Sequence[ScoredGroup], device: torch.device) -> list[MicroBat
 def documents(check: Check) -> dict[str, Any]:
     """A pack's log-probabilities and gradients against each rollout alone, in fp32 and bf16."""
     shape = "small" if check.cuda else "tiny"
-    groups = _groups(check, [Lengths(150, (260, 31, 1, 120)), Lengths(90, (77, 300))], shape, 512)
+    groups = seeded_groups([Lengths(150, (260, 31, 1, 120)), Lengths(90, (77, 300))], shape, 512)
     [whole] = pack(groups, [[1.0] * 4, [1.0] * 2], 2048, device=check.device)
     result: dict[str, Any] = {}
     exact: dict[str, Tensor] = {}
@@ -241,7 +246,7 @@ def calls(check: Check) -> dict[str, Any]:
 def against_transformers(check: Check) -> dict[str, Any]:
     """bf16 log-probabilities of packed rollouts against transformers' own sdpa on each one alone, nats."""
     shape = check.shapes[0]
-    groups = _groups(check, [Lengths(200, (300, 17, 150))], shape, 512)
+    groups = seeded_groups([Lengths(200, (300, 17, 150))], shape, 512)
     [whole] = pack(groups, [[1.0] * 3], 2048, device=check.device)
     policy = Policy(check.model(shape), check.parallel, compute_dtype=torch.bfloat16)
     with torch.no_grad():
@@ -298,7 +303,7 @@ def chunked(check: Check) -> dict[str, Any]:
 def recomputation(check: Check) -> dict[str, Any]:
     """full, selective and none: the same gradient, less memory the more is computed again."""
     shape, context = check.shapes[0], check.contexts[0]
-    groups = _groups(check, [Lengths(context // 8, (context // 2, context // 4))], shape, context)
+    groups = seeded_groups([Lengths(context // 8, (context // 2, context // 4))], shape, context)
     [whole] = pack(groups, [[1.0, 1.0]], context, device=check.device)
     modes: tuple[Recompute, ...] = ("none", "selective", "full")
     result: dict[str, Any] = {}
@@ -323,7 +328,7 @@ def compiled(check: Check) -> dict[str, Any]:
     import torch._dynamo
 
     shape, context = check.shapes[0], check.contexts[0]
-    groups = _groups(check, [Lengths(context // 8, (context // 2, context // 4))], shape, context)
+    groups = seeded_groups([Lengths(context // 8, (context // 2, context // 4))], shape, context)
     [whole] = pack(groups, [[1.0, 1.0]], context, device=check.device)
     values: list[tuple[dict[Any, Tensor], dict[str, Tensor]]] = []
     result: dict[str, Any] = {}
@@ -362,7 +367,7 @@ def compiled(check: Check) -> dict[str, Any]:
 def one_rank(check: Check) -> dict[str, Any]:
     """FSDP2 in a world of one: a step, a checkpoint, its load into a fresh trainer, the same next step."""
     shape = "small" if check.cuda else "tiny"
-    groups = _groups(check, draw_lengths(2, 4, 512, 0), shape, 512)
+    groups = seeded_groups(draw_lengths(2, 4, 512, 0), shape, 512)
     config = trainer_config(check.model(shape), 512, 1024, 8, 4)
     loop = PackedLoop(config, groups, check.parallel, torch.bfloat16)
     phases = Phases(check.device)
@@ -394,57 +399,3 @@ def one_rank(check: Check) -> dict[str, Any]:
     import torch.distributed as dist
 
     return {"backend": dist.get_backend(), "moved": moved, "apart": apart}
-
-
-def memory(check: Check) -> dict[str, Any]:
-    """Peak memory of full packs against trainer.budget, within 10 %."""
-    result: dict[str, Any] = {}
-    worst = 0.0
-    for shape in check.shapes[:2]:
-        for context in (check.contexts[-1], check.longest):
-            # Two rollouts that each fill a micro-batch with their prompt.
-            groups = _groups(check, [Lengths(512, (context - 513,) * 2)], shape, context)
-            config = trainer_config(check.model(shape), context, context, 2, 2)
-            wanted = setup(config, 1, cuda=check.cuda)
-            loop = PackedLoop(config, groups, check.parallel, wanted.dtype)
-            with ExitStack() as stack:
-                live = None if check.cuda else stack.enter_context(LiveBytes())
-                if live is not None:
-                    live.count(loop.state())
-                phases = Phases(check.device, live)
-                for _ in range(2):  # AdamW's state exists from the second on
-                    phases.clear()
-                    loop.step(phases)
-            predicted = plan(Qwen3Config(**SHAPES[shape]), wanted).peak.total
-            peak = max(phases.peak[phase] for phase in ("old_logprobs", "gradient", "optimizer"))
-            result[f"{shape}, {context}"] = {"peak_gib": peak / GIB, "budget_gib": predicted / GIB}
-            worst = max(worst, abs(peak / predicted - 1))
-            del loop
-            free(check.device)
-    # In a CPU's small packs the ids on the host and the objective's vectors, which the plan leaves out, are not small.
-    hold(f"the budget's largest error ({result})", worst, 0.1 if check.cuda else 0.2)
-    return result | {"largest error": worst}
-
-
-def speed(check: Check) -> dict[str, Any]:
-    """tokens/s and causal MFU of the packed loop on drawn lengths."""
-    peak, meaning = peak_flops(check.device)
-    result: dict[str, Any] = {"full rate": f"{peak:.4g} FLOP/s, {meaning}"}
-    for shape in check.shapes:
-        for context in check.contexts:
-            asked = ["--device", check.device.type, "--loops", "packed", "--groups", "1", "--seed", "1"]
-            options = parse([*asked, "--shape", shape, "--context", str(context)])
-            check.model(shape)
-            case = Case(shape, context, check.folder, check.parallel, options)
-            case.round()
-            loop = case.result(peak)["loops"]["packed"]
-            kept = ("tokens_per_s", "trained_tokens_per_s", "mfu_gradient", "mfu_step")
-            found: dict[str, Any] = {name: loop[name] for name in kept if name in loop}
-            found |= {"peak_gib": max(loop["peak_gib"].values()), "outcome": loop["outcome"]}
-            found["optimizer"] = optimizer_fits(case.parameters, check.device)
-            result[f"{shape}, {context}"] = found
-            free(check.device)
-    missing = [name for name, found in result.items() if isinstance(found, dict) and found["outcome"] != "measured"]
-    if missing:
-        raise Failed(f"out of memory: {'; '.join(missing)} ({result})")
-    return result

@@ -28,7 +28,7 @@ import json
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,8 +144,8 @@ class Case:
         rows = self.rows[name]
         return PaddedLoop(self.config, self.groups, self.parallel, rows=rows, optimizer=self.update)
 
-    def round(self) -> None:
-        """Each loop once."""
+    def round(self, observe: Callable[[PackedLoop | PaddedLoop], None] | None = None) -> None:
+        """Each loop once. observe: called with each loop that was measured, after its steps."""
         for name in self.seconds:
             if self.outcome.get(name) == "out of memory":
                 continue
@@ -154,6 +154,8 @@ class Case:
             self.outcome[name] = run_steps(loop, phases, self.repeats)
             if self.outcome[name] == "measured":
                 self.seconds[name].append({phase: statistics.median(taken) for phase, taken in phases.seconds.items()})
+                if observe is not None:
+                    observe(loop)
             if self.parallel.device.type == "cuda":
                 self.peak[name] = phases.peak
             elif name not in self.peak:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benchmarks import gpu_check, gpu_sections
+from benchmarks import gpu_check, gpu_sections, gpu_speed
 from benchmarks.gpu_sections import Check, hold
+from benchmarks.kernel_time import kernel_class
 from trainer.model.attention import AttentionLayout, grouped_attention
 
 QUICK = "attention,leak,documents,transformers,chunked,one_rank"
@@ -40,7 +42,7 @@ def test_on_a_cpu_the_sections_pass_and_no_gpu_path_counts_as_checked(
     asked = ["--device", "cpu", "--only", f"{QUICK},speed", "--skip", "speed", "--context", "256"]
     assert gpu_check.main([*asked, "--out", str(out)]) == 0
     found = json.loads(out.read_text())["sections"]
-    assert list(found) == [*QUICK.split(","), "speed"]
+    assert set(found) == {*QUICK.split(","), "speed"}
     assert {row["status"] for name, row in found.items() if name != "speed"} == {"passed"}
     assert found["speed"]["status"] == "not run"
     assert {row["on_gpu"] for row in found.values()} == {"not run"}
@@ -81,13 +83,51 @@ def test_an_error_ends_its_own_section_only(check: Check, capsys: pytest.Capture
     assert found["too_far"]["why"] == "the value is nan, more than 0.1"
 
 
-@pytest.mark.slow  # a minute: three recomputation modes, and the packs of the memory section
+def test_what_does_not_fit_into_the_time_is_named_and_the_rows_so_far_are_kept(check: Check) -> None:
+    rows = [gpu_check.Section(name, lambda _: {}, "path", least) for name, least in (("short", 0), ("long", 60))]
+    check.deadline = time.monotonic() + 30
+    kept: list[list[str]] = []
+    found = gpu_check.run(check, rows, [], lambda so_far: kept.append(list(so_far)))
+    assert {name: row["status"] for name, row in found.items()} == {"short": "passed", "long": "not run"}
+    assert found["long"]["why"] == "left out for time: --minutes"
+    assert kept == [["short"], ["short", "long"]]
+    check.deadline = time.monotonic() - 1
+    result: dict[str, Any] = {}
+    assert list(gpu_speed.within_time(check, [("a", 1), ("b", 2)], result)) == []
+    assert result == {gpu_speed.LEFT_OUT: ["a, 1", "b, 2"]}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("flash_fwd_kernel<cutlass::bfloat16_t, 128>", "attention"),
+        ("nvjet_tst_128x256_64x4_1x2_h_bz_TNN", "matmul"),
+        ("void at::native::(anonymous namespace)::multi_tensor_apply_kernel<FusedAdamMathFunctor>", "optimizer"),
+        ("void at::native::vectorized_elementwise_kernel<4, BFloat16>", "elementwise"),
+        ("ncclDevKernel_AllGather_RING_LL", "collectives"),
+        ("Memcpy DtoD (Device -> Device)", "memory"),
+        ("aten::mm", "matmul"),
+        ("something_new", "other"),
+    ],
+)
+def test_kernels_are_told_apart_by_their_names(name: str, kind: str) -> None:
+    assert kernel_class(name) == kind
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.compile warns about its own parts
+@pytest.mark.slow  # two minutes: three recomputation modes, and the packs of the memory section
 def test_the_longer_sections_pass_on_a_cpu(check: Check) -> None:
     peaks = {mode: row["peak_gib"] for mode, row in gpu_sections.recomputation(check).items()}
     assert peaks["full"] < peaks["selective"] < peaks["none"]
     check.contexts, check.longest = [1024], 1280
-    assert gpu_sections.memory(check)["largest error"] <= 0.2
-    assert gpu_sections.speed(check)["tiny, 1024"]["outcome"] == "measured"
+    assert gpu_speed.memory(check)["largest error"] <= 0.2
+    row = gpu_speed.speed(check)["tiny, 1024"]
+    assert row["outcome"] == "measured"
+    assert row["floor_s"] < row["step_s"]
+    assert 0.99 < sum(row["share"].values()) < 1.01
+    assert {"matmul", "elementwise", "gaps"} <= row["share"].keys()
+    assert gpu_speed.packed_against_padded(check)["padded"]["seconds"] > 0
+    assert {"full", "selective", "full, compiled"} <= gpu_speed.recomputation_speed(check).keys()
 
 
 @pytest.mark.slow  # minutes, and only where there is a GPU

@@ -23,7 +23,9 @@ KNOWN_BAD_BEFORE = {
 
 def ids() -> frozenset[str]:
     """The ids of the 454."""
-    return frozenset((files("environments.livecode.problems") / "lcb_v6_window.txt").read_text(encoding="utf-8").split())
+    return frozenset(
+        (files("environments.livecode.problems") / "lcb_v6_window.txt").read_text(encoding="utf-8").split()
+    )
 
 
 def complaints(rows: Sequence[dict[str, Any]]) -> list[str]:
