@@ -112,11 +112,11 @@ def test_the_sides_of_a_run_agree_on_all_that_they_share(written):
     assert str(env.model) == str(trainer.model) == str(server.model)
     assert Path(env.env.run_dir) == trainer.run_dir
     assert env.env.rollout_server_url == trainer.api.url == API
-    assert env.servers == trainer.weight_sync.publisher.servers == [server.url] == [SERVER]
+    assert env.servers == trainer.weights.servers == [server.url] == [SERVER]
     assert env.env.overlong_baseline == trainer.objective.overlong_baseline
     assert env.env.total_steps == trainer.steps == 30
     assert trainer.checkpoint.resume == "auto"
-    assert trainer.weight_sync.publisher.dtype == "float32"  # as vLLM serves on a CPU
+    assert trainer.weights.dtype == "float32"  # as vLLM serves on a CPU
 
 
 def test_flags_beat_the_file_and_reach_into_the_parts(written):

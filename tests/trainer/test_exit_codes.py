@@ -138,7 +138,16 @@ def test_a_command_that_does_not_exist_is_one_line_of_supervise() -> None:
 
 
 INTERNAL = {
-    *("Dropped", "Interrupted", "NoChoice", "Refused", "TryAgain", "Unusable", "WeightFolderError"),
+    *(
+        "Dropped",
+        "Interrupted",
+        "NoChoice",
+        "Refused",
+        "RetryLater",
+        "RetryVerification",
+        "Unusable",
+        "WeightFolderError",
+    ),
     *("_NoAnswer", "_Stopped"),
 }
 """Errors that never end a process: they are caught where they were expected, or travel in a server's answer."""
@@ -148,7 +157,9 @@ def test_every_error_of_the_project_has_an_exit_code() -> None:
     outside = set()
     for package in (environments, trainer):
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
-            if module.name.startswith("trainer.vllm_") or module.name.endswith("__main__"):
+            if module.name.startswith(
+                ("trainer.weight_sync.vllm_plugin", "trainer.weight_sync.vllm_disk")
+            ) or module.name.endswith("__main__"):
                 continue  # vLLM's processes import these
             for name, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass):
                 if issubclass(kind, Exception) and kind.__module__.startswith(("environments", "trainer")):
