@@ -27,10 +27,12 @@ class ObjectiveConfig(Section):
         "recompute",
         description="Old log-probabilities: the sampler's own, or a forward at the start of the step.",
     )
-    importance_weight: Literal["tis", "icepop", "none"] = Field(
-        "tis", description="Weight for the sampler's mismatch when old log-probabilities are recomputed."
+    importance_weight: Literal["tis", "sequence_tis", "icepop", "none"] = Field(
+        "tis",
+        description="Weight for the sampler's mismatch when old log-probabilities are recomputed: of a token, "
+        "truncated (tis) or left out where it is far from 1 (icepop), or of a sequence, truncated (sequence_tis).",
     )
-    tis_cap: float = Field(2.0, gt=1, description="Upper bound of a token's truncated importance weight.")
+    tis_cap: float = Field(2.0, gt=1, description="Upper bound of a truncated importance weight.")
     icepop_low: float = Field(0.5, ge=0, le=1, description="IcePop: a token weight below this counts as 0.")
     icepop_high: float = Field(5.0, ge=1, description="IcePop: a token weight above this counts as 0.")
     sequence_mask_low: float | None = Field(
@@ -52,7 +54,7 @@ class ObjectiveConfig(Section):
         if self.dual_clip is not None and self.name not in ("grpo", "dapo"):
             raise ValueError(f"dual_clip {self.dual_clip} fits grpo and dapo only, not {self.name}: leave it empty")
         masked = self.sequence_mask_low is not None or self.sequence_mask_high is not None
-        if self.old_logprobs == "sampler" and (masked or self.importance_weight == "icepop"):
+        if self.old_logprobs == "sampler" and (masked or self.importance_weight in ("icepop", "sequence_tis")):
             raise ValueError(
                 "old_logprobs 'sampler' has no mismatch to weigh or mask: set old_logprobs: recompute, or leave "
                 "importance_weight, sequence_mask_low and sequence_mask_high alone"
@@ -69,11 +71,12 @@ class ObjectiveConfig(Section):
         """ValueError for the first option that was moved from its default and that the others make ineffective."""
         moved = [name for name, field in type(self).model_fields.items() if getattr(self, name) != field.default]
         weight = "none" if self.old_logprobs == "sampler" else self.importance_weight
+        owners = {"tis_cap": ("tis", "sequence_tis"), "icepop_low": ("icepop",), "icepop_high": ("icepop",)}
         why = {
             name: f"old_logprobs '{self.old_logprobs}' and importance_weight '{self.importance_weight}' weigh no token "
-            f"by it; set old_logprobs: recompute and importance_weight: {owner}, or leave it out"
-            for name, owner in (("tis_cap", "tis"), ("icepop_low", "icepop"), ("icepop_high", "icepop"))
-            if weight != owner
+            f"by it; set old_logprobs: recompute and importance_weight: {' or '.join(kinds)}, or leave it out"
+            for name, kinds in owners.items()
+            if weight not in kinds
         }
         if self.old_logprobs == "recompute" and self.optimizer_steps_per_batch == 1:
             ones = (
@@ -96,8 +99,21 @@ class OptimizerConfig(Section):
     betas: tuple[Decay, Decay] = Field((0.9, 0.95), description="Decay of the first and second moment.")
     weight_decay: float = Field(0.0, ge=0, description="Decoupled weight decay of matrices; vectors have none.")
     eps: float = Field(1e-8, gt=0, description="Added to the root of the second moment.")
-    warmup_steps: int = Field(0, ge=0, description="Steps over which the learning rate rises linearly.")
+    warmup_steps: int = Field(0, ge=0, description="Updates over which the learning rate rises linearly.")
+    decay: Literal["none", "linear", "cosine"] = Field(
+        "none", description="How the learning rate falls over the last share of the updates: linearly or as a cosine."
+    )
+    decay_share: float = Field(0.1, gt=0, le=1, description="Share of all updates over which it falls, at their end.")
     max_grad_norm: float = Field(1.0, gt=0, description="The gradient is scaled down to this norm over all ranks.")
+
+    @model_validator(mode="after")
+    def _decays_by_something(self) -> OptimizerConfig:
+        if self.decay == "none" and self.decay_share != type(self).model_fields["decay_share"].default:
+            raise ValueError(
+                f"decay_share {self.decay_share:g} has no effect with decay none: set decay to linear or cosine, or "
+                "leave it out"
+            )
+        return self
 
 
 class BatchConfig(Section):
@@ -249,6 +265,11 @@ class TrainerConfig(Settings):
     api: ApiConfig = Field(default_factory=ApiConfig, description="The Atropos API server.")
     weights: WeightsConfig = Field(default_factory=WeightsConfig, description="How weights reach vLLM.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="Saving and resuming.")
+
+    @property
+    def updates(self) -> int:
+        """Optimizer steps of the whole run."""
+        return self.steps * self.objective.optimizer_steps_per_batch
 
     @model_validator(mode="after")
     def _nccl_fits(self) -> TrainerConfig:

@@ -1,7 +1,8 @@
-"""AdamW on the policy's fp32 master weights: warm-up, gradient clipping, and a refusal to step on NaN."""
+"""AdamW on the policy's fp32 master weights: warm-up, decay, gradient clipping, and a refusal to step on NaN."""
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -29,11 +30,15 @@ class UpdateStats(NamedTuple):
 class PolicyOptimizer:
     """AdamW with the schedule computed from `updates`, so a checkpoint needs that one number.
 
-    `adamw` is the torch optimizer, for checkpoints.
+    `adamw` is the torch optimizer, for checkpoints. total: updates of the whole run, which a decay needs; a run that is
+    lengthened takes the schedule of its new length from there on.
     """
 
-    def __init__(self, policy: nn.Module, config: OptimizerConfig) -> None:
+    def __init__(self, policy: nn.Module, config: OptimizerConfig, total: int | None = None) -> None:
+        if config.decay != "none" and total is None:
+            raise ValueError(f"optimizer.decay {config.decay}: give the run's number of updates")
         self.config = config
+        self.total = total
         self.updates = 0
         self.parameters = [weight for weight in policy.parameters() if weight.requires_grad]
         matrices = [weight for weight in self.parameters if weight.ndim >= 2]
@@ -51,10 +56,18 @@ class PolicyOptimizer:
             group["weight_decay"] = self.config.weight_decay if group["params"][0].ndim >= 2 else 0.0
 
     def lr_at(self, update: int) -> float:
-        """Learning rate of update 0, 1, ...: linear over `warmup_steps` to the full rate, then constant."""
-        if update >= self.config.warmup_steps:
-            return self.config.lr
-        return self.config.lr * (update + 1) / self.config.warmup_steps
+        """Learning rate of update 0, 1, ...: linear over `warmup_steps` to the full rate, constant, then the decay.
+
+        The decay's n updates have n/n, ..., 1/n of the rate (linear), or that on a cosine: never zero.
+        """
+        config = self.config
+        if update < config.warmup_steps:
+            return config.lr * (update + 1) / config.warmup_steps
+        if config.decay == "none" or self.total is None:
+            return config.lr
+        falling = max(1, min(math.ceil(self.total * config.decay_share), self.total - config.warmup_steps))
+        left = min(1.0, max(self.total - update, 1) / falling)
+        return config.lr * (left if config.decay == "linear" else 0.5 * (1 - math.cos(math.pi * left)))
 
     def step(self) -> UpdateStats:
         """Clips, updates the weights and clears the gradients. Raises NonFiniteGradient instead of updating.

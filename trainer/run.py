@@ -125,7 +125,7 @@ class Run:
                 compile_blocks=config.compile,
                 context=config.batch.context,
             )
-        self.optimizer = PolicyOptimizer(self.policy, config.optimizer)
+        self.optimizer = PolicyOptimizer(self.policy, config.optimizer, config.updates)
         self.checkpoints = Checkpoints(
             config.run_dir / "checkpoints", self.parallel, keep_last=config.checkpoint.keep_last
         )

@@ -76,8 +76,9 @@ class LivecodeEnvConfig(StrictModel, BaseEnvConfig):
         ge=0,
         description="learnable: every problem comes at least once in so many epochs; 0: as the weights have it.",
     )
-    prompt_style: Literal["livecodebench", "fewshot"] = Field(
-        "livecodebench", description="LiveCodeBench's prompt alone, or with worked turns before it."
+    prompt_style: Literal["livecodebench", "nouscoder", "fewshot"] = Field(
+        "livecodebench",
+        description="LiveCodeBench's prompt, the one NousCoder was trained on, or worked turns before the question.",
     )
     fewshot_turns: int = Field(2, ge=1, le=8, description="Worked turns of the fewshot style.")
     fewshot_path: PathText | None = Field(
@@ -92,7 +93,12 @@ class LivecodeEnvConfig(StrictModel, BaseEnvConfig):
     )
 
     context: int = Field(4096, ge=16, description="Longest prompt + completion in tokens.")
-    max_new_tokens: int = Field(2048, ge=1, description="Longest completion in tokens; longer is overlong.")
+    max_new_tokens: int | None = Field(
+        2048,
+        ge=1,
+        description="Longest completion in tokens; longer is overlong. Empty: what the prompt leaves of env.context, "
+        "less 32.",
+    )
     temperature: float = Field(1.0, gt=0, le=2, description="Sampling temperature, divided out by the trainer too.")
     top_p: float = Field(1.0, description="Always 1: a truncated distribution biases every importance ratio.")
 
@@ -150,6 +156,9 @@ class LivecodeEnvConfig(StrictModel, BaseEnvConfig):
     )
     time_limit_s: float = Field(15.0, gt=0, description="Time limit of one test in seconds.")
     memory_limit_mb: int = Field(4096, ge=64, description="Memory limit of one test in MB.")
+    decimal_tolerance: float | None = Field(
+        None, gt=0, lt=1, description="How far decimals of an answer may lie from the expected ones; empty: not at all."
+    )
 
     run_dir: PathText = Field("runs/livecode", description="Folder of the run's records.")
     record_rollouts_per_group: int = Field(
@@ -170,7 +179,7 @@ class LivecodeEnvConfig(StrictModel, BaseEnvConfig):
 
     @model_validator(mode="after")
     def _fits_together(self) -> LivecodeEnvConfig:
-        if self.max_new_tokens >= self.context:
+        if self.max_new_tokens is not None and self.max_new_tokens >= self.context:
             raise ValueError(
                 f"max_new_tokens {self.max_new_tokens} >= context {self.context}: no room for a prompt; "
                 "raise context or lower max_new_tokens"
@@ -182,9 +191,9 @@ class LivecodeEnvConfig(StrictModel, BaseEnvConfig):
                 f"max_concurrent_rollouts {self.max_concurrent_rollouts} < group_size {self.group_size}: no group "
                 f"could ever begin; set max_concurrent_rollouts to {self.group_size} or more"
             )
-        if self.prompt_style == "livecodebench" and self.fewshot_path is not None:
+        if self.prompt_style != "fewshot" and self.fewshot_path is not None:
             raise ValueError(
-                f"fewshot_path {self.fewshot_path} with prompt_style livecodebench: set prompt_style to fewshot "
+                f"fewshot_path {self.fewshot_path} with prompt_style {self.prompt_style}: set prompt_style to fewshot "
                 "or leave fewshot_path empty"
             )
         if (self.verifier == "http") != bool(self.verifier_urls):
@@ -224,7 +233,7 @@ class EvaluationConfig(Section):
         ["run"],
         min_length=1,
         description="Rules that every program is graded by, the first one's score counts: livecodebench (6 s, no "
-        "memory limit, exact decimals), nouscoder (15 s, 4 GB, decimals to 1e-4), run (env's limits, exact decimals).",
+        "memory limit, exact decimals), nouscoder (15 s, 4 GB, decimals to 1e-4), run (env's limits and tolerance).",
     )
     semantics: Literal["process", "official"] = Field(
         "process",

@@ -115,6 +115,7 @@ class LivecodeEnv(CompatBaseEnv):
             max_concurrent=config.max_concurrent_rollouts,
             time_limit_s=config.time_limit_s,
             memory_limit_mb=config.memory_limit_mb,
+            decimal_tolerance=config.decimal_tolerance,
             on_free=self._changed.set,
             order=self._order_of,
             judge_together=config.verifier_strategy == "problem",
@@ -148,8 +149,8 @@ class LivecodeEnv(CompatBaseEnv):
         if too_long:
             sources = Counter(error.problem.source for error in too_long)
             logger.warning(
-                "%s: %d of %d problems are left out, their prompts have more than %d tokens (env.context - "
-                "env.max_new_tokens): %s; see %s",
+                "%s: %d of %d problems are left out, their prompts have more than %d tokens and leave no room for the "
+                "answer in env.context: %s; see %s",
                 name, len(too_long), len(problems), self.prompts.limit,
                 ", ".join(f"{source} {count}" for source, count in sources.most_common()),
                 self.records.left_out(name, too_long),

@@ -51,7 +51,8 @@ async def evaluate_sets(env: LivecodeEnv) -> list[dict[str, Any]]:
     version = await env.client.weight_version()
     grading = grading_profiles(
         options.profiles, time_limit_s=config.time_limit_s, memory_limit_mb=config.memory_limit_mb,
-        no_memory_limit_mb=options.no_memory_limit_mb, semantics=options.semantics,
+        decimal_tolerance=config.decimal_tolerance, no_memory_limit_mb=options.no_memory_limit_mb,
+        semantics=options.semantics,
     )  # fmt: skip
     # All at once: one set's last long answers would leave most generation slots empty.
     records = await all_of(
@@ -102,5 +103,7 @@ def _samples(env: LivecodeEnv, name: str, greedy: bool, version: int | None) -> 
                      "fewshot_scaffold", "thinking", "time_limit_s", "memory_limit_mb", "seed"}
         ),
     }  # fmt: skip
+    if config.decimal_tolerance is not None:  # unset it is as it was before there was such an option
+        settings["env"]["decimal_tolerance"] = config.decimal_tolerance
     named = f"{Path(name).name if '/' in name else name}{'-greedy' if greedy else ''}-v{version}"
     return SampleStore(Path(config.run_dir) / "evaluations", named, settings)

@@ -124,6 +124,7 @@ class Pipeline:
         max_concurrent: int,
         time_limit_s: float,
         memory_limit_mb: int,
+        decimal_tolerance: float | None = None,
         on_free: Callable[[], None] = lambda: None,
         order: Callable[[Problem], list[int] | None] = lambda _: None,
         judge_together: bool = False,
@@ -134,7 +135,11 @@ class Pipeline:
         self._client = client
         self._verifier = verifier
         self._slots = asyncio.Semaphore(max_concurrent)
-        self._limits: dict[str, Any] = {"time_limit_s": time_limit_s, "memory_limit_mb": memory_limit_mb}
+        self._limits: dict[str, Any] = {
+            "time_limit_s": time_limit_s,
+            "memory_limit_mb": memory_limit_mb,
+            "decimal_tolerance": decimal_tolerance,
+        }
         self._on_free = on_free
         self._order = order
         self._judge_together = judge_together
@@ -192,7 +197,7 @@ class Pipeline:
             async with self._slots:
                 self._take(1)
                 try:
-                    sample = await self._client.answer(prompt, sampling)
+                    sample = await self._client.answer(prompt, sampling.within(prompt.room))
                 finally:
                     self._take(-1)
         finally:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from verifier_app.judge import compare
+from verifier_app.judge import compare, verify
 from verifier_app.judge.compare import MESSAGE_CHARS, output_difference, value_difference
 
 SAME = [
@@ -74,6 +74,47 @@ def test_these_values_match(got: Any, expected: Any) -> None:
 )
 def test_these_values_differ(got: Any, expected: Any) -> None:
     assert value_difference(got, expected) is not None
+
+
+NEAR = [
+    (0.30000000000000004, 0.3),
+    ([1, 2.00009], [1, 2.0]),
+    ((1.0, 2.00009), [1.0, 2]),
+    ({"a": [0.10009]}, {"a": [0.1]}),
+    (3, 3.00009),
+    ([[[1.00009]]], [[[1]]]),
+]
+FAR = [
+    (0.3002, 0.3),
+    ([1, 2.0], [1, 2.0, 3.0]),
+    (True, 1.00001),
+    ("0.30000000000000004", 0.3),
+    (float("nan"), 0.0),
+    (float("inf"), 1e308),
+    (10**400, 1e308),
+    (1, 2),
+    ({"a": 1.00001}, {"b": 1.0}),
+    ([(1.00001,)], [[1.0]]),
+]
+
+
+@pytest.mark.parametrize(("got", "expected"), NEAR)
+def test_floats_of_a_result_may_lie_within_the_tolerance_at_any_depth(got: Any, expected: Any) -> None:
+    assert value_difference(got, expected, tolerance=1e-4) is None
+    assert value_difference(got, expected, deep=True, tolerance=1e-4) is None
+    assert value_difference(got, expected) is not None
+
+
+@pytest.mark.parametrize(("got", "expected"), FAR)
+def test_a_tolerance_takes_nothing_else_for_equal(got: Any, expected: Any) -> None:
+    assert value_difference(got, expected, tolerance=1e-4) is not None
+
+
+def test_the_tolerance_of_a_request_is_for_calls_too() -> None:
+    code = "def f(n):\n    return [n / 3]"
+    request = {"code": code, "fn_name": "f", "tests": [{"input": "1", "output": "[0.3333]"}]}
+    assert verify(request)["status"] == "wrong_answer"
+    assert verify(request | {"decimal_tolerance": 1e-4})["status"] == "accepted"
 
 
 def test_the_decimal_tolerance_is_off_unless_asked_for() -> None:

@@ -57,6 +57,7 @@ OPTIONS = [
     "env.test_order",
     "env.time_limit_s",
     "env.memory_limit_mb",
+    "env.decimal_tolerance",
     "env.run_dir",
     "env.record_rollouts_per_group",
     "env.record_every_groups",

@@ -9,14 +9,19 @@ from typing import Any
 
 import pytest
 
+from environments.livecode.config import LivecodeEnvConfig
+from environments.livecode.generation.completions import SamplingParams
 from environments.livecode.problems.problem import Problem, TestCase
 from environments.livecode.problems.prompts import (
     SYSTEM,
     FileTurn,
     PromptBuilder,
     PromptError,
+    PromptTooLong,
     messages,
+    nouscoder_message,
     plain_message,
+    prompt_builder,
     read_turns,
     user_message,
 )
@@ -58,7 +63,7 @@ def test_the_functional_message_is_livecodebenchs_byte_for_byte() -> None:
     )
 
 
-@pytest.mark.parametrize("ask", [user_message, plain_message])
+@pytest.mark.parametrize("ask", [user_message, nouscoder_message, plain_message])
 def test_a_function_without_starter_code_is_named_and_not_read_from_stdin(ask: Any) -> None:
     assert "function `f`" in ask("Q", "", "f").replace("function named", "function")
     assert "Read the inputs from stdin" not in ask("Q", "", "f")
@@ -72,6 +77,47 @@ def test_the_standard_style_is_system_and_one_user_message() -> None:
         {"role": "system", "content": SYSTEM},
         {"role": "user", "content": user_message("Add one.")},
     ]
+
+
+def test_the_nouscoder_prompt_byte_for_byte() -> None:
+    # Atropos, environments/code_execution_server/coding_server.py, get_prompt
+    assert nouscoder_message("Add one.") == (
+        "Question: Add one.\n\n"
+        "Read the inputs from stdin, solve the problem, and write the answer to stdout (do not directly test on the "
+        "sample inputs). Enclose your code within delimiters as follows. Ensure that when the python program runs it "
+        "reads the inputs runs the algorithm and writes output to STDOUT.\n"
+        "```python\n# YOUR CODE HERE\n```\n\n"
+        "### Answer: (use the provided format with backticks)\n\n"
+    )
+    assert nouscoder_message("Add one.", "def f(n):\n", "f") == (
+        "Question: Add one.\n\n"
+        "You will use the following starter code to write the solution to the problem and enclose your code within "
+        "delimiters.\n"
+        "```python\ndef f(n):\n\n```\n\n"
+        "### Answer: (use the provided format with backticks)\n\n"
+    )
+    assert messages(STDIN, (), "nouscoder")[0] == {"role": "system", "content": SYSTEM}
+
+
+def test_an_answer_may_take_what_its_prompt_leaves(tokenizer: Any) -> None:
+    size = len(PromptBuilder(tokenizer, limit=4000)(STDIN).ids)
+    config = LivecodeEnvConfig(context=size + 33, max_new_tokens=None)
+    builder = prompt_builder(config, tokenizer)
+    prompt = builder(STDIN)
+    assert prompt.room == 1
+    assert SamplingParams(None, 1.0).within(prompt.room).as_json()["max_tokens"] == 1
+    longer = STDIN.model_copy(update={"id": "longer", "statement": STDIN.statement + " Add one."})
+    with pytest.raises(PromptTooLong, match=rf"room is {size} \(env.context - 33\). Raise env.context.$"):
+        builder(longer)
+    fixed = prompt_builder(LivecodeEnvConfig(context=4096, max_new_tokens=100), tokenizer)(STDIN)
+    assert fixed.room is None
+    assert SamplingParams(100, 1.0).within(fixed.room).max_new_tokens == 100
+
+
+def test_the_style_of_the_options_is_the_style_of_the_prompt(tokenizer: Any) -> None:
+    for style, ask in (("nouscoder", nouscoder_message), ("livecodebench", user_message)):
+        builder = prompt_builder(LivecodeEnvConfig(prompt_style=style), tokenizer)
+        assert builder(STDIN).messages[-1]["content"] == ask(STDIN.statement)
 
 
 def test_fewshot_turns_stand_before_the_question_in_the_same_scaffold() -> None:

@@ -10,7 +10,7 @@ from trainer.config import TrainerConfig
 BASE = ["--model", "m", "--run_dir", "r"]
 ONE_STEP = {"clip_low": "0.1", "clip_high": "0.3", "dual_clip": "3", "kl_coefficient": "0.01"}
 NOT_TAKEN = ("dr_grpo", "dual_clip")
-OWNED = {"tis_cap": ("tis", "3"), "icepop_low": ("icepop", "0.7"), "icepop_high": ("icepop", "4")}
+OWNED = {"tis_cap": ("tis or sequence_tis", "3"), "icepop_low": ("icepop", "0.7"), "icepop_high": ("icepop", "4")}
 
 
 def objective(**options: str) -> TrainerConfig:
@@ -33,8 +33,10 @@ def test_what_needs_a_ratio_other_than_one_is_refused_where_there_is_none(name: 
 @pytest.mark.parametrize("option", OWNED)
 def test_a_bound_of_another_weight_is_refused(option: str) -> None:
     owner, value = OWNED[option]
-    objective(importance_weight=owner, **{option: value})
-    for weight in {"tis", "icepop", "none"} - {owner}:
+    owners = set(owner.split(" or "))
+    for weight in owners:
+        objective(importance_weight=weight, **{option: value})
+    for weight in {"tis", "sequence_tis", "icepop", "none"} - owners:
         with pytest.raises(ConfigError, match=rf"{option} {value}.* has no effect.*importance_weight: {owner}"):
             objective(importance_weight=weight, **{option: value})
 
@@ -62,6 +64,12 @@ def test_more_optimizer_steps_than_groups_are_refused(name: str) -> None:
 def test_bounds_that_bound_nothing_are_refused(bound: str, value: str) -> None:
     with pytest.raises(ConfigError, match=bound):
         objective(optimizer_steps_per_batch="2", **{bound: value})
+
+
+def test_a_share_of_no_decay_is_refused() -> None:
+    load(TrainerConfig, [*BASE, "--optimizer.decay", "cosine", "--optimizer.decay_share", "0.5"])
+    with pytest.raises(ConfigError, match=r"decay_share 0.5 has no effect with decay none"):
+        load(TrainerConfig, [*BASE, "--optimizer.decay_share", "0.5"])
 
 
 @pytest.mark.parametrize(("option", "value"), [("optimizer", "keep"), ("select", "latest")])

@@ -229,6 +229,24 @@ def test_truncated_weights_equal_the_reference(name: str) -> None:
     assert_near(gradient, wanted)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_of_whole_sequences_equal_the_reference(name: str) -> None:
+    new, old, advantages = batch(2, spread_of(name))
+    draw = random.Random(5)
+    sampler = [[x + draw.gauss(0, 0.6) for x in row] for row in old]
+    sampler = nested(flat(sampler), [len(row) for row in old])
+    pairs = [list(zip(*rows, strict=True)) for rows in zip(old, sampler, strict=True)]
+    of_sequence = [min(math.exp(math.fsum(a - b for a, b in pair)), 4.0) for pair in pairs]
+    assert 4.0 in of_sequence
+    assert min(of_sequence) < 0.5
+    weights = [[weight] * len(row) for weight, row in zip(of_sequence, old, strict=True)]
+    mismatch = OffPolicy(weight="sequence_tis", cap=4.0)
+    loss, gradient, _ = loss_of(name, new, old, advantages, sampler_logprob=flat(sampler), mismatch=mismatch)
+    wanted_loss, wanted = loss_and_gradient(name, new, old, advantages, weights=weights, max_length=MAX_LENGTH)
+    assert loss == pytest.approx(wanted_loss, rel=1e-5, abs=1e-6)
+    assert_near(gradient, wanted)
+
+
 # --- identities ---
 
 
@@ -503,6 +521,8 @@ def test_old_log_probabilities_of_the_sampler_weigh_one() -> None:
         ("icepop", 1.5, 1.5),
         ("icepop", 0.4, 0.0),
         ("icepop", 5.5, 0.0),
+        ("sequence_tis", 1.5, 1.5),
+        ("sequence_tis", 5.0, 2.0),
         ("none", 5.0, 1.0),
     ],
 )
@@ -516,6 +536,19 @@ def test_the_off_policy_weight_by_hand(weight: str, rho: float, wanted: float) -
         mismatch=OffPolicy(weight=weight),  # type: ignore[arg-type]
     )
     assert gradient[0] == pytest.approx([wanted])
+
+
+def test_the_weight_of_a_sequence_is_the_product_of_its_tokens_and_stays_finite() -> None:
+    _, gradient, _ = loss_of(
+        "dapo",
+        [[0.0, 0.0], [0.0]],
+        [[0.0, 0.0], [0.0]],
+        [-3.0, -3.0],
+        sampler_logprob=torch.tensor([-math.log(1.5), -math.log(0.5), 300.0]),
+        mismatch=OffPolicy(weight="sequence_tis"),
+    )
+    assert gradient[0] == pytest.approx([0.75, 0.75])
+    assert gradient[1] == pytest.approx([math.exp(-20.0)])
 
 
 @pytest.mark.parametrize("length", [1, 10, 32_000])

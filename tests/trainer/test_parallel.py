@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,31 @@ def test_clipping_scales_to_the_norm_and_reports_the_one_before() -> None:
 def test_the_learning_rate_rises_linearly_then_stays() -> None:
     optimizer = PolicyOptimizer(torch.nn.Linear(2, 1), OptimizerConfig(lr=8.0, warmup_steps=4))
     assert [optimizer.lr_at(update) for update in range(6)] == [2.0, 4.0, 6.0, 8.0, 8.0, 8.0]
+
+
+def test_the_learning_rate_falls_linearly_over_the_last_share_and_never_to_zero() -> None:
+    options = OptimizerConfig(lr=8.0, warmup_steps=2, decay="linear", decay_share=0.4)
+    optimizer = PolicyOptimizer(torch.nn.Linear(2, 1), options, total=10)
+    assert [optimizer.lr_at(update) for update in range(10)] == [4.0, 8.0, 8.0, 8.0, 8.0, 8.0, 8.0, 6.0, 4.0, 2.0]
+    assert optimizer.lr_at(11) == 2.0  # a run that takes more updates than it was to
+
+
+def test_the_learning_rate_falls_on_a_cosine() -> None:
+    options = OptimizerConfig(lr=8.0, decay="cosine", decay_share=1.0)
+    optimizer = PolicyOptimizer(torch.nn.Linear(2, 1), options, total=4)
+    wanted = [8.0, 4 * (1 + math.cos(math.pi / 4)), 4.0, 4 * (1 - math.cos(math.pi / 4))]
+    assert [optimizer.lr_at(update) for update in range(4)] == pytest.approx(wanted)
+
+
+def test_a_decay_that_reaches_into_the_warm_up_begins_after_it() -> None:
+    options = OptimizerConfig(lr=8.0, warmup_steps=2, decay="linear", decay_share=1.0)
+    optimizer = PolicyOptimizer(torch.nn.Linear(2, 1), options, total=4)
+    assert [optimizer.lr_at(update) for update in range(4)] == [4.0, 8.0, 8.0, 4.0]
+
+
+def test_a_decay_needs_the_number_of_updates() -> None:
+    with pytest.raises(ValueError, match="decay linear: give the run's number of updates"):
+        PolicyOptimizer(torch.nn.Linear(2, 1), OptimizerConfig(decay="linear"))
 
 
 def test_the_first_update_of_adam_moves_by_the_learning_rate_and_decays_matrices_only() -> None:

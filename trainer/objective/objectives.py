@@ -134,7 +134,8 @@ def policy_loss(
         weight, trainer, sampler = torch.ones_like(old), new.detach(), old
     else:
         kept = kept_sequences(old, sampler_logprob, sequence, length, mismatch)
-        weight, trainer, sampler = off_policy_weight(old, sampler_logprob, mismatch), old, sampler_logprob.double()
+        weight = off_policy_weight(old, sampler_logprob, sequence, length, mismatch)
+        trainer, sampler = old, sampler_logprob.double()
     keep = kept[sequence]
 
     # `where` before exp: inf times a zero mask would be NaN, in the loss and in its gradient

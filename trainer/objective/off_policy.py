@@ -16,13 +16,14 @@ MAX_LOG_RATIO = 20.0
 class OffPolicy:
     """What is done about the difference between the sampler and the trainer, with rho = exp(old - sampler).
 
-    `tis`: weight min(rho, cap) per token. `icepop`: weight rho within [icepop_low, icepop_high], else 0; such tokens
-    stay in the divisor. The sequence mask leaves out sequences whose geometric mean of rho is outside
-    [sequence_low, sequence_high], from the divisor as well; it is a mean because a product over thousands
-    of tokens is 0 or infinity. Both bounds None: no mask.
+    `tis`: weight min(rho, cap) per token. `sequence_tis`: min(product of a sequence's rho, cap) for all its tokens;
+    over thousands of tokens rounding alone moves the product far from 1. `icepop`: weight rho within
+    [icepop_low, icepop_high], else 0; such tokens stay in the divisor. The sequence mask leaves out sequences whose
+    geometric mean of rho is outside [sequence_low, sequence_high], from the divisor as well; it is a mean because a
+    product over thousands of tokens is 0 or infinity. Both bounds None: no mask.
     """
 
-    weight: Literal["tis", "icepop", "none"] = "tis"
+    weight: Literal["tis", "sequence_tis", "icepop", "none"] = "tis"
     cap: float = 2.0
     icepop_low: float = 0.5
     icepop_high: float = 5.0
@@ -30,8 +31,8 @@ class OffPolicy:
     sequence_high: float | None = None
 
     def __post_init__(self) -> None:
-        if self.weight not in ("tis", "icepop", "none"):
-            raise ValueError(f"mismatch weight {self.weight!r} is unknown: choose tis, icepop or none")
+        if self.weight not in ("tis", "sequence_tis", "icepop", "none"):
+            raise ValueError(f"mismatch weight {self.weight!r} is unknown: choose tis, sequence_tis, icepop or none")
         if self.cap < 1:
             raise ValueError(f"mismatch cap {self.cap} < 1 would shrink matching tokens: set 1 or more, usually 2")
         if not 0 <= self.icepop_low <= 1 <= self.icepop_high:
@@ -64,8 +65,15 @@ def kept_sequences(
     return (geometric >= low) & (geometric <= high)
 
 
-def off_policy_weight(old_logprob: Tensor, sampler_logprob: Tensor, mismatch: OffPolicy) -> Tensor:
-    """Weight of each token for the sampler's mismatch, without gradient: [K], [K] -> [K]."""
+def off_policy_weight(
+    old_logprob: Tensor, sampler_logprob: Tensor, sequence: Tensor, length: Tensor, mismatch: OffPolicy
+) -> Tensor:
+    """Weight of each token for the sampler's mismatch, without gradient: [K], [K], [K] in 0..B-1, [B] -> [K]."""
+    if mismatch.weight == "sequence_tis":
+        difference = old_logprob.detach().double() - sampler_logprob.double()
+        total = sequence_mean(difference, sequence, length) * length
+        weight = total.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp().clamp(max=mismatch.cap)
+        return weight[sequence].to(old_logprob.dtype)
     rho = (old_logprob - sampler_logprob).detach().clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     if mismatch.weight == "tis":
         return rho.clamp(max=mismatch.cap)

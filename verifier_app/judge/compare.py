@@ -1,7 +1,8 @@
 """Comparison of answers, exactly LiveCodeBench's (lcb_runner/evaluation/testing_util.py), quirks included.
 
 stdin: strip the whole output, split on "\\n", strip each line, equal line counts; a line matches when it is equal or
-when both sides are equal lists of `Decimal`. Call: a top-level tuple becomes a list, then Python's ==.
+when both sides are equal lists of `Decimal`. Call: a top-level tuple becomes a list, then Python's ==. A tolerance,
+which LiveCodeBench does not have, is for decimals of a line and for floats in a call's result, at any depth.
 
 What a comparison costs is bounded by the expected output: of the program's, which may be 64 MB, lines and words are
 counted where it lies before anything is made of them.
@@ -175,7 +176,7 @@ def output_difference(got: Bytes | str, expected: str, tolerance: float | None =
     return f"{counts}line {len(lines) + 1}: {_versus(mine, '', room)}"
 
 
-def value_difference(got: Any, expected: Any, deep: bool = False) -> str | None:
+def value_difference(got: Any, expected: Any, deep: bool = False, tolerance: float | None = None) -> str | None:
     """The same for the values of a call-based problem; `got` is decoded data of plain types, never an object.
 
     deep: the expected value is nested so deeply that == may not be asked.
@@ -188,14 +189,27 @@ def value_difference(got: Any, expected: Any, deep: bool = False) -> str | None:
         deep = True
     if deep:
         equal = _deep_equal(got, expected)
+    if not equal and tolerance is not None:
+        equal = _deep_equal(got, expected, tolerance)
     if equal:
         return None
     theirs = _shown(expected, 1 << 16)
     return _versus(_shown(got, len(theirs) + MESSAGE_CHARS), theirs, 280, quote=False)
 
 
-def _deep_equal(got: Any, expected: Any) -> bool:
-    """== without recursion."""
+def _close(mine: Any, theirs: Any, tolerance: float) -> bool:
+    """Whether two numbers, one of them a float, are within the tolerance. A bool is no number here."""
+    kinds = {type(mine), type(theirs)}
+    if float not in kinds or not kinds <= {float, int}:
+        return False
+    try:
+        return abs(mine - theirs) <= tolerance
+    except OverflowError:  # an int beyond every float
+        return False
+
+
+def _deep_equal(got: Any, expected: Any, tolerance: float | None = None) -> bool:
+    """== without recursion; numbers within the tolerance where there is one."""
     left = [(got, expected)]
     while left:
         mine, theirs = left.pop()
@@ -208,7 +222,13 @@ def _deep_equal(got: Any, expected: Any) -> bool:
             if pairs is None:
                 return False
             left += pairs
-        elif isinstance(mine, (list, tuple)) or mine != theirs:
+        elif tolerance is not None and isinstance(mine, dict) and isinstance(theirs, dict):
+            if mine.keys() != theirs.keys():
+                return False
+            left += ((mine[key], theirs[key]) for key in mine)
+        elif isinstance(mine, (list, tuple)) or (
+            mine != theirs and (tolerance is None or not _close(mine, theirs, tolerance))
+        ):
             return False
     return True
 

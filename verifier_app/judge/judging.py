@@ -334,7 +334,8 @@ def conclude(request: Request, index: int, pump: ProcessIO, watch: Watchdog, end
     else:
         try:
             expected, deep = request.tests.values()[index], is_deep(request.tests.outputs[index])
-            difference = compare.value_difference(value_codec.decode(pump.data, expected), expected, deep)
+            got = value_codec.decode(pump.data, expected)
+            difference = compare.value_difference(got, expected, deep, request.decimal_tolerance)
         except value_codec.Malformed as error:
             difference = f"the returned value cannot be read: {error}"
     return ("accepted", "") if difference is None else ("wrong_answer", difference)

@@ -40,7 +40,7 @@ async def evaluate(
     *,
     pipeline: Pipeline,
     name: str,
-    max_new_tokens: int,
+    max_new_tokens: int | None,
     top_p: float = 1.0,
     seed: int = 0,
     weight_version: int | None = None,

@@ -39,20 +39,22 @@ def grading_profiles(
     *,
     time_limit_s: float,
     memory_limit_mb: int,
+    decimal_tolerance: float | None = None,
     no_memory_limit_mb: int,
     semantics: Literal["process", "official"] = "process",
 ) -> list[GradingProfile]:
     """The named profiles in order.
 
     `livecodebench` is the official grader: 6 s, no memory limit, decimals exact. `nouscoder` is the recipe's: 15 s,
-    4 GB, decimals to 1e-4. `run` takes the environment's own limits, decimals exact.
+    4 GB, decimals to 1e-4 (in results of calls too, which its own endpoint compares exactly). `run` takes the
+    environment's own limits and tolerance.
 
     Args:
         semantics: how `livecodebench` runs programs; the others run them as processes.
         no_memory_limit_mb: what stands for "no memory limit": a program without any could take the machine down.
     """
     known = {
-        "run": GradingProfile("run", time_limit_s, memory_limit_mb),
+        "run": GradingProfile("run", time_limit_s, memory_limit_mb, decimal_tolerance),
         "livecodebench": GradingProfile(
             "livecodebench", 6.0, no_memory_limit_mb, semantics="official" if semantics == "official" else None
         ),

@@ -10,7 +10,7 @@ from array import array
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import httpx
@@ -56,13 +56,17 @@ _BACKOFF_S = (0.2, 5.0)  # first and longest pause between two tries of one roll
 class SamplingParams:
     """How tokens are drawn. top_p is 1 and top_k off wherever the tokens are trained on.
 
-    temperature 0 is greedy. `seed` fixes one request's draws.
+    temperature 0 is greedy. `seed` fixes one request's draws. max_new_tokens None: what the prompt leaves.
     """
 
-    max_new_tokens: int
+    max_new_tokens: int | None
     temperature: float
     top_p: float = 1.0
     seed: int | None = None
+
+    def within(self, room: int | None) -> SamplingParams:
+        """These for a prompt that leaves so many tokens for its answer; None: the length is fixed."""
+        return self if room is None else replace(self, max_new_tokens=room)
 
     def as_json(self) -> dict[str, Any]:
         params: dict[str, Any] = {

@@ -39,8 +39,17 @@ FUNCTION_BY_NAME = (
     "and enclose your code within delimiters. The function is called directly: do not read from stdin."
 )
 
-Style = Literal["livecodebench", "fewshot"]
-Scaffold = Literal["livecodebench", "plain"]
+# NousCoder's own, byte for byte too (Atropos' environments/code_execution_server/coding_server.py at commit 69d15a02).
+NOUSCODER_WITHOUT_STARTER_CODE = (
+    "Read the inputs from stdin, solve the problem, and write the answer to stdout (do not directly test on the sample "
+    "inputs). Enclose your code within delimiters as follows. Ensure that when the python program runs it reads the "
+    "inputs runs the algorithm and writes output to STDOUT."
+)
+RESERVE = 32
+"""Tokens of the context that an answer leaves free where its length is what the prompt leaves: the recipe's number."""
+
+Style = Literal["livecodebench", "nouscoder", "fewshot"]
+Scaffold = Literal["livecodebench", "nouscoder", "plain"]
 Message = dict[str, str]
 
 
@@ -54,12 +63,14 @@ class PromptTooLong(PromptError):
     Args:
         tokens: its length.
         limit: the most that it may have.
+        fixed: whether the answer's length is fixed (env.max_new_tokens); else it is what the prompt leaves.
     """
 
-    def __init__(self, problem: Problem, tokens: int, limit: int) -> None:
+    def __init__(self, problem: Problem, tokens: int, limit: int, fixed: bool = True) -> None:
+        room, fix = ("env.max_new_tokens", " or lower env.max_new_tokens") if fixed else (f"{RESERVE + 1}", "")
         super().__init__(
             f"problem {problem.id}: its prompt has {tokens} tokens, room is {limit} "
-            "(env.context - env.max_new_tokens). Raise env.context or lower env.max_new_tokens."
+            f"(env.context - {room}). Raise env.context{fix}."
         )
         self.problem, self.tokens, self.limit = problem, tokens, limit
 
@@ -92,6 +103,7 @@ class Prompt:
     text: str
     reasoning_open: bool  # the template itself opened <think>, so the completion starts inside it
     messages: list[Message] = field(default_factory=list)  # what the text was made from
+    room: int | None = None  # tokens that it leaves for the answer; None: the answer's length is fixed
 
 
 def user_message(question: str, starter_code: str = "", fn_name: str | None = None) -> str:
@@ -110,6 +122,22 @@ def user_message(question: str, starter_code: str = "", fn_name: str | None = No
     )
 
 
+def nouscoder_message(question: str, starter_code: str = "", fn_name: str | None = None) -> str:
+    """The user message that NousCoder was trained on.
+
+    Its function problems have starter code. Without any the function's name is said, which no other line would tell.
+    """
+    form = WITH_STARTER_CODE if starter_code else NOUSCODER_WITHOUT_STARTER_CODE
+    if fn_name and not starter_code:
+        form = FUNCTION_BY_NAME.format(name=fn_name)
+    return (
+        f"Question: {question}\n\n"
+        f"{form}\n"
+        f"```python\n{starter_code or '# YOUR CODE HERE'}\n```\n\n"
+        "### Answer: (use the provided format with backticks)\n\n"
+    )
+
+
 def plain_message(question: str, starter_code: str = "", fn_name: str | None = None) -> str:
     """The question alone, with the starter code in a fence where there is one, or the name of the function to write."""
     if starter_code:
@@ -117,12 +145,19 @@ def plain_message(question: str, starter_code: str = "", fn_name: str | None = N
     return f"{question}\n\nWrite the function `{fn_name}`." if fn_name else question
 
 
+_ASK: dict[Scaffold, Callable[[str, str, str | None], str]] = {
+    "livecodebench": user_message,
+    "nouscoder": nouscoder_message,
+    "plain": plain_message,
+}
+
+
 def messages(problem: Problem, turns: Sequence[Turn] = (), scaffold: Scaffold = "livecodebench") -> list[Message]:
     """The chat: system, then each worked turn, then the problem; all questions in the same scaffold."""
-    ask = user_message if scaffold == "livecodebench" else plain_message
+    ask = _ASK[scaffold]
     chat = [{"role": "system", "content": SYSTEM}]
     for turn in turns:
-        chat.append({"role": "user", "content": ask(turn.question, turn.starter_code)})
+        chat.append({"role": "user", "content": ask(turn.question, turn.starter_code, None)})
         chat.append({"role": "assistant", "content": turn.answer})
     chat.append({"role": "user", "content": ask(problem.statement, problem.starter_code, problem.fn_name)})
     return chat
@@ -161,6 +196,7 @@ class PromptBuilder:
         turns: gives the worked examples before a problem's question; none for LiveCodeBench's own prompt.
         thinking: value of the template's `enable_thinking`; None leaves the template's default.
         limit: longest prompt in tokens (context less the tokens to be generated).
+        context: where an answer may take what its prompt leaves of it, less `RESERVE`; None: answers have one length.
 
     Raises:
         PromptError: a tokenizer without chat template, `thinking` set for a template that has no such switch.
@@ -174,6 +210,7 @@ class PromptBuilder:
         scaffold: Scaffold = "livecodebench",
         thinking: bool | None = None,
         limit: int,
+        context: int | None = None,
     ) -> None:
         template = getattr(tokenizer, "chat_template", None)
         if not template:
@@ -186,6 +223,7 @@ class PromptBuilder:
         self.turns = turns
         self.scaffold: Scaffold = scaffold
         self.limit = limit
+        self.context = context
         self._kwargs = {} if thinking is None else {"enable_thinking": thinking}
         self._made: dict[str, Prompt] = {}
 
@@ -221,8 +259,9 @@ class PromptBuilder:
         ids = self._templated(problem, chat, tokenize=True, return_dict=False)
         text = self._templated(problem, chat, tokenize=False)
         if len(ids) > self.limit:
-            raise PromptTooLong(problem, len(ids), self.limit)
-        return Prompt([int(token) for token in ids], text, text.rstrip().endswith("<think>"), chat)
+            raise PromptTooLong(problem, len(ids), self.limit, fixed=self.context is None)
+        room = None if self.context is None else self.context - len(ids) - RESERVE
+        return Prompt([int(token) for token in ids], text, text.rstrip().endswith("<think>"), chat, room)
 
     def _templated(self, problem: Problem, chat: list[Message], **options: Any) -> Any:
         try:
@@ -242,19 +281,20 @@ def prompt_builder(config: LivecodeEnvConfig, tokenizer: Any, limit: int | None 
     Raises:
         PromptError: as `PromptBuilder`; a file with fewer worked turns than are asked for.
     """
-    few = config.prompt_style == "fewshot"
+    answer = RESERVE + 1 if config.max_new_tokens is None else config.max_new_tokens
     return PromptBuilder(
         tokenizer,
         turns=_turns(config),
-        scaffold=config.fewshot_scaffold if few else "livecodebench",
+        scaffold=config.fewshot_scaffold if config.prompt_style == "fewshot" else config.prompt_style,
         thinking=config.thinking,
-        limit=config.context - config.max_new_tokens if limit is None else limit,
+        limit=config.context - answer if limit is None else limit,
+        context=config.context if config.max_new_tokens is None else None,
     )
 
 
 def _turns(config: LivecodeEnvConfig) -> Callable[[Problem], Sequence[Turn]]:
     count = config.fewshot_turns
-    if config.prompt_style == "livecodebench":
+    if config.prompt_style != "fewshot":
         return lambda problem: ()
     if config.fewshot_path is None:
         return lambda problem: turns_for(problem, count)
