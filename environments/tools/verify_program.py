@@ -99,6 +99,7 @@ def verify_file(
             raise UsageError(f"{path}: {error.strerror}: give the program's file") from None
         except UnicodeDecodeError:
             raise UsageError(f"{path}: is not UTF-8 text: give the program's source") from None
+        checker: dict[str, Any] | None = None
         if tests is not None:
             cases, named = read_tests(tests)
             fn_name = fn_name or named
@@ -107,7 +108,7 @@ def verify_file(
                 raise UsageError("--problem needs --problems FILE: the JSONL file that holds it")
             problem = find_problem(problems, str(problem_id))
             cases = [{"input": test.input, "output": test.output} for test in problem.tests]
-            fn_name = problem.fn_name
+            fn_name, checker = problem.fn_name, problem.checker
         request = {
             "code": code,
             "fn_name": fn_name,
@@ -115,6 +116,7 @@ def verify_file(
             "time_limit_s": time_limit_s,
             "memory_limit_mb": memory_limit_mb,
             "stop_at_first_failure": not all_tests,
+            "checker": checker,
         }
         with Judge(require_isolation) as judge:
             verdict = judge.verify(request)

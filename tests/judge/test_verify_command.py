@@ -78,6 +78,14 @@ def test_an_object_without_tests_is_said_to_have_none_and_what_it_holds(tmp_path
     assert ", ".join(data) in text
 
 
+def test_a_problems_checker_decides(tmp_path: Path) -> None:
+    row = {"id": "two", "source": "t", "kind": "stdin", "statement": "Print 1 and 2.",
+           "tests": [{"input": "", "output": "1\n2\n"}], "checker": {"name": "any_order_lines"}}  # fmt: skip
+    (tmp_path / "own.jsonl").write_text(json.dumps(row))
+    assert run(tmp_path, "print(2)\nprint(1)", problem_id="two", problems=tmp_path / "own.jsonl")[0] == 0
+    assert run(tmp_path, "print(2)\nprint(2)", problem_id="two", problems=tmp_path / "own.jsonl")[0] == 1
+
+
 def test_all_tests_run_when_asked_to(tmp_path: Path) -> None:
     _, text = run(tmp_path, "print(0)", tests=tmp_path / "tests.json", all_tests=True)
     assert text.count("wrong_answer") == 3

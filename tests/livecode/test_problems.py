@@ -14,6 +14,7 @@ import pytest
 from environments.dataset.miniature.make import FILES
 from environments.livecode.problems.load import load_problems, save_problems
 from environments.livecode.problems.problem import Problem, ProblemError, TestCase
+from environments.livecode.verification.judge_requests import judge_request
 
 STDIN = {
     "id": "p1",
@@ -87,6 +88,19 @@ def test_a_livecodebench_row_becomes_the_normal_form(tmp_path: Path) -> None:
     )
 
 
+def test_a_checker_travels_with_its_problem_to_the_judge(tmp_path: Path) -> None:
+    checker = {"name": "any_order_lines"}
+    (problem,) = load_problems(write(tmp_path, STDIN | {"checker": checker}))
+    save_problems([problem], tmp_path / "again.jsonl")
+    assert load_problems(tmp_path / "again.jsonl") == [problem]
+    request = judge_request(problem, "pass", time_limit_s=1, memory_limit_mb=64)
+    assert request["checker"] == checker
+    (plain,) = load_problems(write(tmp_path, STDIN))
+    assert "checker" not in judge_request(plain, "pass", time_limit_s=1, memory_limit_mb=64)
+    save_problems([plain], tmp_path / "again.jsonl")
+    assert "checker" not in (tmp_path / "again.jsonl").read_text()
+
+
 def test_packed_private_tests_are_read(tmp_path: Path) -> None:
     private = packed(json.dumps([{"input": "5", "output": "6", "testtype": "functional"}]))
     (problem,) = load_problems(write(tmp_path, lcb_row(private)))
@@ -128,6 +142,8 @@ def test_private_tests_that_do_not_decode_are_refused(tmp_path: Path, private: s
         (STDIN | {"kind": "essay"}, "problem p1: kind = 'essay'"),
         (STDIN | {"note": 1}, "problem p1: note = 1"),
         (STDIN | {"fn_name": "f"}, "problem p1: fn_name = 'f' with kind stdin"),
+        (STDIN | {"checker": {"name": "magic"}}, "problem p1: .*checker.name: is 'magic'; give"),
+        (CALL | {"checker": {"name": "any_order_lines"}}, "problem p2: .*checker with kind function: leave it out"),
         (CALL | {"fn_name": None}, "problem p2: fn_name = None with kind function"),
         (CALL | {"tests": [{"input": "x y", "output": "1"}]}, r"problem p2: tests.0.input = 'x y'"),
         ({"kind": "stdin"}, "problem without id"),

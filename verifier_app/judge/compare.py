@@ -193,8 +193,8 @@ def value_difference(got: Any, expected: Any, deep: bool = False, tolerance: flo
         equal = _deep_equal(got, expected, tolerance)
     if equal:
         return None
-    theirs = _shown(expected, 1 << 16)
-    return _versus(_shown(got, len(theirs) + MESSAGE_CHARS), theirs, 280, quote=False)
+    theirs = shown_value(expected, 1 << 16)
+    return _versus(shown_value(got, len(theirs) + MESSAGE_CHARS), theirs, 280, quote=False)
 
 
 def _close(mine: Any, theirs: Any, tolerance: float) -> bool:
@@ -237,7 +237,7 @@ class _Literal(str):
     """A piece of text among values."""
 
 
-def _shown(value: Any, most: int) -> str:
+def shown_value(value: Any, most: int) -> str:
     """The beginning of repr(value), made without recursion."""
     parts: list[str] = []
     size, left = 0, [value]

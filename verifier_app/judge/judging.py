@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 from verifier_app.judge import compare, value_codec
 from verifier_app.judge.channel import ChannelClosed
+from verifier_app.judge.checkers import Checker
 from verifier_app.judge.host import MODULES, TemplateHandle, ZygoteHandle
 from verifier_app.judge.layers import syscalls
 from verifier_app.judge.plain_json import is_deep
@@ -35,7 +36,13 @@ COMPILE_LIMIT_S = 15.0
 OFFICIAL = "verifier_app.judge.languages.python.official"
 WAITING = ("epoll", "add_reader", "connect_read_pipe", "Selector")  # with these a program may wait for its input
 MESSAGE_CHARS = 300
-ONE_PROGRAMS = ("judge_fault", "host_overloaded", "sandbox_failed")  # faults that the next program need not have
+UNCHECKED = "unchecked"  # a test that ended well and whose output a checker has to see
+ONE_PROGRAMS = (
+    "checker_failed",
+    "judge_fault",
+    "host_overloaded",
+    "sandbox_failed",
+)  # faults that the next program need not have
 
 
 @dataclass
@@ -52,6 +59,9 @@ class TestResult:
     message: str = ""
     fair_s: float = 0.0
     killed: bool = False  # by a SIGKILL that was not the judge's: the program's own, or the kernel's for want of memory
+    exit_code: int | None = None  # None: it did not end by itself, or by a signal
+    output: bytes = b""  # where it is asked for, or a checker is to see it
+    value: str | None = None  # a call's result, likewise
 
 
 class Ended(NamedTuple):
@@ -92,12 +102,20 @@ class Judging:
                     "wall_s": round(result.wall_s, 4),
                     "cpu_s": round(result.cpu_s, 4),
                     "peak_mb": round(result.peak_mb, 1),
+                    **self._kept(result),
                 }
                 for result in self.results
             ],
             "message": printable(message[:MESSAGE_CHARS])[:MESSAGE_CHARS],
             "isolation": self.isolation,
         }
+
+    def _kept(self, result: TestResult) -> dict[str, str]:
+        most = self.request.keep_output_bytes
+        if not most:
+            return {}
+        text = result.output[:most].decode("utf-8", "replace") if result.value is None else result.value[:most]
+        return {"output": text}
 
 
 class Judge:
@@ -181,6 +199,7 @@ class Judge:
         started = time.monotonic()
         starved = 0.0
         zygote: ZygoteHandle | None = None
+        checker = None if request.checker is None else Checker(request, self._loaded, run_test)
         try:
             for index in request.order:
                 if request.deadline_s is not None:
@@ -210,12 +229,18 @@ class Judge:
                         result = TestResult(index, "runtime_error", message="the program broke its sandbox down")
                 assert result is not None
                 starved += result.wall_s - result.fair_s
+                if checker is not None and result.status == UNCHECKED:
+                    before = checker.seconds
+                    result.status, result.message = checker.check(index, result.output)
+                    starved += checker.seconds - before
                 rollout.results.append(result)
                 if result.status != "accepted" and request.stop_at_first_failure:
                     break
         finally:
             if zygote is not None:
                 zygote.close()
+            if checker is not None:
+                checker.close()
         return rollout.verdict()
 
     def _loaded(self, request: Request) -> tuple[ZygoteHandle, str | None]:
@@ -285,6 +310,12 @@ def run_test(zygote: ZygoteHandle, request: Request, index: int) -> TestResult |
         result.peak_mb = max(ended.peak_kb / 1024, watch.peak_bytes / 2**20)
         pump.drain()
         result.status, result.message = conclude(request, index, pump, watch, ended)
+        result.exit_code = os.WEXITSTATUS(ended.status) if os.WIFEXITED(ended.status) else None
+        if request.checker is not None:
+            result.output = bytes(pump.data)
+        elif request.keep_output_bytes:
+            result.output = bytes(pump.data[: request.keep_output_bytes])
+            result.value = shown_result(request, index, pump.data) if call else None
         signalled = os.WIFSIGNALED(ended.status) and os.WTERMSIG(ended.status) == signal.SIGKILL
         result.killed = signalled and result.status == "runtime_error"
         return result
@@ -329,6 +360,8 @@ def conclude(request: Request, index: int, pump: ProcessIO, watch: Watchdog, end
         if last.startswith("MemoryError"):
             return "memory_limit_exceeded", f"{last} (limit {request.memory_limit_mb} MB)"
         return "runtime_error", last or f"exit status {os.WEXITSTATUS(status)}"
+    if request.checker is not None:
+        return UNCHECKED, ""
     if request.fn_name is None:
         difference = compare.output_difference(pump.data, request.tests.outputs[index], request.decimal_tolerance)
     else:
@@ -339,6 +372,14 @@ def conclude(request: Request, index: int, pump: ProcessIO, watch: Watchdog, end
         except value_codec.Malformed as error:
             difference = f"the returned value cannot be read: {error}"
     return ("accepted", "") if difference is None else ("wrong_answer", difference)
+
+
+def shown_result(request: Request, index: int, data: bytes | bytearray) -> str:
+    """A call's result as text, empty where it cannot be read."""
+    try:
+        return compare.shown_value(value_codec.decode(data, request.tests.values()[index]), request.keep_output_bytes)
+    except value_codec.Malformed:
+        return ""
 
 
 _default: Judge | None = None

@@ -6,6 +6,7 @@ JudgeError                a fault that is not the program's: never a verdict, ne
         "test_set_corrupt"  the stored set does not have the hash it is stored under
         "host_overloaded"   wall time passed while the program waited for a core: retry, never score
         "sandbox_failed"    the sandbox could not start or broke without the program's doing
+        "checker_failed"    a problem's checker fails at the expected answer itself: mend the problem
         "weak_isolation"    the host offers too little and strong isolation was required
         "judge_died"        a judge process died twice under the same request
         "judge_fault"       the judge itself failed at this request: it does so again, and no other request is touched
@@ -146,6 +147,10 @@ class Request:
     stop_at_first_failure: bool
     decimal_tolerance: float | None
     semantics: str
+    checker: str | None = None
+    """Source of the program that decides about an output, where the expected one is not the only right one."""
+    keep_output_bytes: int = 0
+    """Of each test's output, handed out with the verdict."""
 
 
 FIELDS = {
@@ -160,7 +165,10 @@ FIELDS = {
     "stop_at_first_failure",
     "decimal_tolerance",
     "semantics",
+    "checker",
+    "keep_output_bytes",
 }
+MAX_KEPT_OUTPUT = 1 << 16
 SEMANTICS = ("process", "official")
 
 
@@ -246,6 +254,16 @@ def parse_request(request: Any, store: Any) -> Request:
     semantics = request.get("semantics")
     if semantics not in (None, *SEMANTICS):
         raise bad_request("semantics", f"is {shown(semantics)}", f"give {' or '.join(SEMANTICS)}")
+    checker = request.get("checker")
+    if checker is not None:
+        from verifier_app.judge.checkers import source_of
+
+        if fn_name is not None:
+            raise bad_request("checker", "with fn_name", "leave it out: a checker reads what a program prints")
+        checker = source_of(checker)
+    kept = request.get("keep_output_bytes", 0)
+    if isinstance(kept, bool) or not isinstance(kept, int) or not 0 <= kept <= MAX_KEPT_OUTPUT:
+        raise bad_request("keep_output_bytes", f"is {shown(kept)}", f"give an integer from 0 to {MAX_KEPT_OUTPUT}")
     if fn_name is not None:
         tests.values()
     return Request(
@@ -259,4 +277,6 @@ def parse_request(request: Any, store: Any) -> Request:
         stop_at_first_failure=stop,
         decimal_tolerance=_number(request, "decimal_tolerance", None, 0, 1.0),
         semantics=semantics or SEMANTICS[0],
+        checker=checker,
+        keep_output_bytes=kept,
     )

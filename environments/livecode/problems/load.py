@@ -57,7 +57,8 @@ def load_problems(path: str | Path) -> list[Problem]:
 
 def save_problems(problems: Iterable[Problem], path: str | Path) -> None:
     """Writes the normal form, one JSON object a line; equal problems give equal bytes."""
-    lines = [json.dumps(problem.model_dump(), ensure_ascii=False) + "\n" for problem in problems]
+    plain = (problem.model_dump(exclude={"checker"} if problem.checker is None else None) for problem in problems)
+    lines = [json.dumps(fields, ensure_ascii=False) + "\n" for fields in plain]
     Path(path).write_text("".join(lines), encoding="utf-8", newline="\n")
 
 

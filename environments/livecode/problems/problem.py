@@ -13,6 +13,8 @@ from typing import Any, Literal, NoReturn
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from environments.common.errors import ConfigError
+from verifier_app.judge.checkers import source_of
+from verifier_app.judge.protocol import JudgeError
 
 
 class ProblemError(ConfigError):
@@ -48,10 +50,22 @@ class Problem(BaseModel):
     date: str | None = Field(default=None, description="The contest's date in ISO form, without a zone.")
     platform: str | None = Field(default=None, description="leetcode, codeforces or atcoder where known.")
     template: str | None = Field(default=None, description="The warm-up template it was made from, else null.")
+    checker: dict[str, Any] | None = Field(
+        default=None,
+        description='Where several answers are right: {"code": a Python checker}, or {"name": "any_order_lines"}, '
+        '{"name": "any_order_words"}, {"name": "floats", "tolerance": 1e-6}; only for stdin.',
+    )
     tests: list[TestCase] = Field(min_length=1, description="At least one; all of the problem's kind.")
 
     @model_validator(mode="after")
     def _call_and_tests_agree(self) -> Problem:
+        if self.checker is not None:
+            if self.kind != "stdin":
+                raise ValueError("checker with kind function: leave it out, a checker reads what a program prints")
+            try:
+                source_of(self.checker)
+            except JudgeError as error:
+                raise ValueError(error.message) from None
         if self.kind == "stdin":
             if self.fn_name is not None:
                 raise ValueError(f"fn_name = {self.fn_name!r} with kind stdin: set it to null or kind to function")

@@ -89,7 +89,7 @@ def judge_request(
 ) -> dict[str, Any]:
     """A verifier's request for one program: all tests, stop at the first that fails.
 
-    `semantics` is a field only where it is given: a verifier of an earlier version knows none.
+    `semantics` and `checker` are fields only where they are given: a verifier of an earlier version knows none.
     """
     tests: Sequence[TestCase] = problem.tests
     return {
@@ -104,4 +104,5 @@ def judge_request(
         "stop_at_first_failure": True,
         "decimal_tolerance": decimal_tolerance,
         **({} if semantics is None else {"semantics": semantics}),
+        **({} if problem.checker is None else {"checker": problem.checker}),
     }

@@ -23,7 +23,9 @@ from environments.livecode.verification.judge_requests import wait_s
 
 logger = logging.getLogger(__name__)
 
-PERMANENT = frozenset({"bad_request", "test_set_missing", "test_set_corrupt", "weak_isolation", "closed"})
+PERMANENT = frozenset(
+    {"bad_request", "checker_failed", "test_set_missing", "test_set_corrupt", "weak_isolation", "closed"}
+)
 _ATTEMPTS = 5
 _FIRST_PAUSE_S = 0.25
 
