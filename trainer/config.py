@@ -7,8 +7,12 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from environments.common.plugins import check_known
 from environments.common.settings import Section, Settings, Url, without_password
-from trainer.objective.table import OBJECTIVES
+from trainer.objective.table import GROUP as OBJECTIVE_GROUP
+from trainer.objective.table import OBJECTIVES, Objective, objective, token_twin
+from trainer.tracking import GROUP as TRACKER_GROUP
+from trainer.tracking import TRACKERS
 
 Recompute = Literal["full", "selective", "none"]
 
@@ -18,7 +22,7 @@ class ObjectiveConfig(Section):
 
     model_config = ConfigDict(allow_inf_nan=False)
 
-    name: str = Field("dapo", description="Policy objective: grpo, dapo, gspo, gspo+ or dr_grpo.")
+    name: str = Field("dapo", description="Policy objective: grpo, dapo, gspo, gspo+, dr_grpo or an installed one.")
     clip_low: float | None = Field(None, gt=0, lt=1, description="Lower clip range; empty: the objective's own.")
     clip_high: float | None = Field(None, gt=0, description="Upper clip range; empty: the objective's own.")
     dual_clip: float | None = Field(None, gt=1, description="Dual clip constant c for negative advantages.")
@@ -46,23 +50,25 @@ class ObjectiveConfig(Section):
         "include", description="Whether truncated rollouts count in the group's mean and std and in N and S."
     )
 
+    @property
+    def row(self) -> Objective:
+        """The row of the table with this section's clip bounds. ValueError where they do not fit it."""
+        return objective(self.name, clip_low=self.clip_low, clip_high=self.clip_high, dual_clip=self.dual_clip)
+
     @model_validator(mode="after")
     def _fits_together(self) -> ObjectiveConfig:
-        if self.name not in OBJECTIVES:
-            raise ValueError(f"name {self.name!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
-        table = OBJECTIVES[self.name]
-        if self.dual_clip is not None and self.name not in ("grpo", "dapo"):
-            raise ValueError(f"dual_clip {self.dual_clip} fits grpo and dapo only, not {self.name}: leave it empty")
+        check_known(OBJECTIVE_GROUP, OBJECTIVES, self.name, "name")
+        row = self.row
         masked = self.sequence_mask_low is not None or self.sequence_mask_high is not None
         if self.old_logprobs == "sampler" and (masked or self.importance_weight in ("icepop", "sequence_tis")):
             raise ValueError(
                 "old_logprobs 'sampler' has no mismatch to weigh or mask: set old_logprobs: recompute, or leave "
                 "importance_weight, sequence_mask_low and sequence_mask_high alone"
             )
-        if self.name in ("gspo", "gspo+") and self.old_logprobs == "sampler":
+        if row.needs_trainer_old and self.old_logprobs == "sampler":
             raise ValueError(
                 f"old_logprobs 'sampler' with {self.name}: the sampler's numerical noise exceeds its clip range "
-                f"{table.clip_low:g}/{table.clip_high:g}; set old_logprobs: recompute"
+                f"{row.clip_low:g}/{row.clip_high:g}; set old_logprobs: recompute"
             )
         self._refuse_what_does_nothing()
         return self
@@ -258,6 +264,9 @@ class TrainerConfig(Settings):
         "on a CPU; 0: no check. See `python -m trainer.budget`.",
     )
     use_wandb: bool = Field(False, description="Log to Weights & Biases as Atropos does, beside metrics.jsonl.")
+    trackers: list[str] = Field(
+        [], description="Where each step's metrics go beside metrics.jsonl: wandb (as use_wandb), or installed ones."
+    )
     init_from: InitFromConfig = Field(default_factory=InitFromConfig, description="The stage before.")
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="The policy objective.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW and its schedule.")
@@ -265,6 +274,17 @@ class TrainerConfig(Settings):
     api: ApiConfig = Field(default_factory=ApiConfig, description="The Atropos API server.")
     weights: WeightsConfig = Field(default_factory=WeightsConfig, description="How weights reach vLLM.")
     checkpoint: CheckpointConfig = Field(default_factory=CheckpointConfig, description="Saving and resuming.")
+
+    @property
+    def tracker_names(self) -> list[str]:
+        """Every tracker that is asked for, once."""
+        return list(dict.fromkeys([*(["wandb"] if self.use_wandb else []), *self.trackers]))
+
+    @model_validator(mode="after")
+    def _trackers_are_installed(self) -> TrainerConfig:
+        for name in self.trackers:
+            check_known(TRACKER_GROUP, TRACKERS, name, "trackers")
+        return self
 
     @property
     def updates(self) -> int:
@@ -296,12 +316,9 @@ class TrainerConfig(Settings):
     @model_validator(mode="after")
     def _objective_can_differ(self) -> TrainerConfig:
         chosen = self.objective
-        if (
-            chosen.name in ("gspo", "gspo+")
-            and chosen.old_logprobs == "recompute"
-            and chosen.optimizer_steps_per_batch == 1
-        ):
-            twin = {"gspo": "grpo", "gspo+": "dapo"}[chosen.name]
+        sequence_ratio = chosen.row.ratio == "sequence"
+        if sequence_ratio and chosen.old_logprobs == "recompute" and chosen.optimizer_steps_per_batch == 1:
+            twin = token_twin(chosen.row) or "one with a ratio for each token"
             raise ValueError(
                 f"objective.name {chosen.name} with one optimizer step per batch: every ratio is 1, so nothing is "
                 f"clipped, and it differs from {twin} only by averaging the sampler's mismatch over a sequence; set "

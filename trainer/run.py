@@ -88,11 +88,11 @@ class Run:
         self.client: AtroposClient | None = None
         # What needs no weights comes before the model is read, which takes minutes: folder, servers, API, memory.
         found: RunStart | None = None
-        self.tracker: Tracker | None = None
+        self.trackers: list[Tracker] = []
         with together(self.parallel):
             if self.parallel.is_main:
                 found = opened.enter_context(taken(config))
-                self.tracker = opened.enter_context(tracking(config))
+                self.trackers = opened.enter_context(tracking(config))
         self.beginning = broadcast(found, self.parallel)
         with together(self.parallel):
             if self.parallel.is_main and is_hub_name(config.model):
@@ -311,8 +311,8 @@ class Run:
                         f"{path}: cannot be written ({error.strerror}): free space on that disk; then {self._way_on()} "
                         "goes on"
                     ) from None
-            if self.tracker is not None:
-                self.tracker.log(row)
+            for tracker in self.trackers:
+                tracker.log(self.step, row)
             log.info("%s", self._progress.line(row))
 
     def save_if_due(self) -> None:

@@ -23,7 +23,6 @@ from trainer.objective.objectives import (
     Objective,
     check_before_update,
     denominators,
-    objective,
     policy_loss,
 )
 from trainer.objective.off_policy import OffPolicy, kept_sequences
@@ -74,8 +73,7 @@ class Batch:
 
 def chosen_objective(config: TrainerConfig) -> Objective:
     """The objective's row of the table with the configured bounds."""
-    options = config.objective
-    return objective(options.name, clip_low=options.clip_low, clip_high=options.clip_high, dual_clip=options.dual_clip)
+    return config.objective.row
 
 
 def prepare(groups: Sequence[ScoredGroup], config: TrainerConfig, parallel: Parallel) -> Batch:

@@ -1,66 +1,113 @@
-"""Weights & Biases beside metrics.jsonl: one run there for one run folder, however often it is started again."""
+"""Where each step's row goes beside metrics.jsonl: Weights & Biases, or what another package adds.
+
+A tracker has one run for one run folder, however often the trainer is started in it; see docs/how-to/tracker.md.
+"""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from environments.common.errors import ConfigError, LivecodeError
 from environments.common.files import write_text
-from trainer.config import TrainerConfig
+from environments.common.plugins import find
 
+if TYPE_CHECKING:
+    from trainer.config import TrainerConfig
+
+GROUP = "livecode.trackers"
 PROJECT = "atropos-livecode"
-_ID = "wandb-id"
 
 
 class TrackerError(LivecodeError, RuntimeError):
-    """Weights & Biases cannot be reached."""
+    """A tracker's service cannot be reached."""
 
 
-class Tracker:
-    """A W&B run to which each step's row goes."""
+class Tracker(Protocol):
+    """Takes the rows of a run. Only rank 0 has one; what it raises ends the run."""
 
-    def __init__(self, run: Any) -> None:
-        self._run = run
+    def start(self, config: TrainerConfig, resume_id: str) -> None:
+        """Opens the run of this id, a new one or the one that an earlier start of the trainer began.
 
-    def log(self, row: Mapping[str, Any]) -> None:
+        Raises:
+            ConfigError: what the user has to change. TrackerError: what may work later.
+        """
+        ...
+
+    def log(self, step: int, row: Mapping[str, Any]) -> None:
+        """Adds the row of a step: numbers by metric name, None where nobody observed it. A step may come again."""
+        ...
+
+    def finish(self, failed: bool) -> None:
+        """Closes the run; failed: an exception ends it."""
+        ...
+
+
+class WandbTracker:
+    """A run at Weights & Biases."""
+
+    def __init__(self) -> None:
+        self._run: Any = None
+
+    @property
+    def id(self) -> str:
+        """The run's id at W&B."""
+        return str(self._run.id)
+
+    def start(self, config: TrainerConfig, resume_id: str) -> None:
+        """Opens the run. ConfigError: W&B is not installed, or has no key; TrackerError: it cannot be reached."""
+        self._run = _open(config, resume_id)
+        self._run.define_metric("train/*", step_metric="train/step")
+
+    def log(self, step: int, row: Mapping[str, Any]) -> None:
         """Adds one row. Its `step` is the horizontal axis: W&B's own count takes no row of a step that comes again."""
-        self._run.log({f"train/{name}": value for name, value in row.items()})
+        self._run.log({f"train/{name}": value for name, value in {**row, "step": step}.items()})
+
+    def finish(self, failed: bool) -> None:
+        """Closes the run with its exit code."""
+        self._run.finish(exit_code=int(failed))
+
+
+TRACKERS: dict[str, Callable[[], Tracker]] = {"wandb": WandbTracker}
+"""What makes a tracker, by the name that `trackers` gives."""
 
 
 @contextmanager
-def tracking(config: TrainerConfig) -> Iterator[Tracker | None]:
-    """The run's tracker; None without `use_wandb`.
+def tracking(config: TrainerConfig) -> Iterator[list[Tracker]]:
+    """The run's trackers, started; finished at the end in the opposite order.
 
     Raises:
-        ConfigError: W&B is not installed, or has no key.
-        TrackerError: it cannot be reached.
+        ConfigError: a tracker that is not installed, or that cannot be used as it is set up.
+        TrackerError: its service cannot be reached.
     """
-    if not config.use_wandb:
-        yield None
-        return
-    run = _open(config)
+    with ExitStack() as opened:
+        yield [opened.enter_context(_started(name, config)) for name in config.tracker_names]
+
+
+@contextmanager
+def _started(name: str, config: TrainerConfig) -> Iterator[Tracker]:
+    tracker = find(GROUP, TRACKERS, name, "trackers")()
+    tracker.start(config, run_id(config.run_dir, name))
     failed = True
     try:
-        run.define_metric("train/*", step_metric="train/step")
-        yield Tracker(run)
+        yield tracker
         failed = False
     finally:
-        run.finish(exit_code=int(failed))
+        tracker.finish(failed)
 
 
-def run_id(folder: Path) -> str:
-    """The folder's W&B id, made at the first start and kept in it."""
-    path = folder / _ID
+def run_id(folder: Path, name: str = "wandb") -> str:
+    """The folder's id for this tracker, made at the first start and kept in it."""
+    path = folder / f"{name}-id"
     if not path.is_file() or not path.read_text(encoding="utf-8").strip():
         write_text(path, uuid.uuid4().hex[:12] + "\n")
     return path.read_text(encoding="utf-8").strip()
 
 
-def _open(config: TrainerConfig) -> Any:
+def _open(config: TrainerConfig, resume_id: str) -> Any:
     try:
         import wandb
     except ImportError:
@@ -78,7 +125,7 @@ def _open(config: TrainerConfig) -> Any:
             group=config.run_dir.name,
             config=config.model_dump(mode="json"),
             dir=str(config.run_dir),
-            id=run_id(config.run_dir),
+            id=resume_id,
             resume="allow",
         )
     except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:

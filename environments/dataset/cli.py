@@ -12,6 +12,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from environments.common.plugins import known
+
 if TYPE_CHECKING:
     from environments.dataset.deduplicate import Signature
 
@@ -61,10 +63,10 @@ def build(
     """Build training, test and validation problems from their sources."""
     from environments.dataset.build import CLEANING, Options
     from environments.dataset.build import build as run
-    from environments.dataset.sources import RECIPES
+    from environments.dataset.sources import GROUP, RECIPES, recipe_of
 
-    if recipe not in RECIPES:
-        listed = "\n".join(f"  {name}: {one.description}" for name, one in RECIPES.items())
+    if recipe not in (names := known(GROUP, RECIPES)):
+        listed = "\n".join(f"  {name}: {recipe_of(name).description}" for name in names)
         raise _fail(f"--recipe {recipe}: choose one of\n{listed}")
     if unknown := set(skip or ()) - set(CLEANING):
         raise _fail(f"--skip {', '.join(sorted(unknown))}: no such step. Known: {', '.join(CLEANING)}.")
@@ -72,7 +74,7 @@ def build(
         out, local, min_tests, frozenset(skip or ()), validation_from, leave_out_known_bad, any_count,
         workers or len(os.sched_getaffinity(0)),
     )  # fmt: skip
-    manifest = run(RECIPES[recipe], options, lambda line: _errors.print(line, soft_wrap=True), _progress)
+    manifest = run(recipe_of(recipe), options, lambda line: _errors.print(line, soft_wrap=True), _progress)
     for name, split in manifest["splits"].items():
         typer.echo(f"{out / name}: {split['problems']} problems, {split['tests']} tests")
     for name, source in manifest["sources"].items():

@@ -33,7 +33,7 @@ def make_part(source: Source, files: list[Path], out: Path, min_tests: int) -> d
     record_path = out / "parts" / f"{source.name}.json"
     key = {
         "format": FORMAT,
-        "source": json.loads(json.dumps(asdict(source), default=str)),
+        "source": json.loads(json.dumps(asdict(source), default=_named)),
         "min_tests": min_tests,
         "files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files],
     }
@@ -51,6 +51,11 @@ def make_part(source: Source, files: list[Path], out: Path, min_tests: int) -> d
             "parts stay."
         ) from None
     return record
+
+
+def _named(value: Any) -> str:
+    """A reader of another package by its name, which is the same in every process; a path as it is."""
+    return f"{value.__module__}.{value.__qualname__}" if callable(value) else str(value)
 
 
 def _read(source: Source, files: list[Path], out: Path, min_tests: int) -> dict[str, Any]:

@@ -62,13 +62,6 @@ def deepcoder_lcbv5(row: dict[str, Any]) -> Row:
     return _livecodebench_tests(row, need(row, "tests"), need(row, "problem"))
 
 
-def deepcoder_codeforces(row: dict[str, Any]) -> Row:
-    """DeepCoder's `codeforces`: tests [{input, output}], all over stdin."""
-    tests = _list(literal(need(row, "tests"), "tests"))
-    found, _ = split_tests([(test.get("input"), test.get("output")) for test in tests], None)
-    return _row(row, need(row, "problem"), found, [], None)
-
-
 def synthetic1(row: dict[str, Any]) -> Row:
     """PrimeIntellect/SYNTHETIC-1 and verifiable-coding-problems: `verification_info` is JSON or a Python literal."""
     kind = row.get("task_type", "verifiable_code")
@@ -178,11 +171,12 @@ def _row(
     )
 
 
-def read_row(name: str, raw: dict[str, Any]) -> Row:
-    """A source's row by the reader of that name; Dropped for one of any other shape, too."""
+def read_row(reader: str | Reader, raw: dict[str, Any]) -> Row:
+    """A source's row by this reader, or by ours of that name; Dropped for one of any other shape, too."""
+    read = READERS[reader] if isinstance(reader, str) else reader
     with wide_integers():
         try:
-            return READERS[name](raw)
+            return read(raw)
         except (TypeError, ValueError, LookupError, AttributeError, RecursionError, OverflowError) as error:
             raise Dropped("malformed", f"{type(error).__name__}: {error}") from None
 
@@ -192,7 +186,6 @@ READERS: dict[str, Reader] = {
     "deepcoder_taco": deepcoder_taco,
     "deepcoder_primeintellect": deepcoder_primeintellect,
     "deepcoder_lcbv5": deepcoder_lcbv5,
-    "deepcoder_codeforces": deepcoder_codeforces,
     "taco_verified": taco_verified,
     "synthetic1": synthetic1,
     "rlvr": rlvr,

@@ -1,4 +1,7 @@
-"""Where the problems come from: the files of each source, and the recipes that put sources together."""
+"""Where the problems come from: the files of each source, and the recipes that put sources together.
+
+Another package adds a source, or a recipe, by an entry point; see docs/how-to/source.md.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,12 @@ import ijson
 import pyarrow.parquet as pq
 from pyarrow.lib import ArrowException
 
+from environments.common.plugins import find
 from environments.common.settings import ConfigError
 from environments.dataset.drop_reasons import Dropped
-from environments.dataset.readers import parse_line
+from environments.dataset.readers import Reader, parse_line
 
+GROUP = "livecode.sources"
 BATCH_BYTES = 32 << 20  # of a parquet file in memory at a time, by the mean of its rows; one row may hold 200 MB
 BATCH_ROWS = 256
 
@@ -23,6 +28,7 @@ BATCH_ROWS = 256
 class Source:
     """Files of one data set on the hub, read by one reader into one split.
 
+    `reader` is a name of readers.READERS, or another package's function: a file's row in, a `Row` out.
     `after` and `before` bound the contest's date (ISO, before is exclusive). `expected` is the published number of
     rows that come out of the reader; None where none is published. `folder` holds the files of a source that comes with
     the project.
@@ -31,7 +37,7 @@ class Source:
     name: str
     repo: str
     patterns: tuple[str, ...]
-    reader: str
+    reader: str | Reader
     licence: str
     split: str = "train"
     after: str | None = None
@@ -124,6 +130,20 @@ RECIPES = {
         ),
     )
 }
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of that name, ours or an installed package's; a source alone is built as training problems.
+
+    Raises:
+        ConfigError: an unknown name, or a package that gives neither a Source nor a Recipe.
+    """
+    part: object = find(GROUP, RECIPES, name, "--recipe")
+    if isinstance(part, Source):
+        return Recipe(name, (part,), f"{part.repo}, of an installed package", window=False)
+    if not isinstance(part, Recipe):
+        raise ConfigError(f"--recipe {name!r}: its package gives a {type(part).__name__}, need a Source or a Recipe")
+    return part
 
 
 def find_files(source: Source, folder: Path) -> list[Path]:

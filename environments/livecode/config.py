@@ -11,10 +11,13 @@ from atroposlib.envs.base import BaseEnvConfig
 from pydantic import ConfigDict, Field, model_validator
 
 from environments.common.option_rules import StrictModel
+from environments.common.plugins import check_known
 from environments.common.settings import PathText, Section, Settings, Url, load, without_password
 from environments.common.yarn import yarn_overrides
 from environments.livecode.evaluation.profiles import Name as Profile
 from environments.livecode.problems.sampler import Rule
+from environments.livecode.verification.factory import GROUP as VERIFIER_GROUP
+from environments.livecode.verification.factory import VERIFIERS
 
 PROGRAM = "atropos run-env livecode"
 
@@ -120,9 +123,10 @@ class LivecodeEnvConfig(StrictModel, BaseEnvConfig):
     max_concurrent_rollouts: int = Field(256, ge=1, description="Rollouts at the servers at the same time.")
     rollout_deadline_s: float = Field(3600.0, gt=0, description="Longest time of one rollout, resubmissions included.")
 
-    verifier: Literal["local", "http", "modal"] = Field(
+    verifier: str = Field(
         "local",
-        description="Where programs are judged: local, on this machine; http, services on others; modal, containers.",
+        description="Where programs are judged: local, on this machine; http, services on others; modal, containers; "
+        "or the name that an installed package gives its own.",
     )
     verifier_workers: int = Field(2, ge=1, description="Judges at the same time on this machine.")
     tests_dir: PathText | None = Field(
@@ -196,12 +200,13 @@ class LivecodeEnvConfig(StrictModel, BaseEnvConfig):
                 f"fewshot_path {self.fewshot_path} with prompt_style {self.prompt_style}: set prompt_style to fewshot "
                 "or leave fewshot_path empty"
             )
-        if (self.verifier == "http") != bool(self.verifier_urls):
+        check_known(VERIFIER_GROUP, VERIFIERS, self.verifier, "verifier")
+        if self.verifier in VERIFIERS and (self.verifier == "http") != bool(self.verifier_urls):
             raise ValueError(
                 f"verifier {self.verifier} with verifier_urls {self.verifier_urls}: http needs the addresses of its "
                 "services, and nothing else takes them"
             )
-        if self.verifier_strategy == "problem" and self.verifier != "modal":
+        if self.verifier_strategy == "problem" and self.verifier in ("local", "http"):
             raise ValueError(
                 f"verifier_strategy problem with verifier {self.verifier}: it is about containers; set verifier modal, "
                 "or verifier_strategy rollout"

@@ -159,7 +159,6 @@ ROWS = {
         "problem": "s", "tests": [{"testtype": "functional", "input": "1", "output": "2"}],
         "metadata": {"func_name": "f"},
     },
-    "deepcoder_codeforces": {"problem": "s", "tests": [{"input": "1", "output": "2"}]},
     "synthetic1": {
         "task_type": "verifiable_code", "prompt": "s", "gold_standard_solution": "x",
         "verification_info": {"language": "python", "test_cases": [{"input": "1", "output": 2, "fn_name": None}]},
@@ -214,7 +213,6 @@ PACKED_EVIL = base64.b64encode(zlib.compress(pickle.dumps(Evil()))).decode()
         ("deepcoder_taco", {"tests": {"inputs": ["1"], "outputs": ["1"]}}, "missing_column"),
         ("deepcoder_primeintellect", {"problem": "s", "tests": [{"type": "function_call", "input": [1], "output": 1}]},
          "missing_column"),
-        ("deepcoder_codeforces", {"problem": "s", "tests": "[1]"}, "unparsable_tests"),
         ("synthetic1", {"task_type": "verifiable_math", "prompt": "s", "verification_info": "{}"}, "not_code"),
         ("synthetic1", {"prompt": "s", "verification_info": {"language": "rust", "test_cases": []}}, "not_python"),
         ("deepcoder_taco", {"problem": "s", "tests": {"inputs": [[1]], "outputs": [[1]], "fn_name": {}}},

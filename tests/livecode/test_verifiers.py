@@ -95,7 +95,7 @@ async def test_a_verdict_that_does_not_come_in_time_is_a_deadline() -> None:
 
 
 def test_an_unknown_verifier_names_the_known_ones() -> None:
-    with pytest.raises(ValueError, match=r"Input should be 'local', 'http' or 'modal'"):
+    with pytest.raises(ValueError, match=r"verifier 'cloud' is unknown: choose one of local, http, modal"):
         LivecodeEnvConfig(verifier="cloud")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"verifier_strategy problem with verifier local: it is about containers"):
         LivecodeEnvConfig(verifier_strategy="problem")

@@ -14,7 +14,7 @@ BASE = ["--model", "m", "--run_dir", "r"]
 
 # A new option is a decision: add it here, with its sentence in trainer/config.py.
 OPTIONS = """
-model run_dir steps seed activation_checkpointing compile logprob_chunk memory_gib use_wandb
+model run_dir steps seed activation_checkpointing compile logprob_chunk memory_gib use_wandb trackers
 init_from.run init_from.select init_from.optimizer
 objective.name objective.clip_low objective.clip_high objective.dual_clip objective.kl_coefficient
 objective.old_logprobs objective.importance_weight objective.tis_cap
@@ -39,7 +39,7 @@ def test_the_set_of_options_is_frozen():
     ("flags", "words"),
     [
         (["--objective.name", "ppo"], ["'ppo'", "grpo, dapo, gspo, gspo+, dr_grpo"]),
-        (["--objective.name", "gspo+", "--objective.dual_clip", "3"], ["dual_clip", "grpo and dapo only"]),
+        (["--objective.name", "gspo+", "--objective.dual_clip", "3"], ["dual_clip", "use grpo or dapo"]),
         (["--objective.name", "gspo", "--objective.old_logprobs", "sampler"], ["recompute"]),
         (["--objective.old_logprobs", "sampler", "--objective.sequence_mask_low", "0.5"], ["no mismatch", "recompute"]),
         (["--objective.old_logprobs", "sampler", "--objective.importance_weight", "icepop"], ["recompute"]),
@@ -47,6 +47,7 @@ def test_the_set_of_options_is_frozen():
         (["--objective.name", "gspo+"], ["differs from dapo only by", "objective.name to dapo"]),
         (["--batch.rollouts", "20", "--batch.group_size", "8"], ["not divisible", "set rollouts to 16 or 24"]),
         (["--batch.max_tokens", "512", "--batch.context", "640"], ["max_tokens 512 < context 640"]),
+        (["--trackers", "wandb,mlflow"], ["trackers 'mlflow' is unknown: choose one of wandb"]),
         (["--weights.dtype", "float8"], ["weights.dtype", "'float8'"]),
         (["--weights.backend", "ipc"], ["weights.backend", "'disk' or 'nccl'"]),
         (["--weights.nccl_address", "10.0.0.1"], ["nccl_address '10.0.0.1'", "set weights.backend: nccl"]),

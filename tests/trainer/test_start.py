@@ -207,9 +207,9 @@ os.environ["WANDB_MODE"] = "offline"
 import wandb
 wandb.teardown()
 for step in (1, 1, 2):  # a step that comes again after a resume is logged again
-    with tracking(config) as tracker:
-        tracker.log({"step": step, "loss": 0.5})
-        print(tracker._run.id)
+    with tracking(config) as (tracker,):
+        tracker.log(step, {"loss": 0.5})
+        print(tracker.id)
 """
 
 

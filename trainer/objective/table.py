@@ -1,9 +1,16 @@
-"""The table of objectives, without torch: what the options are checked against. See objectives.py beside it."""
+"""The table of objectives, without torch: what the options are checked against. See objectives.py beside it.
+
+Another package adds a row by an entry point; see docs/how-to/objective.md.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from typing import Literal
+
+from environments.common.plugins import find, of_kind
+
+GROUP = "livecode.objectives"
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,8 @@ class Objective:
         if not 0 < self.clip_high < float("inf"):
             raise ValueError(f"clip_high {self.clip_high} of {self.name}: set a positive number")
         if self.dual_clip is not None and not self.allows_dual_clip:
-            raise ValueError(f"dual_clip {self.dual_clip} with {self.name}: leave it empty, or use grpo or dapo")
+            fitting = " or ".join(name for name, row in OBJECTIVES.items() if row.allows_dual_clip)
+            raise ValueError(f"dual_clip {self.dual_clip} with {self.name}: leave it empty, or use {fitting}")
         if self.dual_clip is not None and not 1 < self.dual_clip < float("inf"):
             raise ValueError(f"dual_clip {self.dual_clip} of {self.name}: set a number above 1, usually 3")
         if (self.reduction == "sequence_mean") != (self.denominator == "sequences"):
@@ -61,6 +69,22 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
+def row_of(name: str) -> Objective:
+    """The row of that name, ours or an installed package's. ConfigError (a ValueError) for an unknown name."""
+    row = of_kind(find(GROUP, OBJECTIVES, name, "objective"), Objective, "objective", name)
+    return replace(row, name=name)
+
+
+def token_twin(row: Objective) -> str | None:
+    """Our objective that is the same with each token's own ratio; None where there is none."""
+    for name, other in OBJECTIVES.items():
+        if other.ratio == "token" and all(
+            getattr(other, part) == getattr(row, part) for part in ("reduction", "denominator", "scale_by_std")
+        ):
+            return name
+    return None
+
+
 def objective(
     name: str,
     *,
@@ -69,9 +93,7 @@ def objective(
     dual_clip: float | None = None,
 ) -> Objective:
     """Row `name` of the table with its clip bounds replaced where given. ValueError for an unknown name."""
-    if name not in OBJECTIVES:
-        raise ValueError(f"objective {name!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
-    row = OBJECTIVES[name]
+    row = row_of(name)
     return replace(
         row,
         clip_low=row.clip_low if clip_low is None else clip_low,

@@ -1,42 +1,64 @@
-"""The verifier that the configuration names."""
+"""The table of verifiers: what `env.verifier` can name. Another package adds one; see docs/how-to/verifier.md."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from environments.common.plugins import find
 from environments.livecode.problems.stored_tests import TESTS, is_built
 
 if TYPE_CHECKING:
     from environments.livecode.config import LivecodeEnvConfig
+    from environments.livecode.verification.base import Verifier
 
-from environments.livecode.verification.base import Verifier
-from environments.livecode.verification.local import LocalVerifier
+Factory = Callable[["LivecodeEnvConfig"], "Verifier"]
+GROUP = "livecode.verifiers"
+
+# What only one kind needs is imported only for it.
 
 
-def build_verifier(config: LivecodeEnvConfig) -> Verifier:
-    """The verifier that `env.verifier` names. What only one kind needs is imported only for it."""
-    if config.verifier == "http":
-        from environments.livecode.verification.http import HttpVerifier
+def _local(config: LivecodeEnvConfig) -> Verifier:
+    from environments.livecode.verification.local import LocalVerifier
 
-        return HttpVerifier(
-            config.verifier_urls, concurrency=config.verifier_concurrency, deadline_s=config.verifier_deadline_s
-        )
-    if config.verifier == "modal":
-        from environments.livecode.verification.modal import ModalVerifier
-
-        return ModalVerifier(
-            app=config.modal_app,
-            volume=config.modal_volume,
-            environment=config.modal_environment,
-            concurrency=config.verifier_concurrency,
-            deadline_s=config.verifier_deadline_s,
-        )
     return LocalVerifier(
         workers=config.verifier_workers,
         deadline_s=config.verifier_deadline_s,
         tests_dir=_tests_dir(config),
     )
+
+
+def _http(config: LivecodeEnvConfig) -> Verifier:
+    from environments.livecode.verification.http import HttpVerifier
+
+    return HttpVerifier(
+        config.verifier_urls, concurrency=config.verifier_concurrency, deadline_s=config.verifier_deadline_s
+    )
+
+
+def _modal(config: LivecodeEnvConfig) -> Verifier:
+    from environments.livecode.verification.modal import ModalVerifier
+
+    return ModalVerifier(
+        app=config.modal_app,
+        volume=config.modal_volume,
+        environment=config.modal_environment,
+        concurrency=config.verifier_concurrency,
+        deadline_s=config.verifier_deadline_s,
+    )
+
+
+VERIFIERS: dict[str, Factory] = {"local": _local, "http": _http, "modal": _modal}
+
+
+def build_verifier(config: LivecodeEnvConfig) -> Verifier:
+    """The verifier that `env.verifier` names.
+
+    Raises:
+        ConfigError: no such verifier is installed, or its package cannot be imported.
+    """
+    return find(GROUP, VERIFIERS, config.verifier, "env.verifier")(config)
 
 
 def _tests_dir(config: LivecodeEnvConfig) -> Path:
