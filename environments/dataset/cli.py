@@ -1,4 +1,4 @@
-"""`atropos data build|check|show|push`."""
+"""`atropos data build|check|audit|show|push`."""
 
 from __future__ import annotations
 
@@ -108,6 +108,50 @@ def check(
     if found:
         raise _fail(f"data check: {len(found)} of {len(ours)} training problems are in {test}: leave them out", 1)
     typer.echo(f"{len(ours)} problems of {train} and {len(known)} of {test}: none in both")
+
+
+@app.command()
+def audit(
+    split: Annotated[Path, typer.Argument(help="Problems: a built split, or a JSONL file.")],
+    run: Annotated[
+        Path | None, typer.Option(help="A run's folder: its recorded programs take the place of known solutions.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File for the findings, one JSON object a line.")] = None,
+    workers: Annotated[int, typer.Option(help="Judges; 0: one per core.", min=0)] = 0,
+) -> None:
+    """Find problems that have several right answers, or wrong tests."""
+    import asyncio
+
+    from environments.dataset import audit as audits
+    from environments.livecode.problems.load import load_problems
+    from environments.livecode.problems.problem import ProblemError
+    from environments.livecode.problems.stored_tests import TESTS, is_built
+
+    try:
+        problems = load_problems(split)
+        programs = audits.known_solutions(split) if run is None else audits.programs_of_run(run)
+    except ProblemError as error:
+        raise _fail(f"data audit: {error}") from None
+    needed, most = (2, 0.0) if run is None else (audits.AGREEING, audits.MOST)
+    chosen = [(problem, programs.get(problem.id, [])) for problem in problems]
+    chosen = [(problem, codes if len(set(codes)) >= needed else []) for problem, codes in chosen]
+    folder = (split if split.is_dir() else split.parent).parent / TESTS if is_built(split) else None
+    with _progress("running programs", len(chosen)) as tick:
+        work = audits.audit(
+            chosen, workers or len(os.sched_getaffinity(0)), tick, agreeing=needed, most=most, tests_dir=folder
+        )
+        findings = asyncio.run(work)
+    for finding in findings:
+        said = f'says "{finding.phrase}"; ' if finding.phrase else ""
+        denied = f"{len(finding.tests)} tests deny what programs print" if finding.tests else ""
+        typer.echo(f"{finding.problem_id}: {', '.join(sorted(finding.kinds))}: {said}{denied}".rstrip("; "))
+    target = out or (run or (split if split.is_dir() else split.parent)) / "audit.jsonl"
+    audits.write(findings, target)
+    compared = sum(bool(codes) for _, codes in chosen)
+    typer.echo(
+        f"{len(findings)} of {len(problems)} problems are to be looked at; {compared} had {needed} programs or more to "
+        f"compare. Each with its outputs: {target}"
+    )
 
 
 def _signatures(path: Path) -> list[Signature]:
