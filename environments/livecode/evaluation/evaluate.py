@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from environments.common.errors import LivecodeError
+from environments.livecode.evaluation.contamination import around_cutoff
 from environments.livecode.evaluation.profiles import GradingProfile
 from environments.livecode.evaluation.samples import Sample, SampleStore, as_sample, estimates
 from environments.livecode.generation.completions import SamplingParams
@@ -176,6 +177,7 @@ def scores(problems: Sequence[Problem], samples: Sequence[Sample], cutoff: str |
         "per_template": per_template,
         "per_problem": per_problem,
         "by": breakdown(problems, per_problem, cutoff),
+        "around_cutoff": around_cutoff(problems, per_problem, cutoff, pass_rate, pass_interval),
         "without_known_bad": without(per_problem, KNOWN_BAD | KNOWN_BAD_BEFORE),
         "verdicts": dict(Counter(sample["status"] for sample in samples if sample["status"] is not None)),
     }
@@ -275,6 +277,12 @@ def summary(record: Mapping[str, Any]) -> list[str]:
     ]
     if len(record["pass_at_k"]) > 1:
         lines.insert(2, "  " + ", ".join(f"pass@{k} {value:.3f}" for k, value in record["pass_at_k"].items()))
+    if (sides := record.get("around_cutoff")) is not None:
+        lines.append(
+            f"  up to {record['cutoff']}: pass@1 {sides['before']['pass_at_1']:.3f}, after it "
+            f"{sides['after']['pass_at_1']:.3f}; p {sides['p_value']:.3g}, among problems of equal difficulty and "
+            f"platform {sides['p_value_like_problems']:.3g}"
+        )
     if record["no_verdict"] or record.get("left_out"):
         left = f"{record.get('left_out', 0)} problems left out, their prompts are too long"
         lines.append(f"  not counted: {record['no_verdict']} samples without a verdict, {left}")

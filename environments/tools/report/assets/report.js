@@ -100,8 +100,11 @@ function months(one) {
   const legend = el("div", { class: "legend" });
   sides.forEach(([name], index) => legend.append(el("span", { class: name.startsWith("up to") ? "before" : "s0", text: told[index] })));
   return el("div", { class: "card months" }, el("h2", { text: label(one, "month") }),
-    el("div", { class: "unit", text: "pass@1 by the month of the problem" + (one.cutoff ? `; training cut-off ${one.cutoff}` : "") }), drawing, legend);
+    el("div", { class: "unit", text: "pass@1 by the month of the problem" + (one.cutoff ? `; training cut-off ${one.cutoff}` : "") + beside(one.around_cutoff) }), drawing, legend);
 }
+
+const beside = (sides) => !sides ? "" : `; ${percent(sides.before.pass_at_1)} before and ${percent(sides.after.pass_at_1)} after, ` +
+  `p ${sides.p_value.toPrecision(2)}, among problems alike ${sides.p_value_like_problems.toPrecision(2)}`;
 
 const label = (one, name) => `${one.set}${one.greedy ? " (greedy)" : ""} at weights ${one.weight_version ?? "-"}` +
   `${one.profile && one.profile !== "run" ? `, ${one.profile}` : ""}: by ${name}`;
