@@ -1,4 +1,4 @@
-"""Scores around the training cut-off: by value, against an exact enumeration, and blind where there is nothing to see."""
+"""Scores around the training cut-off: by value, against an exact enumeration, silent where nothing can be said."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Is a model better on problems that it may have been trained on? Scores around a date, by month, with what chance does.
+"""Is a model better on problems that it may have been trained on? Scores around a date, by month, and a p-value.
 
 Later problems may simply be harder, so the difference is tested twice: over all problems, and among problems of equal
 difficulty and platform only.
