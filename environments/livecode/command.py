@@ -59,10 +59,15 @@ def run(environment: type[LivecodeEnv], mode: str, config: RunConfig) -> int:
 def run_command(environment: type[LivecodeEnv], mode: str, argv: Sequence[str]) -> int:
     """The command line: [--config FILE] [--env.option value ...]; ConfigError before anything starts."""
     others = [section for other, section in _SECTIONS.items() if other != mode]
+    argv = ["--evaluation.like" + word.removeprefix("--like") if _is_like(word) else word for word in argv]
     config = load_run_config(None, argv, leave_out=others)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     return run(environment, mode, config)
+
+
+def _is_like(word: str) -> bool:
+    return word == "--like" or word.startswith("--like=")
 
 
 async def run_serve(environment: type[LivecodeEnv], config: RunConfig) -> None:

@@ -224,8 +224,34 @@ class ProcessConfig(Section):
     output: PathText | None = Field(None, description="JSONL file; empty: groups.jsonl in env.run_dir.")
 
 
+LIKE: dict[str, dict[str, dict[str, Any]]] = {
+    "nouscoder": {
+        "env": {
+            "prompt_style": "nouscoder", "max_new_tokens": None, "time_limit_s": 15.0, "memory_limit_mb": 4096,
+            "decimal_tolerance": 1e-4,
+        },
+        "evaluation": {"n": 16, "temperature": 0.6, "top_p": 0.95, "greedy": False, "profiles": ["nouscoder"]},
+    },
+    "livecodebench": {
+        "env": {"prompt_style": "livecodebench"},
+        "evaluation": {
+            "n": 10, "temperature": 0.2, "top_p": 0.95, "greedy": False, "profiles": ["livecodebench"],
+            "semantics": "official",
+        },
+    },
+}  # fmt: skip
+"""What an evaluation that is to be compared with a published number sets: NousCoder's as in its environment's code (see
+configs/nouscoder-14b/published.yaml), LiveCodeBench's as its runner's defaults."""
+
+
 class EvaluationConfig(Section):
     """The mode `evaluate`."""
+
+    like: Literal["nouscoder", "livecodebench"] | None = Field(
+        None,
+        description="Prompt, sampling and grading of published numbers, all at once: nouscoder's or livecodebench's; "
+        "`--like NAME` for short.",
+    )
 
     problems: list[PathText] = Field([], description="Sets to evaluate: as env.problems, several; empty: env.problems.")
     n: int = Field(4, ge=1, description="Samples per problem.")
@@ -302,6 +328,25 @@ class RunConfig(Settings):
     env: LivecodeEnvConfig = Field(default_factory=LivecodeEnvConfig, description="The environment.")
     process: ProcessConfig = Field(default_factory=ProcessConfig, description="The mode `process`.")
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig, description="The mode `evaluate`.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _like_a_published_one(cls, values: Any) -> Any:
+        evaluation = values.get("evaluation") if isinstance(values, dict) else None
+        like = evaluation.get("like") if isinstance(evaluation, dict) else None
+        if like not in LIKE:
+            return values
+        values = dict(values)
+        for section, wanted in LIKE[like].items():
+            given = values[section] = dict(values.get(section) or {})
+            for name, value in wanted.items():
+                if name in given and value != given[name] and str(value) != given[name]:
+                    raise ValueError(
+                        f"{section}.{name} {given[name]!r} with evaluation.like {like}, which sets it to {value!r}: "
+                        "leave one of them out"
+                    )
+                given[name] = value
+        return values
 
     @property
     def evaluation_sets(self) -> list[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import platform
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from environments.livecode.evaluation.evaluate import evaluate
-from environments.livecode.evaluation.profiles import grading_profiles
+from environments.livecode.evaluation.profiles import GradingProfile, grading_profiles
 from environments.livecode.evaluation.samples import SampleStore
 from environments.livecode.pipeline import all_of
 from environments.livecode.problems.problem import Problem
@@ -48,12 +50,8 @@ async def evaluate_sets(env: LivecodeEnv) -> list[dict[str, Any]]:
     names = env.run_config.evaluation_sets
     loaded = {name: load_set(name, config.seed)[: options.limit] for name in names}
     sets = {name: env.fitting(name, problems) for name, problems in loaded.items()}
-    version = await env.client.weight_version()
-    grading = grading_profiles(
-        options.profiles, time_limit_s=config.time_limit_s, memory_limit_mb=config.memory_limit_mb,
-        decimal_tolerance=config.decimal_tolerance, no_memory_limit_mb=options.no_memory_limit_mb,
-        semantics=options.semantics,
-    )  # fmt: skip
+    served = await env.client.weight_version()
+    grading = _grading(env)
     # All at once: one set's last long answers would leave most generation slots empty.
     records = await all_of(
         [
@@ -67,8 +65,8 @@ async def evaluate_sets(env: LivecodeEnv) -> list[dict[str, Any]]:
                 max_new_tokens=config.max_new_tokens,
                 top_p=options.top_p,
                 seed=options.seed,
-                weight_version=version,
-                samples=_samples(env, name, greedy, version),
+                weight_version=served,
+                samples=_samples(env, name, greedy, served),
                 grading=grading,
                 cutoff=options.cutoff,
             )
@@ -77,6 +75,7 @@ async def evaluate_sets(env: LivecodeEnv) -> list[dict[str, Any]]:
         ]
     )
     for record in records:
+        record["settings"] = _settings(env, record)
         record["left_out"] = len(loaded[record["set"]]) - record["problems"]  # prompts too long
         append_jsonl(Path(config.run_dir) / "evaluations.jsonl", record)
         for name, scores in record["profiles"].items():
@@ -89,13 +88,42 @@ async def evaluate_sets(env: LivecodeEnv) -> list[dict[str, Any]]:
     return records
 
 
-def _samples(env: LivecodeEnv, name: str, greedy: bool, version: int | None) -> SampleStore:
+def _settings(env: LivecodeEnv, record: dict[str, Any]) -> dict[str, Any]:
+    """What a number stands for, so that two of them can be compared: by what, on what, how sampled, how graded."""
+    options, config = env.run_config.evaluation, env.config
+    return {
+        "like": options.like,
+        "model": env.run_config.model,
+        "route": options.route,
+        "prompt_style": config.prompt_style,
+        "context": config.context,
+        "max_new_tokens": config.max_new_tokens,  # null: what each prompt leaves
+        "n": record["n"],
+        "temperature": record["temperature"],
+        "top_p": 1.0 if record["greedy"] else options.top_p,
+        "yarn_factor": env.run_config.yarn_factor,
+        "graders": [str(profile) for profile in _grading(env)],
+        "versions": {"atropos-livecode": version("atropos-livecode"), "python": platform.python_version()},
+    }
+
+
+def _grading(env: LivecodeEnv) -> list[GradingProfile]:
+    """The rules that programs are graded by, the first one's score counting."""
+    options, config = env.run_config.evaluation, env.config
+    return grading_profiles(
+        options.profiles, time_limit_s=config.time_limit_s, memory_limit_mb=config.memory_limit_mb,
+        decimal_tolerance=config.decimal_tolerance, no_memory_limit_mb=options.no_memory_limit_mb,
+        semantics=options.semantics,
+    )  # fmt: skip
+
+
+def _samples(env: LivecodeEnv, name: str, greedy: bool, served: int | None) -> SampleStore:
     """Where an evaluation keeps its samples: a place of its own for all that decides what is sampled."""
     options, config = env.run_config.evaluation, env.config
     settings = {
         "set": name,
         "greedy": greedy,
-        "weight_version": version,
+        "weight_version": served,
         "model": env.run_config.model,
         "evaluation": options.model_dump(exclude={"problems", "n", "greedy", "limit", "cutoff"}),
         "env": config.model_dump(
@@ -105,5 +133,5 @@ def _samples(env: LivecodeEnv, name: str, greedy: bool, version: int | None) -> 
     }  # fmt: skip
     if config.decimal_tolerance is not None:  # unset it is as it was before there was such an option
         settings["env"]["decimal_tolerance"] = config.decimal_tolerance
-    named = f"{Path(name).name if '/' in name else name}{'-greedy' if greedy else ''}-v{version}"
+    named = f"{Path(name).name if '/' in name else name}{'-greedy' if greedy else ''}-v{served}"
     return SampleStore(Path(config.run_dir) / "evaluations", named, settings)

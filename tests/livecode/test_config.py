@@ -63,6 +63,7 @@ OPTIONS = [
     "env.record_every_groups",
     "process.groups",
     "process.output",
+    "evaluation.like",
     "evaluation.problems",
     "evaluation.n",
     "evaluation.temperature",
@@ -95,6 +96,26 @@ def test_the_recipes_evaluations_fit_the_model_as_it_is_served(tmp_path: Path, n
         assert (served.yarn_factor, served.max_model_len) == (config.yarn_factor, context)
         with pytest.raises(ConfigError, match=r"yarn_factor 2 reaches 65536"):
             load_run_config(folder / f"{name}.yaml", ["--model", str(tmp_path), "--yarn_factor", "2"])
+
+
+def test_like_sets_prompt_sampling_and_grading_at_once_and_refuses_another_value() -> None:
+    config = load_run_config(None, ["--model", "m", "--evaluation.like", "nouscoder", "--evaluation.n", "16"])
+    env, evaluation = config.env, config.evaluation
+    assert (env.prompt_style, env.max_new_tokens, env.decimal_tolerance) == ("nouscoder", None, 1e-4)
+    assert (evaluation.n, evaluation.temperature, evaluation.top_p, evaluation.greedy) == (16, 0.6, 0.95, False)
+    assert evaluation.profiles == ["nouscoder"]
+    official = load_run_config(None, ["--model", "m", "--evaluation.like", "livecodebench"])
+    assert (official.env.prompt_style, official.evaluation.semantics) == ("livecodebench", "official")
+    with pytest.raises(ConfigError, match=r"evaluation.n '4' with evaluation.like nouscoder, which sets it to 16"):
+        load_run_config(None, ["--model", "m", "--evaluation.like", "nouscoder", "--evaluation.n", "4"])
+    with pytest.raises(ConfigError, match=r"evaluation.like"):
+        load_run_config(None, ["--model", "m", "--evaluation.like", "verl"])
+
+
+def test_what_an_evaluation_wrote_can_be_read_again(tmp_path: Path) -> None:
+    config = load_run_config(None, ["--model", "m", "--evaluation.like", "nouscoder"])
+    write_yaml(config, tmp_path / "evaluate.yaml")
+    assert load_run_config(tmp_path / "evaluate.yaml") == config
 
 
 def test_every_option_has_its_sentence() -> None:

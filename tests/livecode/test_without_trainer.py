@@ -63,9 +63,26 @@ def test_evaluate_takes_the_problems_of_env_and_prints_a_summary(
     assert "verdicts: accepted 6" in shown
     assert str(run / "evaluations.jsonl") in shown
     (record,) = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
+    settings = record["settings"]
+    assert (settings["prompt_style"], settings["n"], settings["top_p"], settings["like"]) == (
+        "livecodebench",
+        2,
+        1.0,
+        None,
+    )
+    assert settings["graders"] == ["run: 15 s, 4096 MB, exact decimals"]
+    assert settings["versions"]["atropos-livecode"]
     assert record["wilson95"] == pytest.approx([0.4385, 1.0], abs=1e-4)
     assert audit(run).lines()[-1].startswith("nothing to prove")
     assert audit(run).counts["evaluations of run, which have no groups"] == 1
+
+
+@pytest.mark.parametrize("words", [["--like", "nouscoder"], ["--like=nouscoder"]])
+def test_like_is_short_for_the_option(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[RunConfig] = []
+    monkeypatch.setattr(command, "run", lambda _, mode, config: seen.append(config) or 0)
+    assert command.run_command(LivecodeEnv, "evaluate", ["--model", "m", *words]) == 0
+    assert seen[0].evaluation.like == "nouscoder"
 
 
 def test_wilsons_interval_has_a_width_at_the_edges() -> None:

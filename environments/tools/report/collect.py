@@ -129,7 +129,7 @@ def evaluation(record: dict[str, Any]) -> list[dict[str, Any]]:
     """One evaluation's lines, one for each profile, with their parts by difficulty, kind, platform and month."""
     kept = ("set", "temperature", "n", "greedy", "problems", "correct", "total", "pass_at_1", "ci95", "overlong",
             "no_verdict", "mean_length", "weight_version", "verdicts", "without_known_bad", "cutoff",
-            "around_cutoff")  # fmt: skip
+            "around_cutoff", "settings")  # fmt: skip
     profiles = record.get("profiles")
     graded = profiles if isinstance(profiles, dict) and profiles else {"": {}}
     merged = [record | scores | {"profile": name} for name, scores in graded.items() if isinstance(scores, dict)]

@@ -122,19 +122,23 @@ function rateTable(title, columns, rows) {
   return el("div", { class: "card" }, el("h2", { text: title }), el("table", {}, el("thead", {}, head), body));
 }
 
+// What a number stands for: two of them are comparable where this is equal.
+const how = (s) => !s ? "-" : `${s.prompt_style}, ${s.max_new_tokens ?? "the rest"} of ${s.context} tokens, ` +
+  (s.temperature ? `T ${s.temperature}, top_p ${s.top_p}` : "greedy");
+
 function evaluations(section) {
   const body = el("tbody");
   for (const one of data.evaluations) {
     const rest = one.without_known_bad;
-    const cells = [one.set + (one.greedy ? " (greedy)" : ""), one.profile || "-", one.weight_version ?? "-", one.problems, one.n,
+    const cells = [one.set + (one.greedy ? " (greedy)" : ""), one.profile || "-", how(one.settings), one.weight_version ?? "-", one.problems, one.n,
       percent(one.pass_at_1) + (one.ci95 ? ` [${percent(one.ci95[0])}, ${percent(one.ci95[1])}]` : ""),
       rest ? percent(rest.pass_at_1) : "-", one.overlong ?? "-", one.no_verdict ?? "-",
       one.mean_length == null ? "-" : Math.round(one.mean_length)];
-    body.append(el("tr", {}, ...cells.map((text, i) => el("td", { text, class: i > 1 ? "number" : "" }))));
+    body.append(el("tr", {}, ...cells.map((text, i) => el("td", { text, class: i > 2 ? "number" : "" }))));
   }
-  const names = ["set", "graded as", "weights", "problems", "n", "pass@1 [95 %]", "without known-bad", "overlong", "no verdict",
+  const names = ["set", "graded as", "prompt and sampling", "weights", "problems", "n", "pass@1 [95 %]", "without known-bad", "overlong", "no verdict",
     "tokens"];
-  const head = el("tr", {}, ...names.map((text, i) => el("th", { text, class: i > 1 ? "number" : "" })));
+  const head = el("tr", {}, ...names.map((text, i) => el("th", { text, class: i > 2 ? "number" : "" })));
   section.append(el("div", { class: "card scroll" }, el("table", {}, el("thead", {}, head), body)));
   const grid = el("div", { class: "grid" });
   for (const one of data.evaluations) for (const [name, cells] of Object.entries(one.by)) {
