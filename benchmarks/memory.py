@@ -32,7 +32,6 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 
-from trainer.budget import setup
 from trainer.config import TrainerConfig
 from trainer.data.scored_groups import Rollout, ScoredGroup
 from trainer.metrics import Metrics
@@ -40,6 +39,7 @@ from trainer.model.logprobs import token_logprobs
 from trainer.model.policy import Policy
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel, distributed
+from trainer.planning.fit import setup
 from trainer.planning.flops import step_flops
 from trainer.planning.live_bytes import LiveBytes
 from trainer.planning.timeline import plan

@@ -1,11 +1,12 @@
-"""The `atropos` command: environments, the API server, vLLM, the judge, and the demo.
+"""The `atropos` command: every program of the project, in three groups.
 
-Heavy imports live inside the commands, so that ``atropos --help`` answers at once.
+Heavy imports live inside the commands, so that `--help` of each answers at once.
 """
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,9 +19,12 @@ from environments.common.errors import BAD_INPUT, LivecodeError, note_bad_input
 from environments.common.option_rules import expanded
 from environments.common.terminal import take_any_text
 from environments.dataset.cli import app as data_commands
+from environments.livecode.problems.warmup.__main__ import main as warmup
+from trainer.pretrained import main as pretrained
 
 GROUP = "atropos.environments"
 MODES = ("serve", "process", "evaluate")
+RUN, DATA, TOOLS = "Run", "Data", "Tools"
 
 
 class _Commands(typer.core.TyperGroup):
@@ -76,7 +80,12 @@ def installed_environments() -> dict[str, EntryPoint]:
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 
-@app.command("run-env", context_settings=_PASS_THROUGH)
+@app.command(
+    "run-env",
+    help="Run an environment: NAME, then serve, process or evaluate, and its options.",
+    rich_help_panel=RUN,
+    context_settings=_PASS_THROUGH,
+)
 def run_env(context: typer.Context) -> None:
     """Run an environment: NAME [serve|process|evaluate] [--config FILE] [--env.option value ...]
 
@@ -103,7 +112,7 @@ def run_env(context: typer.Context) -> None:
     environment.cli()
 
 
-@app.command("run-api")
+@app.command("run-api", rich_help_panel=RUN)
 def run_api(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.", min=1, max=65535)] = 8000,
@@ -127,7 +136,12 @@ def run_api(
     )
 
 
-@app.command()
+app.add_typer(data_commands, name="data", rich_help_panel=DATA)
+app.command("warmup", rich_help_panel=DATA)(warmup)
+app.command("pretrained", rich_help_panel=DATA)(pretrained)
+
+
+@app.command(rich_help_panel=TOOLS)
 def report(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     out: Annotated[Path | None, typer.Option(help="File to write; none: report.html in the folder.")] = None,
@@ -139,7 +153,7 @@ def report(
     typer.echo(write_report(run, out, rollouts))
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def export(
     run: Annotated[Path, typer.Argument(help="A training run's folder.")],
     out: Annotated[Path, typer.Option(help="Folder to write; replaced where it is an export already.")],
@@ -159,7 +173,7 @@ def export(
     typer.echo(f"{folder}: the weights after step {step}, {dtype}")
 
 
-@app.command(context_settings={"ignore_unknown_options": True})
+@app.command(rich_help_panel=RUN, context_settings={"ignore_unknown_options": True})
 def supervise(
     command: Annotated[list[str], typer.Argument(help="The command, after --.")],
     name: Annotated[str, typer.Option(help="What it is called in messages.")] = "process",
@@ -171,7 +185,7 @@ def supervise(
     raise typer.Exit(main(name, command, restarts))
 
 
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def audit(
     run: Annotated[Path, typer.Argument(help="A training run's folder.")],
     environment: Annotated[
@@ -187,23 +201,7 @@ def audit(
     raise typer.Exit(1 if found.violations else 0)
 
 
-@app.command(context_settings=_PASS_THROUGH)
-def select(context: typer.Context) -> None:
-    """Choose a run's best checkpoint by serving and evaluating them: --run DIR --evaluation FILE --serving FILE ..."""
-    from environments.tools.select_checkpoint import main
-
-    raise typer.Exit(main(list(context.args)))
-
-
-@app.command("serve-model", context_settings=_PASS_THROUGH)
-def serve_model(context: typer.Context) -> None:
-    """Start vLLM with the flags this project needs: [--config FILE] [--model DIR ...] [--dry-run true]"""
-    from environments.launch.serve_model import main
-
-    raise typer.Exit(main(list(context.args)))
-
-
-@app.command()
+@app.command(rich_help_panel=TOOLS)
 def verify(
     file: Annotated[Path, typer.Argument(help="The program to judge.")],
     problem: Annotated[str | None, typer.Option(help="Id of a problem in --problems.")] = None,
@@ -238,26 +236,15 @@ def verify(
     raise typer.Exit(code)
 
 
-app.add_typer(data_commands, name="data")
+@app.command(rich_help_panel=TOOLS)
+def metrics() -> None:
+    """Print the table of the trainer's metrics as Markdown: names, meanings, how they are reduced."""
+    from trainer.metrics import markdown
+
+    typer.echo(markdown(), nl=False)
 
 
-@app.command(context_settings=_PASS_THROUGH)
-def demo(context: typer.Context) -> None:
-    """Run the whole loop on this machine: [--steps N] [--seed N] [--run-dir DIR] ...; --help lists all."""
-    from environments.launch.demo import main
-
-    raise typer.Exit(main(list(context.args)))
-
-
-@app.command(context_settings=_PASS_THROUGH)
-def train(context: typer.Context) -> None:
-    """Train on this machine: --config FILE starts API server, vLLM, environment and trainer; again, it goes on."""
-    from environments.launch.train import main
-
-    raise typer.Exit(main(list(context.args)))
-
-
-@app.command()
+@app.command(rich_help_panel=RUN)
 def init(
     run: Annotated[Path, typer.Argument(help="The run's name, or the path of the YAML file to write.")],
     model: Annotated[Path, typer.Option(help="Folder of a Hugging Face causal language model, or its hub name.")],
@@ -273,6 +260,34 @@ def init(
     from environments.launch.init import write_launch
 
     typer.echo(write_launch(run, model, problems, steps, group_size, groups, max_new_tokens))
+
+
+_PROGRAMS = (
+    ("demo", RUN, "environments.launch.demo", "Run the whole loop on this machine with a small model."),
+    (
+        *("train", RUN, "environments.launch.train"),
+        "Train on this machine: --config FILE starts API server, vLLM, environment and trainer; again, it resumes.",
+    ),
+    ("serve-model", RUN, "environments.launch.serve_model", "Start vLLM with the flags this project needs."),
+    ("run-trainer", RUN, "trainer.launch", "Start the trainer alone, as torchrun does: --nproc-per-node N ..."),
+    ("verifier", RUN, "verifier_app.__main__", "The judge elsewhere: serve over HTTP, deploy to Modal, smoke test."),
+    (
+        *("select", TOOLS, "environments.tools.select_checkpoint"),
+        "Choose a run's best checkpoint by serving and evaluating them: --run DIR --evaluation FILE --serving FILE ...",
+    ),
+    ("budget", TOOLS, "trainer.budget", "Memory and speed of a training configuration, before a GPU is asked for."),
+)
+"""Programs that read their own options: name, group, module with `main(argv)`, sentence."""
+
+
+def _add_program(name: str, group: str, module: str, sentence: str) -> None:
+    @app.command(name, help=sentence, rich_help_panel=group, context_settings=_PASS_THROUGH)
+    def run(context: typer.Context) -> None:
+        raise typer.Exit(import_module(module).main(list(context.args)))
+
+
+for _program in _PROGRAMS:
+    _add_program(*_program)
 
 
 def main() -> None:

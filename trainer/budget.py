@@ -1,6 +1,6 @@
-"""`python -m trainer.budget`: GiB per GPU and tokens/s of a configuration, before a GPU is asked for.
+"""`atropos budget`: GiB per GPU and tokens/s of a configuration, before a GPU is asked for.
 
-    python -m trainer.budget --config configs/nouscoder-14b/train-32k.yaml --gpu h100 --gpus 8
+    atropos budget --config configs/nouscoder-14b/train-32k.yaml --gpu h100 --gpus 8
 
 The memory is `trainer.planning.timeline`'s; the speed is an estimate: operations (`trainer.planning.flops`) over peak
 x an assumed MFU. What does not fit is refused with the settings that do, here and when the trainer starts. Only the
@@ -9,37 +9,24 @@ trainer's GPUs are planned: vLLM, which samples on others, has `gpu_memory_utili
 
 from __future__ import annotations
 
-import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from math import prod
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-import torch
 from pydantic import Field
-from transformers import AutoConfig, PretrainedConfig
 
-from environments.common.hub import is_hub_name, model_folder
-from environments.common.settings import ConfigError, load
+from environments.common.errors import BAD_INPUT, ConfigError
+from environments.common.settings import load
 from environments.common.terminal import take_any_text
 from trainer.config import TrainerConfig
-from trainer.planning.flops import GPUS, attended_pairs, flops
-from trainer.planning.shapes import SHAPES
-from trainer.planning.timeline import FRAGMENTATION, GIB, RESERVED_GIB, Budget, Setup, full_layout, plan
-from trainer.planning.trace import Untraceable, sizes
+from trainer.planning.flops import GPUS
 
-log = logging.getLogger(__name__)
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
 
-LEAST_CHUNK = 256
-"""Chunks below this are not proposed: the products become too small to be fast."""
-CONTEXT_STEP = 1024
-MOST_GPUS = 1024
-
-
-class DoesNotFitMemory(ConfigError, RuntimeError):
-    """The configuration needs more memory than a device has; the message says where, and what does fit."""
+    from trainer.planning.timeline import Budget
 
 
 class BudgetConfig(TrainerConfig):
@@ -50,9 +37,7 @@ class BudgetConfig(TrainerConfig):
         *("batch.context", "batch.max_tokens", "batch.rollouts", "activation_checkpointing", "logprob_chunk"),
         *("memory_gib", "mfu"),
     )
-    EXAMPLE: ClassVar[str] = (
-        "python -m trainer.budget --config configs/nouscoder-14b/train-32k.yaml --gpu h100 --gpus 8"
-    )
+    EXAMPLE: ClassVar[str] = "atropos budget --config configs/nouscoder-14b/train-32k.yaml --gpu h100 --gpus 8"
 
     run_dir: Path = Field(Path("runs/budget"), description="Not used.")
     gpu: Literal["a100", "h100", "h200", "b200"] = Field("h100", description="Kind of GPU, as an SXM module.")
@@ -66,174 +51,12 @@ class BudgetConfig(TrainerConfig):
     )
 
 
-@dataclass(frozen=True)
-class Fix:
-    """A change that fits: options with their new values, and GPUs."""
-
-    config: TrainerConfig
-    world_size: int
-    text: str
-
-
-def model_config(folder: Path) -> PretrainedConfig:
-    """The config.json of a folder, which needs no weights; without one, the shapes known by the folder's name.
-
-    Raises ConfigError when there is neither.
-    """
-    if (folder / "config.json").is_file():
-        try:
-            return AutoConfig.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, KeyError) as error:
-            raise ConfigError(f"model = {folder}: config.json cannot be read: {error}") from error
-    if folder.name in SHAPES:
-        return AutoConfig.for_model("qwen3", **SHAPES[folder.name])
-    if is_hub_name(folder):
-        return model_config(model_folder(folder, weights=False))
-    raise ConfigError(
-        f"model = {folder}: no config.json there; give a folder with one, or a name that ends in one of "
-        f"{', '.join(SHAPES)}"
-    )
-
-
-def setup(config: TrainerConfig, world_size: int, *, cuda: bool = True) -> Setup:
-    """What of the options decides about memory. cuda: bf16 and flash attention, as on a GPU; else fp32 on a CPU."""
-    batch, steps = config.batch, config.objective.optimizer_steps_per_batch
-    tokens = -(-batch.rollouts * batch.context // steps)
-    return Setup(
-        world_size=world_size,
-        context=batch.context,
-        max_tokens=batch.max_tokens,
-        logprob_chunk=config.logprob_chunk,
-        activation_checkpointing=config.activation_checkpointing,
-        micro_batches=steps * -(-tokens // (world_size * batch.max_tokens)),
-        optimizer_steps=steps,
-        recompute_old=config.objective.old_logprobs == "recompute",
-        dtype=torch.bfloat16 if cuda else torch.float32,
-        varlen=cuda,
-    )
-
-
-def token_flops(model: PretrainedConfig, config: TrainerConfig) -> tuple[float, float]:
-    """Operations for one packed token of full-length sequences: (training, old log-probabilities)."""
-    layout = full_layout(config.batch.context, config.batch.max_tokens)
-    trained = layout.total - sum(span.prompt for span in layout.spans)
-    counts = (layout.total, attended_pairs(layout), trained)
-    old = flops(model, *counts, backward=False) if config.objective.old_logprobs == "recompute" else 0.0
-    return flops(model, *counts, backward=True) / layout.total, old / layout.total
-
-
-def tokens_per_second(token: float, gpus: int, peak: float, mfu: float) -> float:
-    """Packed tokens a second on all GPUs: gpus x peak x mfu / operations of a token."""
-    return gpus * peak * mfu / token
-
-
-def fixes(model: PretrainedConfig, config: TrainerConfig, world_size: int, memory: float, cuda: bool) -> list[Fix]:
-    """Changes that make the configuration fit into `memory` bytes, each by itself; else those that do it together."""
-
-    def fits(changed: TrainerConfig, ranks: int = world_size) -> bool:
-        return plan(model, setup(changed, ranks, cuda=cuda)).needed <= memory
-
-    def first(candidates: Iterator[tuple[TrainerConfig, int, str]]) -> list[Fix]:
-        return next(([Fix(*one)] for one in candidates if fits(one[0], one[1])), [])
-
-    def more_gpus(start: TrainerConfig, text: str) -> Iterator[tuple[TrainerConfig, int, str]]:
-        ranks = world_size * 2
-        while ranks <= MOST_GPUS:
-            yield start, ranks, f"{text}start {ranks} ranks"
-            ranks *= 2
-
-    batch, found = config.batch, []
-    chunks = [chunk for chunk in (config.logprob_chunk >> n for n in range(1, 20)) if chunk >= LEAST_CHUNK]
-    modes = {"none": ["selective", "full"], "selective": ["full"], "full": []}[config.activation_checkpointing]
-    found += first((_with(config, logprob_chunk=n), world_size, f"set logprob_chunk to {n}") for n in chunks)
-    found += first(
-        (_with(config, activation_checkpointing=mode), world_size, f"set activation_checkpointing to {mode}")
-        for mode in modes
-    )
-    tokens = _largest(batch.context, batch.max_tokens, lambda n: fits(_with(config, max_tokens=n)))
-    if tokens:
-        found.append(Fix(_with(config, max_tokens=tokens), world_size, f"set batch.max_tokens to {tokens}"))
-    if found:
-        return found
-    least = _with(
-        config,
-        logprob_chunk=min(config.logprob_chunk, LEAST_CHUNK),
-        activation_checkpointing="full",
-        max_tokens=batch.context,
-    )
-    settings = f"activation_checkpointing full, logprob_chunk {least.logprob_chunk}"
-    whole = f"{settings}, batch.max_tokens {batch.context}"
-    found = first(iter([(least, world_size, f"set {whole}")]))
-    if found:
-        return found
-    found = first(more_gpus(config, "")) or first(more_gpus(least, f"set {whole} and "))
-
-    def shorter(context: int) -> TrainerConfig:
-        return _with(least, context=context, max_tokens=context)
-
-    context = _largest(CONTEXT_STEP, batch.context, lambda n: fits(shorter(n)))
-    if context:
-        found.append(Fix(shorter(context), world_size, f"set {settings}, batch.context and batch.max_tokens {context}"))
-    return found
-
-
-def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
-    """The largest of low, low + CONTEXT_STEP, ... below `high` that fits; what fits, fits with less too."""
-    best, below, above = None, 0, -(-(high - low) // CONTEXT_STEP) - 1
-    while below <= above:
-        middle = (below + above) // 2
-        if fits(low + middle * CONTEXT_STEP):
-            best, below = low + middle * CONTEXT_STEP, middle + 1
-        else:
-            above = middle - 1
-    return best
-
-
-def _with(config: TrainerConfig, **changes: Any) -> TrainerConfig:
-    sizes: dict[str, Any] = {name: changes.pop(name) for name in ("context", "max_tokens") if name in changes}
-    return config.model_copy(update={**changes, "batch": config.batch.model_copy(update=sizes)})
-
-
-def refusal(
-    model: PretrainedConfig, config: TrainerConfig, world_size: int, budget: Budget, memory: float, cuda: bool
-) -> str:
-    """Fields, values, what they need, and what fits."""
-    peak = budget.peak
-    parts = sorted(peak.parts.items(), key=lambda part: -part[1])[:4]
-    ways = [fix.text for fix in fixes(model, config, world_size, memory, cuda)]
-    return (
-        f"batch.max_tokens = {config.batch.max_tokens}, batch.context = {config.batch.context} of {config.model} on "
-        f"{world_size} ranks: {budget.needed / GIB:.4g} GiB needed on each, {memory / GIB:.4g} there (largest in the "
-        f"phase '{peak.phase}': {', '.join(f'{name} {size / GIB:.3g}' for name, size in parts)}); "
-        + ("; or ".join(ways) if ways else "no setting of this model fits: use a smaller one or a larger device")
-    )
-
-
-def check_memory(config: TrainerConfig, world_size: int, device: torch.device) -> None:
-    """Raises DoesNotFitMemory when a step needs more than the device has free. See `memory_gib` for what is checked.
-
-    Says nothing about a folder without a model, which is found out when it is read.
-    """
-    cuda = device.type == "cuda"
-    if config.memory_gib == 0 or (config.memory_gib is None and not cuda):
-        return
-    if not (config.model / "config.json").is_file():
-        return
-    memory = config.memory_gib * GIB if config.memory_gib else float(torch.cuda.mem_get_info(device)[0])
-    try:
-        model = model_config(config.model)
-        budget = plan(model, setup(config, world_size, cuda=cuda))
-        message = refusal(model, config, world_size, budget, memory, cuda) if budget.needed > memory else None
-    except (ConfigError, Untraceable) as error:
-        log.warning("memory is not checked: %s", error)
-        return
-    if message is not None:
-        raise DoesNotFitMemory(f"{message}; memory_gib: 0 begins without this check")
-    log.info("%.1f GiB of %.1f needed at the peak, %s", budget.needed / GIB, memory / GIB, budget.peak.phase)
-
-
 def report(config: BudgetConfig, model: PretrainedConfig, budget: Budget) -> Iterator[str]:
     """The lines that the command prints."""
+    from trainer.planning.fit import token_flops, tokens_per_second
+    from trainer.planning.timeline import FRAGMENTATION, GIB, RESERVED_GIB
+    from trainer.planning.trace import sizes
+
     gpu = GPUS[config.gpu]
     count = sum(prod(shape) for shapes in (*sizes(model).blocks, sizes(model).root) for shape in shapes)
     peak = budget.peak
@@ -267,19 +90,26 @@ def report(config: BudgetConfig, model: PretrainedConfig, budget: Budget) -> Ite
 
 def memory_of(config: BudgetConfig) -> float:
     """Bytes of one GPU: `memory_gib` where it is given, else the table's."""
-    return (config.memory_gib or GPUS[config.gpu].memory_gib) * GIB
+    return (config.memory_gib or GPUS[config.gpu].memory_gib) * 2**30
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Command line: exit code 0 when it fits, 1 when it does not, 2 for settings that cannot be used."""
     take_any_text()
     try:
-        config = load(BudgetConfig, sys.argv[1:] if argv is None else argv, "python -m trainer.budget")
-        model = model_config(config.model)
-        budget = plan(model, setup(config, config.gpus))
-    except (ConfigError, Untraceable) as error:
+        return _plan(load(BudgetConfig, sys.argv[1:] if argv is None else argv, "atropos budget"))
+    except ConfigError as error:
         print(f"error {error}", file=sys.stderr)
-        return 2
+        return BAD_INPUT
+
+
+def _plan(config: BudgetConfig) -> int:
+    # Imported here: --help and wrong options should not pay for torch.
+    from trainer.planning.fit import model_config, refusal, setup
+    from trainer.planning.timeline import plan
+
+    model = model_config(config.model)
+    budget = plan(model, setup(config, config.gpus))
     print("\n".join(report(config, model, budget)))
     if budget.needed <= memory_of(config):
         return 0

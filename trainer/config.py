@@ -261,7 +261,7 @@ class TrainerConfig(Settings):
         None,
         ge=0,
         description="Memory of one device that the run has to fit in, in GiB; empty: what a GPU has free, and no check "
-        "on a CPU; 0: no check. See `python -m trainer.budget`.",
+        "on a CPU; 0: no check. See `atropos budget`.",
     )
     use_wandb: bool = Field(False, description="Log to Weights & Biases as Atropos does, beside metrics.jsonl.")
     trackers: list[str] = Field(

@@ -1,4 +1,4 @@
-"""`python -m trainer.launch --nproc-per-node N [trainer options]`: torchrun's ranks, ended as a person reads it.
+"""`atropos run-trainer --nproc-per-node N [trainer options]`: torchrun's ranks, ended as a person reads it.
 
 The ranks are torchrun's own; beside that the last line is the error that ended the run, the exit code is the rank's,
 Ctrl-C and SIGTERM leave the ranks the time that `checkpoint.stop_deadline_s` gives them, and settings are checked
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Command line; the exit code: 0 done, 2 bad input, 1 an error, 128 + the signal that stopped it."""
     launcher, rest = split(sys.argv[1:] if argv is None else argv)
     try:
-        config = load(TrainerConfig, rest, "python -m trainer.launch --nproc-per-node N")
+        config = load(TrainerConfig, rest, "atropos run-trainer --nproc-per-node N")
     except LivecodeError as error:
         return report(error)
     if not any(word.startswith("--shutdown-timeout") for word in launcher):

@@ -1,6 +1,6 @@
 """The trainer's metrics: a table of names, and sums with counts, exact over micro-batches and ranks.
 
-`python -m trainer.metrics` prints the table as Markdown.
+`atropos metrics` prints the table as Markdown.
 """
 
 from __future__ import annotations

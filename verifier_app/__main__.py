@@ -1,4 +1,7 @@
-"""`python -m verifier_app serve ...`: the judge as an HTTP service. `... deploy`, `... smoke`: the judge on Modal."""
+"""`atropos verifier serve ...`: the judge as an HTTP service. `... deploy`, `... smoke`: the judge on Modal.
+
+Where only this package and its requirements are installed, `python -m verifier_app` is the same.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +12,10 @@ from pydantic_settings import CliApp, SettingsError
 
 from verifier_app.settings import ServerSettings, describe
 
-USAGE = """usage: python -m verifier_app serve [--help]   the judge as an HTTP service
-       python -m verifier_app deploy [--env NAME]  deploys to Modal, as `modal deploy -m verifier_app` does
-       python -m verifier_app smoke            deploys to Modal for a minute, judges a few programs, removes it"""
+USAGE = """usage: atropos verifier serve [--help]         the judge as an HTTP service
+       atropos verifier deploy [--env NAME]    deploys to Modal, as `modal deploy -m verifier_app` does
+       atropos verifier smoke                  deploys to Modal for a minute, judges a few programs, removes it
+`python -m verifier_app ...` is the same."""
 
 
 def main(argv: list[str]) -> int:
@@ -25,10 +29,11 @@ def main(argv: list[str]) -> int:
 
         return deploy(*argv[2:])
     if argv[:1] != ["serve"]:
-        print(USAGE, file=sys.stderr)
-        return 0 if argv[:1] in (["-h"], ["--help"]) else 2
+        helped = argv[:1] in (["-h"], ["--help"])
+        print(USAGE, file=sys.stdout if helped else sys.stderr)
+        return 0 if helped else 2
     try:
-        settings = CliApp.run(ServerSettings, cli_args=argv[1:], cli_exit_on_error=False)
+        settings = CliApp.run(ServerSettings, cli_args=[_kebab(word) for word in argv[1:]], cli_exit_on_error=False)
     except ValidationError as error:
         print("\n".join(describe(error)), file=sys.stderr)
         return 2
@@ -39,6 +44,12 @@ def main(argv: list[str]) -> int:
 
     serve(settings)
     return 0
+
+
+def _kebab(word: str) -> str:
+    """An option with underscores as the one with dashes."""
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else word
 
 
 if __name__ == "__main__":

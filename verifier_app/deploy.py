@@ -1,4 +1,4 @@
-"""`python -m verifier_app deploy [--env NAME]`: what `modal deploy -m verifier_app` does, without a flag to forget."""
+"""`atropos verifier deploy [--env NAME]`: what `modal deploy -m verifier_app` does, without a flag to forget."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def deploy(environment: str | None = None) -> int:
     except modal.exception.Error as error:
         print(f"error: Modal did not deploy {app.name} ({type(error).__name__}: {error})", file=sys.stderr)
         return 1
-    print(f"deployed {app.name}: try it with `python -m verifier_app smoke`")
+    print(f"deployed {app.name}: try it with `atropos verifier smoke`")
     return 0

@@ -1,4 +1,4 @@
-"""The judge on Modal: `python -m verifier_app deploy` or `modal deploy -m verifier_app`, from the repository's root.
+"""The judge on Modal: `atropos verifier deploy` or `modal deploy -m verifier_app`, from the repository's root.
 
 `verify` judges one rollout, `verify_many` the rollouts of one group in turn. A container takes one call and is thrown
 away. It has no network and no access to the workspace, and sees the test sets read-only below a folder of root's.

@@ -13,11 +13,11 @@ PROGRAM_MEMORY_MB = 4096  # the recipe's limit for one program
 
 
 class ServerSettings(BaseSettings):
-    """`python -m verifier_app serve`. Each field is VERIFIER_NAME in the environment and --name on the command line."""
+    """`atropos verifier serve`. Each field is VERIFIER_NAME in the environment and --name on the command line."""
 
     model_config = SettingsConfigDict(
         env_prefix="VERIFIER_", extra="forbid", frozen=True, cli_hide_none_type=True, cli_implicit_flags=False,
-        cli_kebab_case=True,
+        cli_kebab_case=True, cli_prog_name="atropos verifier serve",
     )  # fmt: skip
 
     host: str = Field("127.0.0.1", description="Address to listen on; any but loopback needs a token.")

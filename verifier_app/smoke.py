@@ -1,4 +1,4 @@
-"""`python -m verifier_app smoke`: does the judge hold on Modal, by which layers, and at what cost?"""
+"""`atropos verifier smoke`: does the judge hold on Modal, by which layers, and at what cost?"""
 
 from __future__ import annotations
 

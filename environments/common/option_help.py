@@ -53,7 +53,7 @@ def describe(model: type[BaseModel], program: str, *, leave_out: Sequence[str] =
         elif group:
             lines += ["", title]
         for name, info in group:
-            lines += _row(f"--{name} {_kind(info.annotation)}", _sentence(info), width)
+            lines += _row(f"--{name.replace('_', '-')} {_kind(info.annotation)}", _sentence(info), width)
     if more := getattr(model, "MORE", ""):
         lines += ["", *textwrap.wrap(more, width)]
     if example := getattr(model, "EXAMPLE", ""):

@@ -27,7 +27,7 @@ class DemoConfig(Settings):
     run_dir: Path | None = Field(None, description="Folder of the run; empty: runs/demo-DATE-TIME.")
     model: Path = Field(
         Path("models/SmolLM2-135M-Instruct"),
-        description="Model folder (made by `python -m trainer.pretrained`).",
+        description="Model folder (made by `atropos pretrained`).",
     )
     environment_config: Path = Field(CONFIGS / "environment.yaml", description="The environment's options.")
     trainer_config: Path = Field(CONFIGS / "trainer.yaml", description="The trainer's options.")

@@ -51,7 +51,7 @@ def write_launch(
     path = run if run.suffix in (".yaml", ".yml") else run.with_name(run.name + ".yaml")
     if path.exists():
         raise ConfigError(f"{path}: there already; edit it, or give another name")
-    model = model_folder(model, instead=f", or make a first one by `python -m trainer.pretrained --out {FIRST}`")
+    model = model_folder(model, instead=f", or make a first one by `atropos pretrained --out {FIRST}`")
     here = machine()
     config = LaunchConfig(
         model=model,
@@ -92,7 +92,7 @@ def choose_sizes(config: LaunchConfig, here: Machine, longest: int, asked: int |
     Raises:
         ConfigError: prompts longer than the model's positions, or no setting that fits.
     """
-    from trainer.budget import model_config, setup
+    from trainer.planning.fit import model_config, setup
     from trainer.planning.timeline import GIB, plan
 
     model = model_config(config.model)

@@ -11,8 +11,8 @@ FIRST = Path("models/SmolLM2-135M-Instruct")
 def no_model(folder: Path) -> str:
     """The end of an error: what is missing, and where a model comes from."""
     if folder.name == FIRST.name:
-        return f"no model there (no config.json); make it by `python -m trainer.pretrained --out {folder}`"
+        return f"no model there (no config.json); make it by `atropos pretrained --out {folder}`"
     return (
         "no model there (no config.json); give the folder of a Hugging Face model, such as `hf download` writes, or "
-        f"make a first one by `python -m trainer.pretrained --out {FIRST}`"
+        f"make a first one by `atropos pretrained --out {FIRST}`"
     )

@@ -133,7 +133,7 @@ class LivecodeEnvConfig(StrictModel, BaseEnvConfig):
         None, description="local: folder of test sets above 1 MiB; empty: tests in env.run_dir."
     )
     verifier_urls: list[Url] = Field(
-        [], description="http: addresses of `python -m verifier_app serve`, comma-separated; the token: VERIFIER_TOKEN."
+        [], description="http: addresses of `atropos verifier serve`, comma-separated; the token: VERIFIER_TOKEN."
     )
     verifier_concurrency: int = Field(
         64,

@@ -14,7 +14,7 @@ import json
 import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from pydantic import Field
 
@@ -22,9 +22,9 @@ from environments.common.run_folder import check
 from environments.common.settings import ConfigError, Settings, load
 from environments.launch.processes import Child, ProcessError
 from environments.launch.serve_model import ServeConfig, serve_command
-from environments.livecode.config import RunConfig, load_run_config
-from environments.livecode.evaluation.evaluate import EvaluationError, paired_difference
-from environments.livecode.records.group_records import append_jsonl
+
+if TYPE_CHECKING:
+    from environments.livecode.config import RunConfig
 
 Record = dict[str, Any]
 
@@ -60,6 +60,9 @@ def select(config: SelectConfig, say: Callable[[str], None]) -> Record:
     Raises:
         ConfigError: no complete checkpoint, files that do not fit each other, a server that does not start.
     """
+    # Imported here, and below: --help should not pay for torch.
+    from environments.livecode.config import load_run_config
+    from environments.livecode.evaluation.evaluate import paired_difference
     from trainer.checkpoints import complete_checkpoints, point_best
 
     check(config.run)
@@ -94,9 +97,11 @@ def _score(config: SelectConfig, path: Path, name: str, n: int, stage: str, say:
     """The evaluation's record of one checkpoint, from a server of its own; a line in scores.jsonl."""
     from environments.livecode.command import run_evaluate
     from environments.livecode.environment import InfrastructureError, LivecodeEnv
+    from environments.livecode.evaluation.evaluate import EvaluationError
     from environments.livecode.generation.vllm_servers import RolloutError
     from environments.livecode.problems.problem import ProblemError
     from environments.livecode.problems.prompts import PromptError
+    from environments.livecode.records.group_records import append_jsonl
     from environments.livecode.verification.base import VerifierError
     from trainer.model.export_command import export
 
@@ -141,6 +146,8 @@ def begin(folder: Path, own: str) -> None:
 
 def settings_of(config: SelectConfig, path: Path, name: str, n: int, stage: str) -> tuple[ServeConfig, RunConfig]:
     """How a checkpoint is served, and how it is evaluated; ConfigError where that cannot be."""
+    from environments.livecode.config import load_run_config
+
     folder = config.run / "select" / path.name
     words = ["--config", str(config.serving), "--model", str(folder / "model"), "--port", str(config.port)]
     serving = load(ServeConfig, words, "atropos select")

@@ -158,7 +158,7 @@ def test_the_file_may_stand_alone_and_has_to_be_given(written):
 def test_a_missing_model_is_said_with_where_one_comes_from(written):
     with pytest.raises(ConfigError, match=r"model my/own/model: no model there.*`hf download`.*SmolLM2-135M-Instruct"):
         load_launch([str(written), "--model", "my/own/model"])
-    with pytest.raises(ConfigError, match=r"make it by `python -m trainer.pretrained --out x/y/SmolLM2-135M-Instruct`"):
+    with pytest.raises(ConfigError, match=r"make it by `atropos pretrained --out x/y/SmolLM2-135M-Instruct`"):
         load(DemoConfig, ["--model", "x/y/SmolLM2-135M-Instruct"])
     with pytest.raises(ConfigError, match=r"--out models/SmolLM2-135M-Instruct"):
         load(DemoConfig, ["--model", "my/own/model"])

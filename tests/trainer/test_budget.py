@@ -23,7 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 from benchmarks.memory import CASES, options, run
 from environments.common.settings import load
 from tests.trainer.conftest import make_groups
-from trainer.budget import BudgetConfig, check_memory, fixes, main, model_config, refusal, setup, tokens_per_second
+from trainer.budget import BudgetConfig, main
 from trainer.config import TrainerConfig
 from trainer.model import attention, policy
 from trainer.model.activation_checkpointing import Recompute
@@ -31,6 +31,7 @@ from trainer.model.attention import AttentionLayout, Span
 from trainer.model.packing import MicroBatch, pack
 from trainer.model.policy import Policy
 from trainer.parallel import Parallel
+from trainer.planning.fit import check_memory, fixes, model_config, refusal, setup, tokens_per_second
 from trainer.planning.flops import GPUS, attended_pairs, flops, step_flops
 from trainer.planning.live_bytes import LiveBytes
 from trainer.planning.shapes import SHAPES

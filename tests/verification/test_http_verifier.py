@@ -208,7 +208,7 @@ async def test_no_more_calls_at_once_than_allowed_and_the_least_loaded_service_f
 
 
 async def test_what_is_wrong_at_the_start_is_said_at_the_start(service: Service) -> None:
-    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:9: none answers\. Start `python -m verifier_app serve`"):
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:9: none answers\. Start `atropos verifier serve`"):
         await HttpVerifier(["http://127.0.0.1:9"]).__aenter__()
     with pytest.raises(VerifierError, match=r"wrong or missing token\. Set VERIFIER_TOKEN"):
         await HttpVerifier([service.url], token="not this one").__aenter__()

@@ -1,4 +1,4 @@
 """What a step takes, before it is taken: operations, memory over its moments, shapes of models and kinds of GPU.
 
-`trainer.budget` is the command and the check at the trainer's start.
+`trainer.budget` is the command, `fit` the check at the trainer's start.
 """

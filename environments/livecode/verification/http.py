@@ -1,4 +1,4 @@
-"""Verification by judges on other machines (`python -m verifier_app serve`), the least loaded one first."""
+"""Verification by judges on other machines (`atropos verifier serve`), the least loaded one first."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ class HttpVerifier:
         if not any(answers):
             await self._http.aclose()
             urls = ", ".join(service.url for service in self._services)
-            raise Unreachable(f"env.verifier_urls = {urls}: none answers. Start `python -m verifier_app serve` there.")
+            raise Unreachable(f"env.verifier_urls = {urls}: none answers. Start `atropos verifier serve` there.")
         return self
 
     async def __aexit__(

@@ -1,27 +1,30 @@
-"""`python -m environments.livecode.problems.warmup --seed 0 --out DIR`: the warm-up sets as JSONL files."""
+"""`atropos warmup --seed 0 --out DIR`: the warm-up sets as JSONL files."""
 
 from __future__ import annotations
 
-import argparse
 import json
-import sys
+from pathlib import Path
+from typing import Annotated
 
-from environments.livecode.problems.warmup.generate import build, write
+import typer
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Writes train.jsonl, new_instances.jsonl, unseen_templates.jsonl and manifest.json."""
-    parser = argparse.ArgumentParser(prog="python -m environments.livecode.problems.warmup", description=__doc__)
-    parser.add_argument("--seed", type=int, default=0, help="draws instances and tests (default 0)")
-    parser.add_argument("--out", required=True, help="folder for the files, made where missing")
-    options = parser.parse_args(argv)
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for the files, made where missing.")],
+    seed: Annotated[int, typer.Option(help="Draws instances and tests.")] = 0,
+) -> None:
+    """Write the warm-up sets, very easy problems from a seeded generator, as JSONL files with a manifest."""
+    from environments.livecode.problems.warmup.generate import build, write
+
     try:
-        manifest = write(build(options.seed), options.out, options.seed)
+        manifest = write(build(seed), out, seed)
     except OSError as error:
-        parser.error(f"--out {options.out}: cannot be written ({error.strerror}). Give a folder you may write to.")
-    sys.stdout.write(json.dumps(manifest, indent=2) + "\n")
-    return 0
+        typer.echo(
+            f"error --out {out}: cannot be written ({error.strerror}). Give a folder you may write to.", err=True
+        )
+        raise typer.Exit(2) from None
+    typer.echo(json.dumps(manifest, indent=2))
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    typer.run(main)
