@@ -243,7 +243,7 @@ class TrainerConfig(Settings):
     )
     EXAMPLE: ClassVar[str] = (
         "torchrun --nproc-per-node 1 trainer/main.py --config configs/demo/trainer.yaml "
-        "--model models/SmolLM2-135M-Instruct --run_dir runs/mine --weights.servers http://127.0.0.1:8001"
+        "--model models/SmolLM2-135M-Instruct --run-dir runs/mine --weights.servers http://127.0.0.1:8001"
     )
 
     model: Path = Field(description="Folder, or hub name, of a Hugging Face causal language model (safetensors).")

@@ -180,7 +180,7 @@ def test_help_shows_the_file_groups_an_example_and_only_what_is_taken(
     assert "\nStart here\n" in text
     for name in option_names(model):
         hidden = name.startswith("env.") and name.removeprefix("env.") in REPLACED
-        assert (f"  --{name} " in text) != hidden, name
+        assert (f"  --{name.replace('_', '-')} " in text) != hidden, name
 
 
 def test_help_of_a_mode_shows_its_own_options() -> None:
