@@ -7,6 +7,8 @@ VENV   ?= .venv
 DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 STEPS  ?=
 SEED   ?=
+# Processes that share the tests.
+WORKERS ?= 2
 ARGS   ?=
 
 BIN    := $(VENV)/bin
@@ -47,7 +49,7 @@ gvisor: | $(READY)
 	  echo "test: no runsc: the tests that run the judge inside gVisor do not run"
 
 test: lint browser gvisor $(MODEL)/complete.json  ## lint, types and tests
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m "not slow" $(ARGS)
 
 test-slow: $(READY) gvisor $(MODEL)/complete.json  ## the tests that take longer, each with its reason
 	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)

@@ -1,4 +1,4 @@
-"""What several folders of tests share: the real model, and one running vLLM for the whole session."""
+"""What several folders of tests share: the real model, one running vLLM, and how two workers divide the tests."""
 
 from __future__ import annotations
 
@@ -7,10 +7,31 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 
 from environments.launch.processes import Child, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Files whose tests run one after the other in one worker. Any other file is a group by itself, because its fixtures
+# are made once for it; so is each host of the adversarial programs.
+GROUPS = {
+    "vllm": ("tests/vllm/", "tests/test_end_to_end.py", "tests/launch/test_own_problems.py"),
+    # They read process lists, act on every process of a uid, stop processes, or compare clocks of the whole machine.
+    "machine": (
+        "tests/gvisor/",
+        "tests/judge/test_fair_time.py",
+        "tests/judge/test_isolation.py",
+        "tests/judge/test_killed.py",
+        "tests/judge/test_lent_time.py",
+        "tests/judge/test_pool.py",
+        "tests/judge/test_watch_totals.py",
+    ),
+    # They share the worlds of two processes that the session starts.
+    "ranks": ("tests/trainer/test_checkpoints.py", "tests/trainer/test_parallel.py", "tests/trainer/test_ranks.py"),
+}
+# What takes longest begins first: the workers then end together.
+FIRST = ("vllm", "tests/adversarial/", "tests/faults/", "machine", "tests/trainer/test_run.py", "ranks")
 
 
 @dataclass(frozen=True)
@@ -23,13 +44,37 @@ class VllmServer:
     child: Child
 
 
+def _group(item: pytest.Item) -> str:
+    """The group of a test: those of one group share a worker."""
+    path = item.path.relative_to(ROOT).as_posix()
+    if "vllm_server" in getattr(item, "fixturenames", ()):
+        return "vllm"
+    if path == "tests/adversarial/test_programs.py" and (callspec := getattr(item, "callspec", None)):
+        return f"{path}:{callspec.params['judge']}"
+    return next((name for name, paths in GROUPS.items() if path.startswith(paths)), path)
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Gives each test its group, and puts the longest groups first."""
+    groups = {item: _group(item) for item in items}
+    for item, group in groups.items():
+        item.add_marker(pytest.mark.xdist_group(group))
+
+    def place(item: pytest.Item) -> int:
+        return next((number for number, name in enumerate(FIRST) if groups[item].startswith(name)), len(FIRST))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(scope="session")
-def smollm2() -> Path:
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of SmolLM2-135M-Instruct in fp32; written once when it is not there yet."""
     from trainer.pretrained import write_model
 
     folder = ROOT / "models" / "SmolLM2-135M-Instruct"
-    write_model(folder)
+    with FileLock(tmp_path_factory.getbasetemp().parent / "model.lock"):  # the workers' common folder
+        write_model(folder)
     return folder
 
 

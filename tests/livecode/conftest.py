@@ -55,7 +55,7 @@ def tokenizer(model_dir: Path) -> Any:
     return AutoTokenizer.from_pretrained(model_dir)
 
 
-Answer = dict[str, Any]  # text, finish_reason, and delay in seconds
+Answer = dict[str, Any]  # text, finish_reason, delay in seconds, and until: a threading.Event that it waits for
 
 
 @dataclass
@@ -89,6 +89,8 @@ class Generation:
             answer = self.script(self.tokenizer.decode(body["token_ids"]), len(self.requests) - 1)
             version = self.version
             await asyncio.sleep(answer.get("delay", 0.0))
+            if "until" in answer:
+                await asyncio.to_thread(answer["until"].wait, 60.0)
         finally:
             self.running -= 1
         ids = self.tokenizer.encode(answer["text"])

@@ -201,10 +201,10 @@ async def test_no_more_groups_begin_than_the_staleness_bound_allows(
 async def test_nothing_overtakes_an_unfinished_group_by_more_than_the_bound(
     config: RunConfig, generation: Any, trainer: Any
 ) -> None:
-    mixed = Alternate()
+    mixed, released = Alternate(), threading.Event()
 
     def script(prompt: str, number: int) -> dict[str, Any]:
-        return mixed(prompt, number) | {"delay": 3.0 if number == 0 else 0.0}
+        return mixed(prompt, number) | ({"until": released} if number == 0 else {})
 
     generation.script = script
     config.env.total_steps = 10
@@ -217,6 +217,7 @@ async def test_nothing_overtakes_an_unfinished_group_by_more_than_the_bound(
         assert len(env.in_flight) == 1
         assert env.sent == 1
         assert not env.may_begin()
+        released.set()
         batch = await trainer.batch()
     oldest = [min(span[0] for row in group["overrides"] for span in row["versions"]) for group in batch]
     assert oldest == [0, 0]

@@ -203,7 +203,11 @@ def test_an_outbox_gives_what_it_got_in_order_after_a_restart(tmp_path: Path) ->
     assert not list((tmp_path / "outbox").glob("*.new"))
 
 
-@pytest.mark.parametrize("data", [b"", b"no gzip", gzip.compress(b"{}"), gzip.compress(b"[1]"), body("x")[:-9]])
+@pytest.mark.parametrize(
+    "data",
+    [b"", b"no gzip", gzip.compress(b"{}"), gzip.compress(b"[1]"), body("x")[:-9]],
+    ids=["empty", "no gzip", "no id", "a list", "cut off"],
+)
 def test_a_damaged_file_in_the_outbox_is_named(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "00000000-x.json.gz").write_bytes(data)
     with pytest.raises(OutboxError, match=r"00000000-x\.json\.gz: not a group"):
