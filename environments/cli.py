@@ -23,6 +23,8 @@ from environments.livecode.problems.warmup.__main__ import main as warmup
 from trainer.pretrained import main as pretrained
 
 GROUP = "atropos.environments"
+COMMANDS = "atropos.commands"
+"""An environment's own command line, `main(mode, argv) -> exit code`: its help and errors need not import Atropos."""
 MODES = ("serve", "process", "evaluate")
 RUN, DATA, TOOLS = "Run", "Data", "Tools"
 
@@ -104,6 +106,8 @@ def run_env(context: typer.Context) -> None:
     mode = rest.pop(0) if rest and not rest[0].startswith("-") else "serve"
     if mode not in MODES:
         raise fail(f"run-env {name} {mode}: no such mode. Choose one of {', '.join(MODES)}.")
+    for command in entry_points(group=COMMANDS, name=name):
+        raise typer.Exit(command.load()(mode, rest))
     environment = known[name].load()
     if hasattr(environment, "run_command"):
         raise typer.Exit(environment.run_command(mode, rest))

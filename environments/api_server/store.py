@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import msgspec
-from atroposlib.api.utils import grab_batch_with_minimum_allocations
 
 from environments.api_server.journal import Journal
 from environments.common.errors import LivecodeError
@@ -208,6 +207,8 @@ class Store:
     def _oldest(self, batch_size: int) -> list[Entry] | None:
         """The oldest groups that make exactly `batch_size` rollouts; one that does not fit stays for the next batch."""
         if any(env.get("min_batch_allocation") is not None for env in self.envs):
+            from atroposlib.api.utils import grab_batch_with_minimum_allocations  # readers of a journal do without
+
             items = [{"tokens": range(e.size), "env_id": e.env_id, "entry": e} for e in self.waiting.values()]
             batch, _ = grab_batch_with_minimum_allocations(items, batch_size, self.envs)
             return None if batch is None else [item["entry"] for item in batch]

@@ -18,12 +18,13 @@ from typing import Any
 import httpx
 import msgspec
 import numpy as np
-from atroposlib.envs.base import BaseEnv
+from atroposlib.envs.base import BaseEnv, BaseEnvConfig, EvalHandlingEnum
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig
 
 from environments.common import worker_threads
 from environments.common.errors import LivecodeError
 from environments.common.http_clients import is_busy, pause_s
+from environments.livecode.config import LivecodeEnvConfig
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,18 @@ def _rounded(row: list[float]) -> list[float]:
     return rounded
 
 
+class ServedConfig(LivecodeEnvConfig, BaseEnvConfig):
+    """The environment's options as Atropos' own code takes them."""
+
+    eval_handling: EvalHandlingEnum = EvalHandlingEnum.STOP_TRAIN
+
+
+def as_atropos(config: LivecodeEnvConfig) -> ServedConfig:
+    """Options that were validated already, as a BaseEnvConfig."""
+    handling = EvalHandlingEnum(config.eval_handling.value)
+    return ServedConfig.model_construct(config.model_fields_set, **{**dict(config), "eval_handling": handling})
+
+
 class CompatBaseEnv(BaseEnv):
     """BaseEnv with the parts that talk to the API replaced.
 
@@ -97,9 +110,13 @@ class CompatBaseEnv(BaseEnv):
     `LivecodeEnv.env_manager` for the loop that replaces it.
     """
 
+    env_config_cls = ServedConfig
     config: Any
     api: httpx.AsyncClient
     _reached = False
+
+    def __init__(self, config: Any, servers: list[APIServerConfig], **options: Any) -> None:
+        super().__init__(as_atropos(config) if isinstance(config, LivecodeEnvConfig) else config, servers, **options)
 
     def open_api(self) -> httpx.AsyncClient:
         """One client for all calls; Atropos opens a new session for each.

@@ -1,4 +1,7 @@
-"""The modes of `atropos run-env livecode`, each from its configuration to an exit code."""
+"""The modes of `atropos run-env livecode`, each from its configuration to an exit code.
+
+What a mode needs is imported once its configuration has been checked, so that help and a wrong option answer at once.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +21,11 @@ from environments.common.errors import ConfigError, LivecodeError
 from environments.common.run_folder import claim
 from environments.common.settings import write_yaml
 from environments.livecode.config import RunConfig, load_run_config
-from environments.livecode.evaluation.evaluate import summary
-from environments.livecode.problems.sampler import check_sets
-from environments.livecode.recovery.progress import DiskFull
 
 if TYPE_CHECKING:
     from environments.livecode.environment import LivecodeEnv
+
+    Make = Callable[[RunConfig], LivecodeEnv]
 
 logger = logging.getLogger(__name__)
 
@@ -31,14 +33,19 @@ _COLLECT_EVERY_S = 60.0
 _SECTIONS = {"process": "process", "evaluate": "evaluation"}  # options that one mode alone has
 
 
-def run(environment: type[LivecodeEnv], mode: str, config: RunConfig) -> int:
+def run(environment: Make, mode: str, config: RunConfig) -> int:
     """Run a mode of an environment to its end; the exit code: 0 done or SIGTERM, 130 Ctrl-C, 1 an error.
+
+    Args:
+        environment: the class, or what makes an environment of a configuration; called when everything is checked.
 
     Raises:
         ConfigError: something about the configuration or the problems that the user can mend.
     """
     if mode not in MODES:
         raise ConfigError(f"{mode}: no such mode. Choose one of {', '.join(MODES)}.")
+    from environments.livecode.problems.sampler import check_sets
+
     check_sets(config.evaluation_sets if mode == "evaluate" else [config.env.problems])
     name = "environment" if mode == "serve" else mode
     try:
@@ -56,7 +63,7 @@ def run(environment: type[LivecodeEnv], mode: str, config: RunConfig) -> int:
     return asyncio.run(_until_signal(MODES[mode](environment, config)))
 
 
-def run_command(environment: type[LivecodeEnv], mode: str, argv: Sequence[str]) -> int:
+def run_command(environment: Make, mode: str, argv: Sequence[str]) -> int:
     """The command line: [--config FILE] [--env.option value ...]; ConfigError before anything starts."""
     others = [section for other, section in _SECTIONS.items() if other != mode]
     argv = ["--evaluation.like" + word.removeprefix("--like") if _is_like(word) else word for word in argv]
@@ -70,7 +77,7 @@ def _is_like(word: str) -> bool:
     return word == "--like" or word.startswith("--like=")
 
 
-async def run_serve(environment: type[LivecodeEnv], config: RunConfig) -> None:
+async def run_serve(environment: Make, config: RunConfig) -> None:
     """Feeds a trainer through the Atropos API."""
     async with AsyncExitStack() as stack:
         env = environment(config)
@@ -99,7 +106,7 @@ def _collect_garbage_then() -> Callable[[], None]:
     return collect
 
 
-async def run_process(environment: type[LivecodeEnv], config: RunConfig) -> None:
+async def run_process(environment: Make, config: RunConfig) -> None:
     """Writes groups to a file."""
     async with AsyncExitStack() as stack:
         env = environment(config)
@@ -107,7 +114,7 @@ async def run_process(environment: type[LivecodeEnv], config: RunConfig) -> None
         await env.process_manager()
 
 
-async def run_evaluate(environment: type[LivecodeEnv], config: RunConfig) -> list[dict[str, Any]]:
+async def run_evaluate(environment: Make, config: RunConfig) -> list[dict[str, Any]]:
     """Scores the served model; the records that were appended to evaluations.jsonl."""
     async with AsyncExitStack() as stack:
         env = environment(config)
@@ -115,7 +122,9 @@ async def run_evaluate(environment: type[LivecodeEnv], config: RunConfig) -> lis
         return await env.evaluate()
 
 
-async def _evaluate_and_print(environment: type[LivecodeEnv], config: RunConfig) -> None:
+async def _evaluate_and_print(environment: Make, config: RunConfig) -> None:
+    from environments.livecode.evaluation.evaluate import summary
+
     for record in await run_evaluate(environment, config):
         print("\n".join(summary(record)), flush=True)
     folder = Path(config.env.run_dir)
@@ -127,6 +136,8 @@ MODES = {"serve": run_serve, "process": run_process, "evaluate": _evaluate_and_p
 
 async def _until_signal(work: Coroutine[Any, Any, Any]) -> int:
     """Runs `work`; a signal cancels it, so that everything it opened is closed before the process ends."""
+    from environments.livecode.recovery.progress import DiskFull
+
     task = asyncio.ensure_future(work)
     asked: list[int] = []
     loop = asyncio.get_running_loop()

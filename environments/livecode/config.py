@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from atroposlib.envs.base import BaseEnvConfig
 from pydantic import ConfigDict, Field, model_validator
 
 from environments.common.option_rules import StrictModel
 from environments.common.plugins import check_known
 from environments.common.settings import PathText, Section, Settings, Url, load, without_password
 from environments.common.yarn import yarn_overrides
+from environments.livecode.atropos_options import AtroposOptions
 from environments.livecode.evaluation.profiles import Name as Profile
 from environments.livecode.problems.sampler import Rule
 from environments.livecode.verification.factory import GROUP as VERIFIER_GROUP
@@ -47,7 +47,7 @@ REPLACED = {
 }
 
 
-class LivecodeEnvConfig(StrictModel, BaseEnvConfig):
+class LivecodeEnvConfig(StrictModel, AtroposOptions):
     """The environment's own options, beside Atropos' group_size, total_steps, rollout_server_url and wandb."""
 
     model_config = ConfigDict(extra="forbid")

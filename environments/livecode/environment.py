@@ -17,7 +17,7 @@ from environments.common.hub import model_folder
 from environments.common.settings import ConfigError
 from environments.livecode import command, offline
 from environments.livecode.atropos_compat import CompatBaseEnv, GroupRefused, encode_group, server_configs
-from environments.livecode.config import LivecodeEnvConfig, RunConfig
+from environments.livecode.config import RunConfig
 from environments.livecode.generation.chat_client import ChatClient
 from environments.livecode.generation.completions import CompletionClient, SamplingParams
 from environments.livecode.generation.served_weights import InfrastructureError, ServedWeights
@@ -48,7 +48,6 @@ class LivecodeEnv(CompatBaseEnv):
     """Competitive programming problems with the judge's verdict as the reward."""
 
     name = "livecode"
-    env_config_cls = LivecodeEnvConfig
     run_config_cls = RunConfig
 
     def __init__(self, run: RunConfig) -> None:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from environments.common.plugins import find
-from environments.livecode.problems.stored_tests import TESTS, is_built
 
 if TYPE_CHECKING:
     from environments.livecode.config import LivecodeEnvConfig
@@ -65,6 +64,9 @@ def _tests_dir(config: LivecodeEnvConfig) -> Path:
     """Built problems bring their test sets; other large ones are written into the run's folder."""
     if config.tests_dir:
         return Path(config.tests_dir)
+    # Imported here: the options' help, which names the verifiers, should not pay for pyarrow.
+    from environments.livecode.problems.stored_tests import TESTS, is_built
+
     problems = Path(config.problems)
     if is_built(problems):
         return (problems if problems.is_dir() else problems.parent).parent / TESTS
