@@ -11,8 +11,9 @@ import asyncio
 import errno
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
 from typing import Any
 
 from atroposlib.api import server as stock
@@ -24,7 +25,6 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Count
 
 from environments.api_server.contracts import Contracts
 from environments.api_server.group_checks import GroupError, parse, stock_form
-from environments.api_server.journal import RecordTooLong
 from environments.api_server.request_bodies import Bodies
 from environments.api_server.requests import (
     AckRequest,
@@ -54,13 +54,20 @@ def build(store: Store, *, allow_reset: bool = False, most_bytes: int = MOST_BYT
 
     allow_reset: whether GET /reset_data may forget everything. most_bytes: of the longest request body.
     """
-    app = FastAPI(title=stock.app.title)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        yield
+        await server.close()
+
+    app = FastAPI(title=stock.app.title, lifespan=lifespan)
     # Not Atropos' own middleware: it lets any web page in, unpacks any body on the event loop, and packs batches there.
     app.add_middleware(Bodies, most=most_bytes)
     app.router.routes.extend(
         route for route in stock.app.router.routes if isinstance(route, APIRoute) and route.path not in REPLACED
     )
-    ApiServer(app, store, allow_reset).mount()
+    server = ApiServer(app, store, allow_reset)
+    server.mount()
     return app
 
 
@@ -74,6 +81,7 @@ class ApiServer:
         self.disk = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self.registry = CollectorRegistry()
         self.counts = Counter("atropos_groups", "Groups by what became of them.", ["outcome"], registry=self.registry)
+        self.tidying: asyncio.Task[None] | None = None
         self.latest: bytes | None = None
 
     def mount(self) -> None:
@@ -98,7 +106,6 @@ class ApiServer:
         self.app.add_exception_handler(OSError, self.disk_full)
         self.app.add_exception_handler(RequestValidationError, self.refused)
         self.app.add_exception_handler(Unwritable, self.refused)
-        self.app.add_exception_handler(RecordTooLong, self.refused)
         self._measure()
         self._show()
 
@@ -178,11 +185,9 @@ class ApiServer:
             self.counts.labels("refused").inc()
             log.warning("a group is refused: %s", error)
             return JSONResponse({"detail": str(error)}, status_code=422)
-        found: list[str] = []
-        for entry in entries:
-            raw = entry.raw
-            found.append(await self._change(self.store.add, entry))
-            self.latest = raw
+        last = entries[-1].raw if entries else self.latest
+        found: list[str] = await self._change(self.store.add_all, entries)
+        self.latest = last
         for entry, outcome in zip(entries, found, strict=True):
             self.counts.labels(outcome).inc()
             if outcome == "duplicate":
@@ -223,18 +228,20 @@ class ApiServer:
 
     async def _lease(self, step: int, *, acknowledge: bool) -> Response:
         assert self.store.registration is not None
-        await self._change(self.store.start)
-        lease, body = await self._change(self._leased, step, int(self.store.registration["batch_size"]))
+        batch_size = int(self.store.registration["batch_size"])
+        lease, body = await self._change(self._leased, step, batch_size, acknowledge)
         if lease is None:
             return JSONResponse({"batch": None})
-        if acknowledge:
-            await self._change(self.store.ack, step + 1)
         self.counts.labels("served").inc(len(lease.entries))
         return Response(body, media_type="application/json")
 
-    def _leased(self, step: int, batch_size: int) -> tuple[Lease | None, bytes]:
-        """A lease with its answer; in one go, since compaction moves what the journal holds."""
-        lease = self.store.lease(step, batch_size)
+    def _leased(self, step: int, batch_size: int, acknowledge: bool) -> tuple[Lease | None, bytes]:
+        """A lease with its answer; in one go, since acknowledged groups do not stay in the journal for ever."""
+        with self.store.together():
+            self.store.start()
+            lease = self.store.lease(step, batch_size)
+            if lease is not None and acknowledge:
+                self.store.ack(step + 1)
         raws = [] if lease is None else [stock_form(self.store.raw(entry), entry.group_id) for entry in lease.entries]
         return lease, b'{"batch":[' + b",".join(raws) + b"]}"
 
@@ -304,7 +311,18 @@ class ApiServer:
     async def _change(self, change: Callable[..., Any], *arguments: Any) -> Any:
         result = await asyncio.get_running_loop().run_in_executor(self.disk, change, *arguments)
         self._show()
+        if self.tidying is None or self.tidying.done():
+            self.tidying = asyncio.create_task(self._tidy())
         return result
+
+    async def _tidy(self) -> None:
+        """Keeps the journal small, in steps between the changes."""
+        while await asyncio.get_running_loop().run_in_executor(self.disk, self.store.tidy):
+            pass
+
+    async def close(self) -> None:
+        """Closes the journal, once the change that is under way is written."""
+        await asyncio.get_running_loop().run_in_executor(self.disk, self.store.close)
 
     def _show(self) -> None:
         """What Atropos' own remaining routes read: /info, /wandb_info, /status-env, /disconnect-env."""

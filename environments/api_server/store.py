@@ -1,8 +1,8 @@
 """What the API server holds: groups that wait, leases that are not durable yet, and who has registered.
 
-Every change is one journal record, written before it is applied; starting again means applying the records again. So a
-server that is killed comes back with what it had promised, and a change that cannot be written (a full disk) did
-not happen.
+Every change is one transaction of the journal, on the disk before it is applied here; starting again means reading the
+journal. So a server that is killed comes back with what it had promised, and a change that cannot be written (a full
+disk) did not happen.
 
 A lease is the batch of one training step. It is kept until a checkpoint that includes it is durable (`ack`), and
 served again, the same bytes in the same order, to a trainer that goes back to an older step (`rollback`).
@@ -13,19 +13,22 @@ from __future__ import annotations
 import logging
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, TypeVar
 
 import msgspec
 
-from environments.api_server.journal import Journal
+from environments.api_server.journal import BatchRow, GroupRow, Journal, read_journal
 from environments.common.errors import LivecodeError
 
 log = logging.getLogger(__name__)
 
-COMPACT_ABOVE = 64 << 20
-"""A journal longer than this is rewritten when more than half of it is done with."""
+T = TypeVar("T")
+
 REMEMBERED_IDS = 100_000
 """Group ids of batches that are done with, kept so that a late duplicate is known."""
 
@@ -38,18 +41,8 @@ class Entry:
     size: int
     env_id: int | None
     raw: bytes | None = field(repr=False, compare=False)
-    place: tuple[int, int] | None = field(default=None, repr=False, compare=False)
-    """Begin and length in the journal."""
-
-    def record(self, raw: bytes, ready: list[str]) -> bytes:
-        """The journal record that brings it; ready: ids of the groups that wait for a trainer from then on."""
-        head = {"kind": "group", "id": self.group_id, "size": self.size, "env": self.env_id, "ready": ready}
-        return msgspec.json.encode(head) + b"\n" + raw
-
-    def put(self, at: int, record: bytes) -> None:
-        """Its record's payload begins at `at` in the journal: memory need not hold it any more."""
-        head = record.index(b"\n") + 1
-        self.raw, self.place = None, (at + head, len(record) - head)
+    number: int = field(default=0, repr=False, compare=False)
+    """In the journal."""
 
 
 @dataclass
@@ -58,6 +51,8 @@ class Lease:
 
     step: int
     entries: list[Entry]
+    number: int = field(default=0, repr=False, compare=False)
+    """In the journal."""
 
 
 class Unwritable(LivecodeError, ValueError):
@@ -93,21 +88,33 @@ class Store:
 
     def __post_init__(self) -> None:
         if self.journal is not None:
-            self._replay(self.journal.records())
+            self._restore(*self.journal.read())
 
     @classmethod
-    def replay(cls, records: Iterable[tuple[int, bytes]]) -> Store:
-        """What a server with these records holds, without the groups' contents; it cannot be changed durably."""
+    def read(cls, path: Path) -> Store:
+        """What a server with this journal holds, without the groups' contents; it cannot be changed durably.
+
+        Raises JournalError for a file that is no journal, or damaged.
+        """
         store = cls()
-        store._replay(records)
+        store._restore(*read_journal(path))
         return store
 
-    def _replay(self, records: Iterable[tuple[int, bytes]]) -> None:
-        for at, payload in records:
-            if payload:  # zeros that a power cut left read as empty records
-                self._apply(payload, at)
-
     # -- changes: written, then applied --------------------------------------------------------------------
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """All changes of the block, or none of them: one transaction of the journal."""
+        if self.journal is None:
+            yield
+            return
+        try:
+            with self.journal.together():
+                yield
+        except BaseException:
+            self._forget()
+            self._restore(*self.journal.read())
+            raise
 
     def add(self, entry: Entry) -> str:
         """Takes a group: "received", "buffered" for one smaller than registered, "duplicate" for a known id."""
@@ -115,46 +122,83 @@ class Store:
             return "duplicate"
         ready = self._ready_with(entry)
         if self.journal is not None:
-            record = entry.record(self.raw(entry), ready)
-            entry.put(self.journal.append(record), record)
-        self._add(entry, ready)
+            entry.number = self.journal.add(entry.group_id, entry.size, entry.env_id, self.raw(entry), ready)
+            entry.raw = None
+        self.held.add(entry.group_id)
+        buffer = self.buffers.setdefault(-1 if entry.env_id is None else entry.env_id, [])
+        buffer.append(entry)
+        for held in [held for held in buffer if held.group_id in ready]:
+            buffer.remove(held)
+            self.waiting[held.group_id] = held
         return "received" if ready == [entry.group_id] else "buffered"
+
+    def add_all(self, entries: list[Entry]) -> list[str]:
+        """Takes all of these groups, or none where they cannot be written; what became of each."""
+        with self.together():
+            return [self.add(entry) for entry in entries]
 
     def register(self, registration: dict[str, Any]) -> None:
         """A trainer's registration, the first or a later one."""
-        self._change({"kind": "register", "registration": registration})
+        with self.together():
+            registration = self._say("registration", registration)
+            if self.registration is None:
+                self._set_step(registration["starting_step"])
+        self.registration = registration
 
     def register_env(self, env: dict[str, Any]) -> None:
         """One more environment, whose id is its place."""
-        self._change({"kind": "env", "env": env})
+        self.envs.append(self._say(f"env {len(self.envs)}", env))
 
     def start(self) -> None:
         """A trainer has asked for a batch: environments may register."""
         if not self.started:
-            self._change({"kind": "start"})
+            self.started = self._say("started", True)
 
     def set_contract(self, side: str, terms: dict[str, Any]) -> None:
         """What one side assumes of the run."""
-        self._change({"kind": "contract", "side": side, "terms": terms})
+        self.contracts[side] = self._say(f"contract {side}", terms)
 
     def lease(self, step: int, batch_size: int) -> Lease | None:
         """The batch of `step`: the same one when it is asked for again, None when too few rollouts wait."""
         for lease in self.leases:
             if lease.step == step:
                 return lease
-        entries = self.again[0].entries if self.again else self._oldest(batch_size)
+        again = self.again[0] if self.again else None
+        entries = self._oldest(batch_size) if again is None else again.entries
         if entries is None:
             return None
-        self._change({"kind": "lease", "step": step, "ids": [entry.group_id for entry in entries]})
-        return self.leases[-1]
+        lease = Lease(step, entries, 0 if again is None else again.number)
+        with self.together():
+            if self.journal is not None:
+                lease.number = self.journal.lease(lease.number, step, [entry.number for entry in entries])
+            self._set_step(step + 1)
+        if again is not None:
+            self.again.popleft()
+        else:
+            for entry in entries:
+                del self.waiting[entry.group_id]
+        self.leases.append(lease)
+        return lease
 
     def ack(self, checkpoint_step: int) -> int:
         """Forgets the leases that a durable checkpoint of this step includes; how many groups these were."""
-        groups = sum(len(lease.entries) for lease in self.leases if lease.step < checkpoint_step)
-        if checkpoint_step > self.acked:
-            self._change({"kind": "ack", "step": checkpoint_step})
-            self._compact()
-        return groups
+        leases = [lease for lease in self.leases if lease.step < checkpoint_step]
+        entries = [entry for lease in leases for entry in lease.entries]
+        if checkpoint_step <= self.acked:
+            return len(entries)
+        names = dict.fromkeys(entry.group_id for entry in entries)
+        forgotten = list(islice(chain(self.done, names), max(len(self.done) + len(names) - REMEMBERED_IDS, 0)))
+        with self.together():
+            if self.journal is not None:
+                numbers = [entry.number for entry in entries]
+                self.journal.ack([lease.number for lease in leases], numbers, forgotten)
+            self.acked = self._say("acked", checkpoint_step)
+        self.leases = [lease for lease in self.leases if lease.step >= checkpoint_step]
+        self.held.difference_update(names)
+        self.done.update(names)
+        for name in forgotten:
+            del self.done[name]
+        return len(entries)
 
     def rollback(self, step: int) -> int:
         """The trainer is at `step` again: later leases will be served again; how many.
@@ -166,17 +210,34 @@ class Store:
                 f"step {step} is before the acknowledged checkpoint of step {self.acked}, and the batches between "
                 f"are gone: resume from step {self.acked} or later, or begin with another journal"
             )
-        leases = sum(lease.step >= step for lease in self.leases)
-        self._change({"kind": "rollback", "step": step})
-        return leases
+        back = sorted((lease for lease in self.leases if lease.step >= step), key=lambda lease: lease.step)
+        with self.together():
+            if self.journal is not None:
+                self.journal.rollback([lease.number for lease in back])
+            self._set_step(step)
+        self.leases = [lease for lease in self.leases if lease.step < step]
+        self.again.extendleft(reversed(back))
+        return len(back)
 
     def reset(self) -> None:
         """Forgets everything."""
         if self.journal is not None:
-            self.journal.rewrite([])
-        journal, self.journal = self.journal, None
-        self.__init__()  # type: ignore[misc]
-        self.journal = journal
+            self.journal.reset()
+        self._forget()
+
+    def tidy(self) -> bool:
+        """One short step of keeping the journal small; whether there is more to do. A full disk only puts it off."""
+        try:
+            return self.journal is not None and self.journal.tidy()
+        except OSError as error:
+            assert self.journal is not None
+            log.error("%s: cannot be made smaller (%s); it goes on as it is", self.journal.path, error.strerror)
+            return False
+
+    def close(self) -> None:
+        """Closes the journal."""
+        if self.journal is not None:
+            self.journal.close()
 
     # -- questions -----------------------------------------------------------------------------------------
 
@@ -185,8 +246,7 @@ class Store:
         if entry.raw is not None:
             return entry.raw
         assert self.journal is not None
-        assert entry.place is not None
-        return self.journal.read(*entry.place)
+        return self.journal.body(entry.number)
 
     @property
     def groups_queued(self) -> int:
@@ -223,127 +283,53 @@ class Store:
 
     # -- the journal ---------------------------------------------------------------------------------------
 
-    def _change(self, change: dict[str, Any]) -> None:
+    def _say(self, name: str, value: T) -> T:
+        """Keeps one fact; as the journal gives it back."""
         try:
-            payload = msgspec.json.encode(change) + b"\n"
-            msgspec.json.decode(payload)  # what cannot be read again must not be written
+            payload = msgspec.json.encode(value)
+            json_value = msgspec.json.decode(payload)  # what cannot be read again must not be written
+            name.encode()
         except (msgspec.MsgspecError, OverflowError, RecursionError, UnicodeError) as error:
             raise Unwritable(f"cannot be written as JSON ({type(error).__name__}: {error})") from None
-        self._apply(payload, 0 if self.journal is None else self.journal.append(payload))
+        if self.journal is not None:
+            self.journal.say(name, payload)
+        found: T = json_value
+        return found
 
-    def _compact(self) -> None:
-        """Rewrites a journal of which less than half is needed; one that cannot be rewritten goes on growing."""
-        if self.journal is None or self.journal.size < COMPACT_ABOVE:
-            return
-        if self.journal.size < 2 * sum(entry.place[1] for entry in self._held() if entry.place):
-            return
-        moved: list[tuple[Entry, bytes] | None] = []
+    def _set_step(self, step: int) -> None:
+        self.step = self._say("step", step)
 
-        def payloads() -> Iterator[bytes]:
-            for entry, payload in self._snapshot():
-                moved.append((entry, payload[: payload.index(b"\n") + 1]) if entry else None)
-                yield payload
+    def _forget(self) -> None:
+        """Everything but the journal as at first."""
+        for name, value in vars(Store()).items():
+            if name != "journal":
+                setattr(self, name, value)
 
-        try:
-            starts = self.journal.rewrite(payloads())
-        except OSError as error:
-            log.error("%s: cannot be compacted (%s); it goes on as it is", self.journal.path, error.strerror)
-            return
-        for one, at in zip(moved, starts, strict=True):
-            if one is not None:
-                entry, head = one
-                assert entry.place is not None
-                entry.place = (at + len(head), entry.place[1])
-
-    def _snapshot(self) -> Iterator[tuple[Entry | None, bytes]]:
-        """Records that lead to this state, those of groups with the group."""
-
-        def change(**fields: Any) -> tuple[None, bytes]:
-            return None, msgspec.json.encode(fields) + b"\n"
-
-        def group(entry: Entry, ready: list[str]) -> tuple[Entry, bytes]:
-            return entry, entry.record(self.raw(entry), ready)
-
-        if self.registration is not None:
-            yield change(kind="register", registration=self.registration)
-        for env in self.envs:
-            yield change(kind="env", env=env)
-        for side, terms in self.contracts.items():
-            yield change(kind="contract", side=side, terms=terms)
-        if self.started:
-            yield change(kind="start")
-        yield change(kind="done", ids=list(self.done))
-        for lease in [*self.leases, *self.again]:
-            for entry in lease.entries:
-                yield group(entry, [entry.group_id])
-        for lease in self.leases:
-            yield change(kind="lease", step=lease.step, ids=[entry.group_id for entry in lease.entries])
-        for number, lease in enumerate(self.again):
-            yield change(kind="again", place=number, step=lease.step, ids=[entry.group_id for entry in lease.entries])
-        for entry in self.waiting.values():
-            yield group(entry, [entry.group_id])
-        for buffer in self.buffers.values():
-            for entry in buffer:
-                yield group(entry, [])
-        yield change(kind="step", step=self.step, acked=self.acked)
-
-    def _apply(self, payload: bytes, at: int) -> None:
-        change = msgspec.json.decode(payload[: payload.index(b"\n")])
-        kind = change.pop("kind")
-        if kind != "group":
-            getattr(self, f"_apply_{kind}")(**change)
-            return
-        entry = Entry(change["id"], change["size"], change["env"], None)
-        entry.put(at, payload)
-        self._add(entry, change["ready"])
-
-    def _apply_register(self, registration: dict[str, Any]) -> None:
-        if self.registration is None:
-            self.step = registration["starting_step"]
-        self.registration = registration
-
-    def _apply_env(self, env: dict[str, Any]) -> None:
-        self.envs.append(env)
-
-    def _apply_start(self) -> None:
-        self.started = True
-
-    def _apply_step(self, step: int, acked: int) -> None:
-        self.step, self.acked = step, acked
-
-    def _apply_contract(self, side: str, terms: dict[str, Any]) -> None:
-        self.contracts[side] = terms
-
-    def _apply_done(self, ids: list[str]) -> None:
-        self.done.update(dict.fromkeys(ids))
-
-    def _apply_lease(self, step: int, ids: list[str]) -> None:
-        if self.again and [entry.group_id for entry in self.again[0].entries] == ids:
-            entries = self.again.popleft().entries
-        else:
-            entries = [self.waiting.pop(group_id) for group_id in ids]
-        self.leases.append(Lease(step, entries))
-        self.step = step + 1
-
-    def _apply_again(self, place: int, step: int, ids: list[str]) -> None:
-        self.again.append(Lease(step, [self.waiting.pop(group_id) for group_id in ids]))
-
-    def _apply_ack(self, step: int) -> None:
-        for lease in self.leases:
-            if lease.step < step:
-                ids = [entry.group_id for entry in lease.entries]
-                self.done.update(dict.fromkeys(ids))
-                self.held.difference_update(ids)
-        self.leases = [lease for lease in self.leases if lease.step >= step]
-        self.acked = max(self.acked, step)
-        while len(self.done) > REMEMBERED_IDS:
-            del self.done[next(iter(self.done))]
-
-    def _apply_rollback(self, step: int) -> None:
-        back = sorted((lease for lease in self.leases if lease.step >= step), key=lambda lease: lease.step)
-        self.leases = [lease for lease in self.leases if lease.step < step]
-        self.again.extendleft(reversed(back))
-        self.step = step
+    def _restore(self, facts: dict[str, bytes], batches: list[BatchRow], groups: list[GroupRow]) -> None:
+        for name, payload in facts.items():
+            kind, _, of = name.partition(" ")
+            value = msgspec.json.decode(payload)
+            if kind == "env":
+                self.envs.append(value)
+            elif kind == "contract":
+                self.contracts[of] = value
+            else:
+                setattr(self, kind, value)
+        leases = {row.number: Lease(row.step, [], row.number) for row in batches}
+        for row in batches:
+            (self.leases if row.leased else self.again).append(leases[row.number])
+        for group in groups:
+            if group.done is not None:
+                self.done[group.id] = None
+                continue
+            self.held.add(group.id)
+            entry = Entry(group.id, group.size, group.env, None, group.number)
+            if group.batch is not None:
+                leases[group.batch].entries.append(entry)
+            elif group.place is not None:
+                self.waiting[group.id] = entry
+            else:
+                self.buffers.setdefault(-1 if group.env is None else group.env, []).append(entry)
 
     def _ready_with(self, entry: Entry) -> list[str]:
         """Ids of the groups that can be trained once this one is there: a smaller one waits for others to fill up."""
@@ -356,14 +342,6 @@ class Store:
                 chosen.append(held.group_id)
                 left -= held.size
         return [] if left else chosen
-
-    def _add(self, entry: Entry, ready: list[str]) -> None:
-        self.held.add(entry.group_id)
-        buffer = self.buffers.setdefault(-1 if entry.env_id is None else entry.env_id, [])
-        buffer.append(entry)
-        for held in [held for held in buffer if held.group_id in ready]:
-            buffer.remove(held)
-            self.waiting[held.group_id] = held
 
 
 def new_id() -> str:

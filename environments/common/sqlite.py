@@ -21,8 +21,8 @@ from environments.common.errors import ConfigError
 PAGE_BYTES = 16384
 WAIT_S = 10.0
 """Longest wait for a reader that restores the log after a death; nothing else holds a lock that matters here."""
-KEPT_LOG_BYTES = 64 << 20
-"""The log's file is cut to this once its content is in the main file."""
+KEPT_LOG_BYTES = 8 << 20
+"""The log's file is cut to this by the first change after a checkpoint."""
 
 _NO_ROOM = (sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE)
 _DAMAGE = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
@@ -81,7 +81,7 @@ class StateFile:
                 run(f"PRAGMA user_version={version}")
         found = run("PRAGMA quick_check(1)").fetchone()[0]
         if found != "ok":
-            raise _damaged(self.path, found)
+            raise damaged(self.path, found)
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
@@ -122,9 +122,19 @@ class StateFile:
         return int(self.connection.execute("PRAGMA freelist_count").fetchone()[0]) * PAGE_BYTES
 
     @property
+    def allocated(self) -> int:
+        """Bytes of the file once the log is moved into it."""
+        return int(self.connection.execute("PRAGMA page_count").fetchone()[0]) * PAGE_BYTES
+
+    @property
     def size(self) -> int:
         """Bytes of the file and its log; does not touch the connection."""
         return sum(_size(path) for path in (self.path, _log(self.path)))
+
+    @property
+    def log_size(self) -> int:
+        """Bytes of the log."""
+        return _size(_log(self.path))
 
     def close(self) -> None:
         """Closes the file; the log is moved into it first."""
@@ -192,7 +202,7 @@ def _mapped(path: Path) -> Iterator[None]:
     except sqlite3.DatabaseError as error:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR)
         if code & 0xFF in _DAMAGE:
-            raise _damaged(path, str(error)) from None
+            raise damaged(path, str(error)) from None
         if code in _NO_ROOM:
             number = errno.ENOSPC if code == sqlite3.SQLITE_FULL else _write_error(path)
             raise OSError(number, os.strerror(number), str(path)) from None
@@ -201,7 +211,8 @@ def _mapped(path: Path) -> Iterator[None]:
         raise
 
 
-def _damaged(path: Path, found: str) -> StoreError:
+def damaged(path: Path, found: str) -> StoreError:
+    """The error for a file with content that is not what was written."""
     return StoreError(
         f"{path}: damaged, or not a file of this version ({found}). Nothing was changed: keep the file for inspection "
         "and give another"

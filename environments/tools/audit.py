@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from environments.api_server.journal import JournalError, read_records
+from environments.api_server.journal import JournalError
 from environments.api_server.store import REMEMBERED_IDS, Store
 from environments.common.rewards import FAIL, reward
 from environments.common.run_folder import check
@@ -235,7 +235,7 @@ def _store(path: Path, *, required: bool) -> Store | None:
             raise ConfigError(f"audit: --journal {path}: no such file. Give the one that run-api was started with.")
         return None
     try:
-        return Store.replay(read_records(path))
+        return Store.read(path)
     except JournalError as error:
         raise ConfigError(f"audit: {error}") from None
 

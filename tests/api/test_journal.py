@@ -1,98 +1,136 @@
-"""The journal: what was appended is there, whatever happened to the file's end."""
+"""The journal's file: read beside its server and after its death, one server, and damage or another file refused."""
 
 from __future__ import annotations
 
-import logging
 import os
-import resource
+import signal
+import sqlite3
+import struct
+import zlib
 from pathlib import Path
 
 import pytest
 
-from environments.api_server.journal import MAGIC, Journal, JournalError
+from environments.api_server import journal as journals
+from environments.api_server.journal import Journal, JournalError, read_bodies, read_journal
+from environments.api_server.store import Entry, Store
+from environments.common.sqlite import PAGE_BYTES
 
-PAYLOADS = [b"first", b"", b"third \x00\n" * 50]
+REGISTRATION = {"batch_size": 4, "starting_step": 0}
+BODIES = {name: name.encode() * 100_000 for name in "abcdef"}
+
+
+def filled(path: Path) -> Store:
+    """Two batches leased, the first acknowledged; two groups wait."""
+    store = Store(Journal(path))
+    store.register(REGISTRATION)
+    store.set_contract("trainer", {"steps": 3})
+    for name, body in BODIES.items():
+        store.add(Entry(name, 2, None, body))
+    store.lease(0, 4)
+    store.lease(1, 4)
+    store.ack(1)
+    return store
 
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """A closed journal of PAYLOADS."""
-    journal = Journal(tmp_path / "deep" / "journal")
-    for payload in PAYLOADS:
-        journal.append(payload)
-    journal.close()
-    return journal.path
+    """A closed journal."""
+    store = filled(tmp_path / "deep" / "journal")
+    store.close()
+    return tmp_path / "deep" / "journal"
 
 
-def reopened(path: Path) -> list[bytes]:
-    """What a journal holds after it is opened again."""
+def held(path: Path) -> tuple[list[str], list[str], list[str]]:
+    """Ids that wait, that are leased, that are done with."""
+    store = Store.read(path)
+    return list(store.waiting), [one.group_id for lease in store.leases for one in lease.entries], list(store.done)
+
+
+def test_it_is_read_beside_its_server_and_after_it_was_killed(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    child = os.fork()
+    if child == 0:
+        filled(path)
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(child, 0)
+    for _ in range(2):
+        assert held(path) == (["e", "f"], ["c", "d"], ["a", "b"])
+        assert read_bodies(path) == list(BODIES.values())
+        store = Store(Journal(path))
+        assert held(path) == (["e", "f"], ["c", "d"], ["a", "b"])
+        assert [store.raw(entry) for entry in store.waiting.values()] == [BODIES["e"], BODIES["f"]]
+        store.close()
+
+
+def test_a_clean_end_leaves_one_file_and_its_lock(path: Path) -> None:
+    assert sorted(entry.name for entry in path.parent.iterdir()) == ["journal", "journal.lock"]
+
+
+def test_one_journal_has_one_server(path: Path) -> None:
     journal = Journal(path)
-    try:
-        return [payload for _, payload in journal.records()]
-    finally:
-        journal.close()
+    with pytest.raises(JournalError, match="another process keeps this file: end it, or give another --journal"):
+        Journal(path)
+    journal.close()
+    Journal(path).close()
 
 
-def test_what_was_appended_is_read_again(path: Path) -> None:
-    assert reopened(path) == PAYLOADS
+def test_a_changed_body_or_fact_is_damage_and_the_file_is_kept(path: Path) -> None:
+    whole = path.read_bytes()
+    for content, named in ((BODIES["c"][:50], "the group c"), (b'"steps":3', "the entry contract trainer")):
+        data = bytearray(whole)
+        data[whole.index(content) + 8] ^= 1
+        path.write_bytes(data)
+        for read in (Journal, read_journal):
+            with pytest.raises(JournalError, match=f"damaged.*{named}.*give another --journal"):
+                read(path)
+        assert path.read_bytes() == bytes(data)
 
 
-def test_a_file_torn_at_any_byte_keeps_every_whole_record_and_takes_new_ones(path: Path) -> None:
-    data = path.read_bytes()
-    ends = [len(MAGIC)]
-    for payload in PAYLOADS:
-        ends.append(ends[-1] + 8 + len(payload))
-    for length in range(len(data) + 1):
-        path.write_bytes(data[:length])
-        journal = Journal(path)
-        whole = max(sum(end <= length for end in ends) - 1, 0)
-        assert [payload for _, payload in journal.records()] == PAYLOADS[:whole]
-        journal.append(b"next")
-        journal.close()
-        assert reopened(path) == [*PAYLOADS[:whole], b"next"]
-
-
-def test_a_torn_end_is_said(path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    os.truncate(path, path.stat().st_size - 1)
-    with caplog.at_level(logging.WARNING):
-        reopened(path)
-    assert "the last record is torn" in caplog.text
-
-
-def test_damage_before_the_end_is_no_torn_end(path: Path) -> None:
+@pytest.mark.parametrize("page", range(8))
+def test_a_page_that_the_disk_lost_is_damage(path: Path, page: int) -> None:
     data = bytearray(path.read_bytes())
-    data[len(MAGIC) + 8] ^= 1
+    for start in range(page * PAGE_BYTES, len(data), 8 * PAGE_BYTES):
+        data[start : start + PAGE_BYTES] = b"\xff" * len(data[start : start + PAGE_BYTES])
     path.write_bytes(data)
-    with pytest.raises(JournalError, match="the record at byte 27 is damaged"):
+    with pytest.raises(JournalError, match=f"{path}: "):
+        Journal(path)
+    assert path.read_bytes() == bytes(data)
+
+
+def test_a_file_that_is_cut_off_is_damage(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+    with pytest.raises(JournalError, match="damaged"):
         Journal(path)
 
 
-def test_another_file_is_not_touched(tmp_path: Path) -> None:
+def test_a_journal_of_the_form_before_sqlite_is_refused_with_the_version_that_reads_it(tmp_path: Path) -> None:
+    payload = b'{"kind":"start"}\n'
+    old = journals._OLD + struct.pack("<II", len(payload), zlib.crc32(payload)) + payload
+    path = tmp_path / "journal"
+    path.write_bytes(old)
+    for read in (Journal, read_journal):
+        with pytest.raises(JournalError, match="form before SQLite, which atropos-livecode reads up to commit 582f97f"):
+            read(path)
+    assert path.read_bytes() == old
+
+
+@pytest.mark.parametrize("content", [b"notes", b"something of mine\n" * 2000])
+def test_another_file_is_not_touched(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "notes"
-    path.write_text("something of mine\n")
-    with pytest.raises(JournalError, match="not a journal of this version"):
+    path.write_bytes(content)
+    for read in (Journal, read_journal):
+        with pytest.raises(JournalError, match="not a file of this version"):
+            read(path)
+    assert path.read_bytes() == content
+
+
+def test_another_programs_database_is_not_touched(tmp_path: Path) -> None:
+    path = tmp_path / "other"
+    connection = sqlite3.connect(path)
+    connection.execute("CREATE TABLE mine (x)")
+    connection.close()
+    before = path.read_bytes()
+    with pytest.raises(JournalError, match="not a file of this kind"):
         Journal(path)
-    assert path.read_text() == "something of mine\n"
-
-
-def test_what_does_not_fit_on_the_disk_leaves_the_file_as_it_was(path: Path) -> None:
-    journal = Journal(path)
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (journal.size + 100, hard))  # Python ignores SIGXFSZ
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            journal.append(b"x" * 1000)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    journal.append(b"small")
-    journal.close()
-    assert reopened(path) == [*PAYLOADS, b"small"]
-
-
-def test_rewriting_replaces_everything(path: Path) -> None:
-    journal = Journal(path)
-    journal.rewrite([b"one", b"two"])
-    journal.append(b"three")
-    journal.close()
-    assert reopened(path) == [b"one", b"two", b"three"]
-    assert [entry.name for entry in path.parent.iterdir()] == ["journal"]
+    assert path.read_bytes() == before

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-import errno
-import os
+import copy
 import random
+import resource
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from environments.api_server import journal as journals
 from environments.api_server import store as store_module
 from environments.api_server.journal import Journal
 from environments.api_server.store import Entry, StepError, Store
+from environments.common import sqlite
 
 REGISTRATION = {"batch_size": 4, "starting_step": 0}
 ENV = {"group_size": 4, "desired_name": "x", "min_batch_allocation": None}
@@ -31,7 +33,7 @@ def leased(store: Store, step: int) -> list[str] | None:
 
 def state(store: Store) -> Any:
     """All of a store but its journal."""
-    found = {name: value for name, value in vars(store).items() if name != "journal"}
+    found = {name: copy.deepcopy(value) for name, value in vars(store).items() if name != "journal"}
     raws = {held.group_id: store.raw(held) for held in store._held()}
     return found | {"buffers": {env: held for env, held in store.buffers.items() if held}, "raws": raws}
 
@@ -110,47 +112,99 @@ def test_with_a_journal_no_group_stays_in_memory(store: Store) -> None:
     assert store.raw(store.waiting["a"]) == b'{"name":"a"}'
 
 
-def test_a_journal_that_cannot_be_compacted_goes_on(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "COMPACT_ABOVE", 0)
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything that keeps a journal small happens at once."""
+    monkeypatch.setattr(journals, "KEPT_BYTES", 0)
+    monkeypatch.setattr(journals, "FREE_BYTES", 0)
+    monkeypatch.setattr(sqlite, "KEPT_LOG_BYTES", 0)
+
+
+def tidied(store: Store) -> Store:
+    while store.tidy():
+        pass
+    return store
+
+
+def test_a_journal_that_cannot_be_made_smaller_goes_on(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    small(monkeypatch)
     for name in "abcdef":
         store.add(entry(name))
-
-    def full(*_: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
     assert store.journal is not None
     leased(store, 0)
-    with monkeypatch.context() as patched:
-        patched.setattr(os, "replace", full)
-        assert store.ack(1) == 2
+    assert store.ack(1) == 2
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (sqlite.PAGE_BYTES + 1, hard))  # Python ignores SIGXFSZ
+    try:
+        assert not store.tidy()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert "cannot be made smaller (File too large); it goes on as it is" in caplog.text
     assert leased(store, 1) == ["c", "d"]
     before = state(store)
-    store.journal.close()
+    store.close()
     assert state(Store(Journal(store.journal.path))) == before
 
 
-def test_compaction_keeps_the_state_and_shortens_the_file(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "COMPACT_ABOVE", 0)
+def test_old_bodies_are_deleted_and_their_space_is_given_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     store.register_env(ENV)
     store.set_contract("trainer", {"model": "m"})
     for number in range(40):
-        store.add(entry(f"g{number}", 4, 0))
+        store.add(Entry(f"g{number}", 4, 0, bytes([number]) * 300_000))
     store.add(entry("part", 1, 0))
     for step in range(30):
         leased(store, step)
     assert store.journal is not None
-    size = store.journal.size
     store.rollback(28)
     store.ack(25)
-    assert store.journal.size < size
+    path = store.journal.path
+    tidied(store)
+    assert len(journals.read_bodies(path)) == 41, "the newest acknowledged ones are kept"
+    size = store.journal.size
+    small(monkeypatch)
+    tidied(store)
+    assert len(journals.read_bodies(path)) == 16
+    assert store.add(entry("g3")) == "duplicate"
     before = state(store)
-    store.journal.close()
-    assert state(Store(Journal(store.journal.path))) == before
+    store.close()
+    assert path.stat().st_size < 16 * 400_000 < size
+    assert state(Store(Journal(path))) == before
+
+
+def test_several_changes_that_cannot_all_be_written_did_not_happen(store: Store) -> None:
+    store.add(entry("a"))
+    before = state(store)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, hard))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            store.add_all([entry("b"), Entry("large", 2, None, bytes(4 << 20)), entry("c")])
+        assert state(store) == before
+        assert store.add_all([entry("b"), entry("b")]) == ["received", "duplicate"]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert leased(store, 0) == ["a", "b"]
+
+
+def test_only_so_many_ids_of_acknowledged_groups_are_kept(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store_module, "REMEMBERED_IDS", 3)
+    for name in "abcdef":
+        store.add(entry(name))
+    for step in range(3):
+        leased(store, step)
+        store.ack(step + 1)
+    assert list(store.done) == ["d", "e", "f"]
+    assert store.journal is not None
+    store.close()
+    again = Store(Journal(store.journal.path))
+    assert state(again) == state(store) | {"raws": {}}
+    assert again.add(entry("a")) == "received"
 
 
 @pytest.mark.parametrize("seed", range(20))
 def test_a_restart_at_any_moment_changes_nothing(tmp_path: Path, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store_module, "COMPACT_ABOVE", 400)
+    small(monkeypatch)
     rng = random.Random(seed)
     path = tmp_path / "journal"
     store = Store(Journal(path))
@@ -182,10 +236,11 @@ def test_a_restart_at_any_moment_changes_nothing(tmp_path: Path, seed: int, monk
                 step = number + 1
         else:  # the server dies
             before = state(store)
-            assert store.journal is not None
-            store.journal.close()
+            store.close()
             store = Store(Journal(path))
             assert state(store) == before
+        if action > 0.7:
+            store.tidy()
     served = [name for number in sorted(trained) for name in trained[number]]
     held = [*store.waiting, *(one.group_id for buffer in store.buffers.values() for one in buffer)]
     assert sorted(served + held) == sorted(sent), "every group once: trained, or still held"

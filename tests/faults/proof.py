@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer
 
-from environments.api_server.journal import read_records
+from environments.api_server.journal import read_bodies
 from environments.common.rewards import reward
 from environments.livecode.problems.extraction import extract_code
 from environments.livecode.problems.load import load_problems
@@ -71,5 +71,4 @@ def _judge_again(loop: Loop) -> None:
 
 def wire_groups(journal: Path) -> list[dict[str, Any]]:
     """Every group that an API server took, as it came."""
-    payloads = [payload.split(b"\n", 1) for _, payload in read_records(journal)]
-    return [json.loads(raw) for head, raw in payloads if json.loads(head)["kind"] == "group"]
+    return [json.loads(raw) for raw in read_bodies(journal)]
