@@ -1,12 +1,17 @@
 """The `atropos` command finds environments by entry point and says what is wrong in one line."""
 
+import subprocess
 import sys
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
+import typer
 from typer.testing import CliRunner
 
 import environments.cli as cli
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
@@ -80,3 +85,38 @@ def test_a_port_in_use_is_one_clear_error(run):
     assert result.exit_code == 2
     assert "is in use" in result.output
     assert "--port" in result.output
+
+
+PROGRAMS = (
+    *("run-api", "init", "train", "demo", "supervise", "serve-model", "run-trainer", "verifier", "verifier serve"),
+    *("data", "data build", "data check", "data show", "data push", "warmup", "pretrained"),
+    *("report", "export", "audit", "verify", "select", "budget", "metrics"),
+)
+
+HELP = """
+import sys
+from environments.cli import app
+for words in sys.argv[1:]:
+    try:
+        app([*words.split(), "--help"])
+    except SystemExit as ended:
+        assert not ended.code, words
+    heavy = {"torch", "transformers", "atroposlib", "modal"} & set(sys.modules)
+    assert not heavy, (words, heavy)
+"""
+
+
+def test_help_of_every_command_imports_nothing_heavy():
+    commands = typer.main.get_command(cli.app).commands
+    assert set(commands) == {name.split()[0] for name in (*PROGRAMS, "run-env")}
+    words = [*PROGRAMS, "run-env livecode", "run-env livecode evaluate"]
+    done = subprocess.run([sys.executable, "-c", HELP, *words], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_underscores_in_the_options_of_the_verifier_are_dashes():
+    words = [sys.executable, "-m", "verifier_app", "serve", "--max_body_mb", "0"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "VERIFIER_MAX_BODY_MB" in done.stderr
+    assert "greater than or equal to 1" in done.stderr
