@@ -105,7 +105,6 @@ METRICS: dict[str, Metric] = {
         "Groups dropped because the finished rollouts have one score (truncated ones left out).", "count"
     ),
     "groups_left_out": Metric("Groups that could not be trained on (batch.untrainable: leave_out).", "count"),
-    "dropped_stale": Metric("Groups dropped because they were older than the bound.", "count"),
     "skipped_batches": Metric("Batches for which no optimizer step was taken.", "count"),
     "skipped_optimizer_steps": Metric(
         "Optimizer steps left out: every sequence was masked, or the gradient was exactly zero.", "count"

@@ -84,7 +84,7 @@ def prepare(groups: Sequence[ScoredGroup], config: TrainerConfig, parallel: Para
         DoesNotFit: a sequence is longer than batch.max_tokens.
     """
     baseline = config.objective.overlong_baseline
-    reasons = cross_check(groups, baseline, dynamic_sampling=False)
+    reasons = cross_check(groups, baseline)
     kept = [group for group, reason in zip(groups, reasons, strict=True) if reason is None]
     dropped = {group.group_id: why for group, why in zip(groups, reasons, strict=True) if why is not None}
     wanted = min(config.objective.optimizer_steps_per_batch, len(kept))

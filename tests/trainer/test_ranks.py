@@ -32,7 +32,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     else:
         metrics.add("entropy", 1.0, 1)
         metrics.add("ratio_max", 2.5)
-        metrics.add("dropped_stale", 4)
+        metrics.add("groups_left_out", 4)
     metrics.add("loss", 0.25)
     metrics.add("sequences", 7)
     seen["metrics"] = metrics.reduce()
@@ -71,7 +71,7 @@ def test_every_rank_reduces_to_the_same_values(ranks: list[dict[str, Any]]) -> N
 
 @pytest.mark.parametrize(
     ("name", "wanted"),
-    [("entropy", 31 / 11), ("ratio_max", 2.5), ("dropped_stale", 4), ("loss", 0.5), ("sequences", 7)],
+    [("entropy", 31 / 11), ("ratio_max", 2.5), ("groups_left_out", 4), ("loss", 0.5), ("sequences", 7)],
 )
 def test_metrics_are_exact_over_ranks(ranks: list[dict[str, Any]], name: str, wanted: float) -> None:
     assert ranks[0]["metrics"][name] == pytest.approx(wanted)

@@ -44,7 +44,7 @@ def test_what_is_missing_has_the_stated_default() -> None:
         assert [rollout.score for rollout in group.rollouts] == [0.0, 0.25]
         assert [(one.overlong, one.finish_reason, one.versions) for one in group.rollouts] == [(False, "stop", [])] * 2
         assert [all(map(math.isnan, one.logprobs)) for one in group.rollouts] == [True, True]
-        assert cross_check([group], "include", dynamic_sampling=False) == [None]
+        assert cross_check([group], "include") == [None]
 
 
 def test_what_is_there_is_kept_and_held_to_its_form() -> None:
@@ -81,7 +81,7 @@ def test_without_log_probabilities_they_have_to_be_computed() -> None:
 
 def test_equal_scores_carry_no_signal_whatever_they_are() -> None:
     for scores, reason in (([0.1, 0.1], "all_pass"), ([0.0, 0.0], "all_fail"), ([1e-9, 2e-9], None)):
-        assert cross_check([parse_group(stock(scores=scores), READING)], "include", dynamic_sampling=False) == [reason]
+        assert cross_check([parse_group(stock(scores=scores), READING)], "include") == [reason]
 
 
 def test_a_leased_group_that_cannot_be_trained_on_is_left_out_and_named(tmp_path: Path) -> None:

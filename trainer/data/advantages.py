@@ -63,13 +63,9 @@ def _without_signal(scores: Sequence[float], overlong: Sequence[bool], baseline:
     return "all_pass" if scores[0] > 0 else "all_fail"
 
 
-def cross_check(
-    groups: Sequence[ScoredGroup], baseline: str, *, dynamic_sampling: bool = True
-) -> list[DropReason | None]:
+def cross_check(groups: Sequence[ScoredGroup], baseline: str) -> list[DropReason | None]:
     """Reason per group to drop it, recomputed with tensors and compared with the environment's own function.
 
-    With dynamic_sampling the environment has already dropped groups without a signal, so one that arrives is a
-    disagreement too (most likely another overlong_baseline); without it the caller drops and counts them.
     Raises DropDisagreement, naming the group.
     """
     reasons: list[DropReason | None] = []
@@ -88,11 +84,6 @@ def cross_check(
                 f"group {group.group_id} ({group.problem_id}): drop_reason says {expected}, the "
                 f"advantages say {found}, "
                 f"with scores {scores}, overlong {overlong}, baseline {baseline}: report this, one of the two is wrong"
-            )
-        if found is not None and dynamic_sampling:
-            raise DropDisagreement(
-                f"group {group.group_id} ({group.problem_id}) arrived although it is {found} under overlong_baseline "
-                f"{baseline}: set the same overlong_baseline in the environment and in the trainer"
             )
         reasons.append(found)
     return reasons

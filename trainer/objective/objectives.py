@@ -55,21 +55,17 @@ class Denominators(NamedTuple):
     tokens: int
 
 
-def denominators(
-    lengths: Sequence[int], overlong: Sequence[bool], baseline: str, kept: Sequence[bool] | None = None
-) -> Denominators:
+def denominators(lengths: Sequence[int], overlong: Sequence[bool], baseline: str) -> Denominators:
     """This rank's own N and S; the caller adds them up over the ranks, once per optimizer step.
 
     lengths, overlong: one entry per sequence of the step. baseline `include`: overlong sequences count, with
-    advantage zero; `exclude`: they are outside. kept: result of `kept_sequences`. A sequence without a
-    trained token never counts.
+    advantage zero; `exclude`: they are outside. A sequence without a trained token never counts.
     """
     check_baseline(baseline)
-    keep = [True] * len(lengths) if kept is None else list(kept)
     counted = [
         length
-        for length, over, inside in zip(lengths, overlong, keep, strict=True)
-        if length > 0 and inside and not (over and baseline == "exclude")
+        for length, over in zip(lengths, overlong, strict=True)
+        if length > 0 and not (over and baseline == "exclude")
     ]
     return Denominators(len(counted), sum(counted))
 
@@ -107,7 +103,6 @@ def policy_loss(
     sampler_logprob: Tensor | None = None,
     mismatch: OffPolicy | None = None,
     kl_coefficient: float = 0.0,
-    reference_logprob: Tensor | None = None,
 ) -> tuple[Tensor, Stats]:
     """Local sum of the objective over one packed micro-batch / D, and its statistics as local sums with counts.
 
@@ -118,14 +113,13 @@ def policy_loss(
     sampler_logprob [K]: given when the old log-probabilities are the trainer's own; None, or the very tensor that
     is `old_logprob`, when they are the sampler's, whose weight is then 1. With a sequence ratio the loss of a token
     is s_i's, so a sequence is weighed by the mean of its tokens' weights.
-    kl_coefficient: of k3 = exp(q) - q - 1, q = reference - logprob, per token with the objective's own weights
-    (overlong sequences included); reference_logprob [K] is old_logprob where none is given.
+    kl_coefficient: of k3 = exp(q) - q - 1, q = old_logprob - logprob, per token with the objective's own weights
+    (overlong sequences included).
 
     Raises ValueError for half precision (1 + 3e-4 is 1.0 in bf16), for shapes that do not fit, and for a
     sequence that is cut where its ratio needs it whole.
     """
     mismatch = mismatch or OffPolicy()
-    reference = old_logprob if reference_logprob is None else reference_logprob
     _check(chosen, logprob, old_logprob, sequence, advantage, length)
     old = old_logprob.detach().double()
     new = logprob.double()
@@ -148,7 +142,7 @@ def policy_loss(
         per_token = per_token[sequence]
     per_token = per_token * weight
     if kl_coefficient:
-        away = torch.where(keep, reference.detach() - new, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+        away = torch.where(keep, old - new, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         per_token = per_token + kl_coefficient * (away.expm1() - away)
     if chosen.reduction == "sequence_mean":
         per_token = per_token / length.clamp(min=1)[sequence]
