@@ -1,10 +1,12 @@
 """The API server beside Atropos' own, in one run: groups in, a batch out, and whether /status is held up meanwhile.
 
-    python benchmarks/api.py [--rounds 3] [--groups 4] [--rollouts 16] [--tokens 32768] [--out FILE.json]
+    python benchmarks/api.py [--rounds 3] [--groups 4] [--rollouts 16] [--tokens 32768] [--before FOLDER] [--out FILE]
 
-Each server is a process of its own, ours with a journal on the disk of --folder. The groups are sent gzipped as the
-environment sends them, and as plain JSON. Every figure is the median of its rounds, taken in turns; /status is the
-longest answer that a second process saw while the other requests were under way.
+--before: another checkout, whose server is measured in pairs with this one's instead of Atropos' own. Each server is a
+process of its own, ours with a journal on the disk of --folder. The groups are sent gzipped as the environment sends
+them, and as plain JSON, after some small ones; peak memory is that of the server's process. Every figure is the median
+of its rounds, taken in turns; /status is the longest answer that a second process saw while the other requests were
+under way.
 """
 
 from __future__ import annotations
@@ -30,6 +32,7 @@ import httpx
 
 from environments.livecode.atropos_compat import encode_group
 
+SMALL = 50
 STOCK = "import uvicorn, sys; uvicorn.run('atroposlib.api.server:app', port=int(sys.argv[1]), log_level='warning')"
 
 
@@ -62,14 +65,15 @@ def watch(url: str, stop: Any, longest: Any) -> None:
 
 
 @contextlib.contextmanager
-def serving(name: str, folder: Path) -> Iterator[str]:
-    """A fresh server; its address."""
+def serving(name: str, folder: Path, before: Path | None) -> Iterator[tuple[str, int]]:
+    """A fresh server; its address and process."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     ours = ["-m", "environments.cli", "run-api", "--port", port, "--journal", str(folder / "journal")]
-    argv = {"stock": ["-c", STOCK, port], "ours": ours}[name]
-    process = subprocess.Popen([sys.executable, *argv], stderr=subprocess.DEVNULL)
+    argv = {"stock": ["-c", STOCK, port], "ours": ours, "before": ours}[name]
+    where = before if name == "before" else None
+    process = subprocess.Popen([sys.executable, *argv], stderr=subprocess.DEVNULL, cwd=where)
     url = f"http://127.0.0.1:{port}"
     try:
         while True:
@@ -79,14 +83,23 @@ def serving(name: str, folder: Path) -> Iterator[str]:
             except httpx.TransportError:
                 assert process.poll() is None
                 time.sleep(0.05)
-        yield url
+        yield url, process.pid
     finally:
         process.kill()
         process.wait()
 
 
-def measure(name: str, bodies: list[bytes], gzipped: bool, rollouts: int, folder: Path) -> dict[str, float]:
-    """Seconds of each POST (the longest), of GET /batch, and of /status meanwhile (the longest)."""
+def peak_mib(pid: int) -> float:
+    """The most memory that a process has had resident."""
+    status = Path(f"/proc/{pid}/status").read_text(encoding="ascii")
+    return int(status.partition("VmHWM:")[2].split()[0]) / 1024
+
+
+def measure(
+    name: str, bodies: list[bytes], gzipped: bool, rollouts: int, folder: Path, before: Path | None
+) -> dict[str, float]:
+    """Seconds of a small POST (the median), of each POST (the longest), of GET /batch, and of /status meanwhile (the
+    longest); MiB of the server's peak memory."""
     headers = {"Content-Type": "application/json"} | ({"Content-Encoding": "gzip"} if gzipped else {})
     registration = dict.fromkeys(("wandb_group", "wandb_project", "checkpoint_dir"), "") | {
         "batch_size": len(bodies) * rollouts,
@@ -96,7 +109,16 @@ def measure(name: str, bodies: list[bytes], gzipped: bool, rollouts: int, folder
         "num_steps": 1,
     }
     stop, longest = multiprocessing.Event(), multiprocessing.Value("d", 0.0)
-    with serving(name, folder) as url, httpx.Client(timeout=300, trust_env=False) as client:
+    with serving(name, folder, before) as (url, pid), httpx.Client(timeout=300, trust_env=False) as client:
+        smalls = []
+        if name != "stock":  # it would hold them against its trainer
+            client.post(f"{url}/register", json=registration | {"batch_size": SMALL}).raise_for_status()
+            for number in range(SMALL):
+                body = json.dumps(make_group(10_000 + number, 1, 50)).encode()
+                start = time.monotonic()
+                client.post(f"{url}/scored_data", content=body).raise_for_status()
+                smalls.append(time.monotonic() - start)
+            assert len(client.get(f"{url}/batch").json()["batch"]) == SMALL
         client.post(f"{url}/register", json=registration).raise_for_status()
         watcher = multiprocessing.Process(target=watch, args=(url, stop, longest))
         watcher.start()
@@ -111,7 +133,9 @@ def measure(name: str, bodies: list[bytes], gzipped: bool, rollouts: int, folder
         stop.set()
         watcher.join()
         assert len(answer.json()["batch"]) == len(bodies)
-    return {"post": max(posts), "batch": batch, "status": longest.value}
+        memory = peak_mib(pid)
+    small = statistics.median(smalls) if smalls else float("nan")
+    return {"small": small, "post": max(posts), "batch": batch, "status": longest.value, "peak_mib": memory}
 
 
 def main() -> None:
@@ -122,6 +146,7 @@ def main() -> None:
     parser.add_argument("--rollouts", type=int, default=16)
     parser.add_argument("--tokens", type=int, default=32_768)
     parser.add_argument("--folder", type=Path, default=None, help="where the journal lies; default: the system's")
+    parser.add_argument("--before", type=Path, default=None, help="a checkout to compare with")
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     groups = [make_group(number, options.rollouts, options.tokens) for number in range(options.groups)]
@@ -132,9 +157,9 @@ def main() -> None:
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     for _ in range(options.rounds):
         for form in bodies:
-            for name in ("ours", "stock"):
+            for name in ("ours", "before" if options.before else "stock"):
                 with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-                    result = measure(name, bodies[form], form == "gzip", options.rollouts, Path(folder))
+                    result = measure(name, bodies[form], form == "gzip", options.rollouts, Path(folder), options.before)
                 found.setdefault((name, form), []).append(result)
     plain, gzipped = (len(bodies[form][0]) / 1e6 for form in ("plain", "gzip"))
     print(
@@ -142,17 +167,20 @@ def main() -> None:
         f"{gzipped:.1f} MB gzipped; Python {platform.python_version()}, {os.cpu_count()} CPUs; median of "
         f"{options.rounds} rounds, in seconds\n"
     )
-    print("| server | sent as | POST, longest of a round | GET /batch | /status meanwhile, longest |")
-    print("|---|---|---|---|---|")
+    print("| server | sent as | small POST | POST, longest | GET /batch | /status meanwhile, longest | peak MiB |")
+    print("|---|---|---|---|---|---|---|")
     table = {}
     for (name, form), rounds in found.items():
         row = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
         table[f"{name} {form}"] = row
-        print(f"| {name} | {form} | {row['post']:.2f} | {row['batch']:.2f} | {row['status']:.2f} |")
-    if options.out:
-        options.out.write_text(
-            json.dumps({"options": vars(options) | {"out": None, "folder": None}, "seconds": table}, indent=1)
+        print(
+            f"| {name} | {form} | {row['small']:.4f} | {row['post']:.2f} | {row['batch']:.2f} | {row['status']:.2f} "
+            f"| {row['peak_mib']:.0f} |"
         )
+    if options.out:
+        said = {"command": " ".join(["python", *sys.argv]), "machine": f"{platform.machine()}, {os.cpu_count()} CPUs"}
+        rounds_of = {f"{name} {form}": rounds for (name, form), rounds in found.items()}
+        options.out.write_text(json.dumps(said | {"medians": table, "rounds": rounds_of}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
