@@ -16,10 +16,8 @@ from rich.console import Console
 from rich.text import Text
 
 from environments.common.errors import BAD_INPUT, LivecodeError, note_bad_input
-from environments.common.option_rules import expanded
 from environments.common.terminal import take_any_text
 from environments.dataset.cli import app as data_commands
-from environments.livecode.problems.warmup.__main__ import main as warmup
 from trainer.pretrained import main as pretrained
 
 GROUP = "atropos.environments"
@@ -53,10 +51,18 @@ def _as_meant(words: list[str]) -> list[str]:
     for word in words:
         name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         try:
-            meant.append(name.replace("_", "-") + equals + str(expanded(value)))
+            meant.append(name.replace("_", "-") + equals + _at_home(value))
         except ValueError as error:
             raise fail(f"{word}: {error}") from None
     return meant
+
+
+def _at_home(value: str) -> str:
+    if not value.startswith("~"):
+        return value
+    from environments.common.option_rules import expanded
+
+    return str(expanded(value))
 
 
 app = typer.Typer(
@@ -141,8 +147,18 @@ def run_api(
 
 
 app.add_typer(data_commands, name="data", rich_help_panel=DATA)
-app.command("warmup", rich_help_panel=DATA)(warmup)
 app.command("pretrained", rich_help_panel=DATA)(pretrained)
+
+
+@app.command(rich_help_panel=DATA)
+def warmup(
+    out: Annotated[Path, typer.Option(help="Folder for the files, made where missing.")],
+    seed: Annotated[int, typer.Option(help="Draws instances and tests.")] = 0,
+) -> None:
+    """Write the warm-up sets, very easy problems from a seeded generator, as JSONL files with a manifest."""
+    from environments.livecode.problems.warmup.__main__ import main
+
+    main(out, seed)
 
 
 @app.command(rich_help_panel=TOOLS)
