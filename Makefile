@@ -16,7 +16,18 @@ PINS   := requirements/$(DEVICE).txt
 READY  := $(VENV)/.ready-$(DEVICE)
 MODEL  := models/SmolLM2-135M-Instruct
 
-.PHONY: browser gvisor help setup demo test test-slow lint format clean
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+# What fails first after a change and takes seconds: options, messages, the mathematics, formats, prompts, verdicts.
+FAST_TESTS := tests/common tests/test_cli.py tests/test_dependencies.py tests/test_listening.py tests/test_messages.py \
+  tests/test_published_recipe.py tests/test_start_up.py tests/test_threats.py \
+  $(addprefix tests/api/test_,contracts.py store.py) \
+  $(addprefix tests/dataset/test_,readers.py results.py similar.py) \
+  $(addprefix tests/judge/test_,comparison.py requests.py verdicts.py wire.py) \
+  $(addprefix tests/livecode/test_,atropos_options.py config.py extraction.py groups.py ordering.py problems.py \
+    prompts.py staleness.py) \
+  $(addprefix tests/trainer/test_,advantages.py config.py metrics.py objectives.py packing.py)
+
+.PHONY: coverage browser gvisor help setup demo test test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -48,8 +59,11 @@ gvisor: | $(READY)
 	  { echo "test: fetching runsc for the tests inside gVisor" && sh requirements/gvisor.sh $(VENV)/gvisor >/dev/null 2>&1; } || \
 	  echo "test: no runsc: the tests that run the judge inside gVisor do not run"
 
-test: lint browser gvisor $(MODEL)/complete.json  ## lint, types and tests
-	@$(BIN)/python -m pytest -n $(WORKERS) --dist loadgroup --no-loadscope-reorder -m "not slow" $(ARGS)
+test: lint $(if $(FAST),,browser gvisor) $(MODEL)/complete.json  ## lint, types and tests; FAST=1: a part, before each commit
+	@$(PYTEST) -m "not slow" $(if $(FAST),$(FAST_TESTS)) $(ARGS)
+
+coverage: browser gvisor $(MODEL)/complete.json  ## the tests again, with the lines and branches that they reach
+	@$(PYTEST) -m "not slow" --cov --cov-report term:skip-covered --cov-report html:build/coverage $(ARGS)
 
 test-slow: $(READY) gvisor $(MODEL)/complete.json  ## the tests that take longer, each with its reason
 	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
@@ -61,4 +75,4 @@ format: $(READY) ## rewrites the sources in the project's format
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 clean:           ## removes the environment, models and caches; runs/ stays
-	rm -rf $(VENV) models build *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) models build *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache

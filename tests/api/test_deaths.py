@@ -151,7 +151,7 @@ class Command:
 
     def said(self) -> str:
         """What it says before it ends by itself, as one that cannot start."""
-        text = self.process.communicate(timeout=60)[1]
+        text = self.process.communicate(timeout=240)[1]
         self.api.http.close()
         assert self.process.returncode == 2
         assert "Traceback" not in text

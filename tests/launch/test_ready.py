@@ -65,7 +65,7 @@ def test_readiness_is_said_by_a_process_that_ends_with_it():
 
 def test_a_server_that_dies_at_its_start_is_never_called_ready():
     server = becoming("raise SystemExit(3)", f"http://127.0.0.1:{free_port()}/health")
-    out, _ = server.communicate(timeout=60)  # returns when nobody holds the pipe any more
+    out, _ = server.communicate(timeout=240)  # returns when nobody holds the pipe any more
     assert (server.returncode, out) == (3, "")
 
 

@@ -140,7 +140,7 @@ def test_sigterm_saves_and_the_resumed_run_equals_the_uninterrupted_one(
             while not (stopped / "metrics.jsonl").exists() and trainer.poll() is None and time.monotonic() < until:
                 time.sleep(0.1)
             trainer.send_signal(signal.SIGTERM)  # torchrun hands it on to both ranks
-            errors = trainer.communicate(timeout=60)[1]
+            errors = trainer.communicate(timeout=240)[1]
             assert "saved after step 1 of 3; the same command goes on" in errors, errors
             assert (stopped / "checkpoints" / "latest").read_text().strip() == "step-00000001"
 
@@ -175,7 +175,7 @@ def test_what_is_missing_is_said_once_and_ends_every_rank(
     models: dict[str, Path], tmp_path: Path, flags: list[str], message: str
 ) -> None:
     trainer = start_trainer("http://127.0.0.1:9", models["llama"], tmp_path / "run", *flags)
-    errors = trainer.communicate(timeout=60)[1]
+    errors = trainer.communicate(timeout=240)[1]
     assert trainer.returncode == 1
     assert errors.count("\nerror ") + errors.startswith("error ") == 1, errors
     assert message in errors, errors
