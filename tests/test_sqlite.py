@@ -85,6 +85,13 @@ def test_a_file_has_one_owner(tmp_path: Path) -> None:
     opened(tmp_path / "state").close()
 
 
+def test_a_folder_is_no_file_and_nothing_is_put_beside_it(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(IsADirectoryError):
+        opened(tmp_path / "folder")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["folder"]
+
+
 def test_files_of_another_kind_or_version_are_refused_and_left_alone(tmp_path: Path) -> None:
     notes = tmp_path / "notes"
     notes.write_bytes(b"some notes of mine, not to be overwritten\n" * 100)

@@ -48,6 +48,8 @@ class StateFile:
 
     def __init__(self, path: Path, *, application_id: int, version: int, tables: str) -> None:
         self.path = path
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
         path.parent.mkdir(parents=True, exist_ok=True)
         self._lock = _owned(path)
         try:
