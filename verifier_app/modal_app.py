@@ -42,7 +42,7 @@ if modal.is_local():
         "max_containers": settings.max_containers,
         "scaledown_window": settings.scaledown_window_s,
     }
-    POOL = {"min_containers": settings.min_containers, "buffer_containers": settings.buffer_containers}
+    POOL: dict[str, Any] = {"min_containers": settings.min_containers, "buffer_containers": settings.buffer_containers}
 else:
     POOL = {}
 

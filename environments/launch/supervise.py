@@ -55,7 +55,7 @@ class Restarts:
             return None
         pause = min(self.first_pause_s * 2 ** (self.failures - 1), self.longest_pause_s)
         self.say(f"{self.name}: ended with {told(code)}; restart {self.failures} of {self.limit} in {pause:g} s")
-        return pause
+        return float(pause)
 
 
 class Stop(threading.Event):

@@ -96,8 +96,9 @@ def select(config: SelectConfig, say: Callable[[str], None]) -> Record:
 def _score(config: SelectConfig, path: Path, name: str, n: int, stage: str, say: Callable[[str], None]) -> Record:
     """The evaluation's record of one checkpoint, from a server of its own; a line in scores.jsonl."""
     from environments.livecode.command import run_evaluate
-    from environments.livecode.environment import InfrastructureError, LivecodeEnv
+    from environments.livecode.environment import LivecodeEnv
     from environments.livecode.evaluation.evaluate import EvaluationError
+    from environments.livecode.generation.served_weights import InfrastructureError
     from environments.livecode.generation.vllm_servers import RolloutError
     from environments.livecode.problems.problem import ProblemError
     from environments.livecode.problems.prompts import PromptError

@@ -20,7 +20,9 @@ def recompute(block: nn.Module, mode: Recompute) -> None:
     """Has a block keep its input only (full), or also its attention and every other matrix product (selective)."""
     if mode == "none":
         return
-    context = {"context_fn": lambda: create_selective_checkpoint_contexts(_keep_half())} if mode == "selective" else {}
+    context: dict[str, Any] = (
+        {"context_fn": lambda: create_selective_checkpoint_contexts(_keep_half())} if mode == "selective" else {}
+    )
     # On the forward itself: weights keep their names, and FSDP's hooks stay outside of the recomputation.
     block.forward = partial(checkpoint, block.forward, use_reentrant=False, preserve_rng_state=False, **context)
 

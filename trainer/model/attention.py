@@ -15,7 +15,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass, field
 from functools import cache, cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -109,14 +109,14 @@ class AttentionLayout:
         key = ("batch", (span.start, device))
         if key not in self._plans:
             self._plans[key] = _completion_batch(span, device)
-        return self._plans[key]
+        return cast("CompletionBatch | None", self._plans[key])
 
     def varlen(self, device: torch.device) -> VarlenPlan:
         """Cumulative lengths and key positions of every segment."""
         key = ("varlen", device)
         if key not in self._plans:
             self._plans[key] = _varlen_plan(self.spans, device)
-        return self._plans[key]
+        return cast(VarlenPlan, self._plans[key])
 
 
 def _completion_batch(span: Span, device: torch.device) -> CompletionBatch | None:
@@ -226,7 +226,7 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: Attentio
             grouped = {"enable_gqa": True}
         else:  # torch 2.11: one key head for each query head
             keys, values = (part.repeat_interleave(query.shape[1] // key.shape[1], dim=1) for part in (keys, values))
-    return varlen_attn(
+    out = varlen_attn(
         query.contiguous(),
         keys,
         values,
@@ -238,6 +238,8 @@ def varlen_attention(query: Tensor, key: Tensor, value: Tensor, layout: Attentio
         window_size=(-1, 0),
         **grouped,
     )
+    assert isinstance(out, Tensor)  # a pair only where the log-sum-exp is asked for
+    return out
 
 
 @cache
@@ -248,7 +250,7 @@ def _varlen_takes(option: str) -> bool:
     return option in inspect.signature(varlen_attn).parameters
 
 
-@torch.compiler.disable  # a layout's lengths differ from pack to pack; blocks are compiled around this call
+@torch.compiler.disable  # type: ignore[untyped-decorator]  # a layout's lengths differ from pack to pack; blocks are compiled around this call
 def attention(
     module: nn.Module,
     query: Tensor,

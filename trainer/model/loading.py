@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -66,7 +66,7 @@ def build(path: Path) -> PreTrainedModel:
                 "another model"
             )
     _check_stored_aliases(model, path, files, found)
-    return model
+    return cast(PreTrainedModel, model)
 
 
 def _check_stored_aliases(

@@ -19,7 +19,7 @@ def token_logprobs(
 
     hidden [K, D], weight [V, D], target int64 [K], temperature fp32 [K] > 0; p = softmax(hidden W^T / temperature).
     """
-    logprob, entropy = _TokenLogprobs.apply(hidden, weight, target, temperature, chunk)
+    logprob, entropy = _TokenLogprobs.apply(hidden, weight, target, temperature, chunk)  # type: ignore[no-untyped-call]
     return logprob, entropy
 
 

@@ -16,7 +16,8 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from trainer.model.activation_checkpointing import Recompute, recompute
+from trainer.config import Recompute
+from trainer.model.activation_checkpointing import recompute
 from trainer.model.checks import check_context
 from trainer.model.loading import UnsupportedModel, build, fill, tied_names
 from trainer.model.logprobs import token_logprobs
@@ -81,7 +82,8 @@ class Policy(nn.Module):
         Both are of the distribution at the sequence's temperature. A collective: every rank calls it equally often.
         With an empty micro-batch both are empty, and backward gives zeros for every weight.
         """
-        return self(micro)
+        logprob, entropy = self(micro)
+        return logprob, entropy
 
     def forward(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
         """See `logprobs`; FSDP's hooks hang on this call."""

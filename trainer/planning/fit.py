@@ -47,7 +47,8 @@ def model_config(folder: Path) -> PretrainedConfig:
     """
     if (folder / "config.json").is_file():
         try:
-            return AutoConfig.from_pretrained(folder, local_files_only=True)
+            found: PretrainedConfig = AutoConfig.from_pretrained(folder, local_files_only=True)
+            return found
         except (OSError, ValueError, KeyError) as error:
             raise ConfigError(f"model = {folder}: config.json cannot be read: {error}") from error
     if folder.name in SHAPES:

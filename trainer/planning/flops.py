@@ -38,7 +38,7 @@ GPUS: dict[str, Gpu] = {
 
 def head_dim(config: PretrainedConfig) -> int:
     """Width of one attention head; where the configuration has none it is hidden / heads."""
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
 
 
 def block_weights(config: PretrainedConfig) -> int:
@@ -72,7 +72,7 @@ def flops(
             # The repetition ends where the last kept tensor is there: the down projection's result is not needed.
             unneeded = config.num_hidden_layers * 2.0 * config.hidden_size * config.intermediate_size * tokens
             total += blocks - unneeded + head
-    return total
+    return float(total)
 
 
 def step_flops(

@@ -23,11 +23,11 @@ class LiveBytes(TorchDispatchMode):
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = 0
         self.peak = 0
         self._sizes: dict[int, int] = {}
-        self._kept: dict[int, weakref.finalize] = {}
+        self._kept: dict[int, weakref.finalize[..., torch.UntypedStorage]] = {}
 
     def count(self, tensors: Iterable[torch.Tensor]) -> None:
         """Counts tensors that exist already."""
@@ -52,13 +52,13 @@ class LiveBytes(TorchDispatchMode):
             tracker._measure(storage)
             return done
 
-        torch.UntypedStorage.resize_ = resize_
-        super().__enter__()
+        torch.UntypedStorage.resize_ = resize_  # type: ignore[method-assign, assignment]
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
-        torch.UntypedStorage.resize_ = self._resize
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        torch.UntypedStorage.resize_ = self._resize  # type: ignore[method-assign]
 
     def __torch_dispatch__(self, operator: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(issubclass(kind, torch.distributed.tensor.DTensor) for kind in types):

@@ -16,7 +16,7 @@ from math import ceil, prod
 import torch
 from transformers import PretrainedConfig
 
-from trainer.model.activation_checkpointing import Recompute
+from trainer.config import Recompute
 from trainer.model.attention import AttentionLayout, Span
 from trainer.planning.trace import Shape, Trace, block_trace, sizes, tail_trace
 

@@ -22,8 +22,9 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from environments.common.errors import ConfigError
+from trainer.config import Recompute
 from trainer.model import attention
-from trainer.model.activation_checkpointing import Recompute, recompute
+from trainer.model.activation_checkpointing import recompute
 from trainer.model.attention import AttentionLayout
 from trainer.model.logprobs import token_logprobs
 from trainer.planning.live_bytes import LiveBytes
@@ -103,7 +104,8 @@ def _block_trace(config: str, layout: AttentionLayout, dtype: torch.dtype, mode:
         [block] = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
         recompute(block, mode)
         position = torch.zeros(1, layout.total, dtype=torch.int64)
-        rotary = model.base_model.rotary_emb(torch.zeros(1, dtype=dtype), position)
+        base: Any = model.base_model
+        rotary = base.rotary_emb(torch.zeros(1, dtype=dtype), position)
 
         def run(hidden: Tensor) -> Tensor:
             out = block(
@@ -114,7 +116,9 @@ def _block_trace(config: str, layout: AttentionLayout, dtype: torch.dtype, mode:
                 layout=layout,
                 varlen=varlen,
             )
-            return out[0] if isinstance(out, tuple) else out
+            hidden = out[0] if isinstance(out, tuple) else out
+            assert isinstance(hidden, Tensor)
+            return hidden
 
         return _traced(run, model, [position, *rotary], (1, layout.total, model.config.hidden_size), dtype)
 
@@ -123,7 +127,8 @@ def _block_trace(config: str, layout: AttentionLayout, dtype: torch.dtype, mode:
 def _tail_trace(config: str, tokens: int, trained: int, dtype: torch.dtype, chunk: int) -> Trace:
     # On the meta device: five times as fast over many chunks, and no operation here depends on the device.
     with _one_block(config, dtype, torch.device("meta")) as model:
-        norm, head = model.base_model.norm, model.get_output_embeddings().weight
+        base: Any = model.base_model
+        norm, head = base.norm, model.get_output_embeddings().weight
         places = torch.zeros(trained, dtype=torch.int64)
         temperature = torch.ones(trained)
 
@@ -165,9 +170,9 @@ def _traced(
             run(torch.zeros(shape, dtype=dtype))
         evaluated = live.peak - base
         live.reset_peak()
-        out = run(_Begin.apply(start, shape))
+        out = run(_Begin.apply(start, shape))  # type: ignore[no-untyped-call]
         forward, kept = live.peak - base, live.now - base - out.untyped_storage().nbytes()
-        end = _End.apply(out)
+        end = _End.apply(out)  # type: ignore[no-untyped-call]
         del out
         live.reset_peak()
         end.backward()

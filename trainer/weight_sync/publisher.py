@@ -17,10 +17,10 @@ from trainer.config import WeightsConfig
 from trainer.model.policy import Policy
 from trainer.parallel import Parallel
 from trainer.weight_sync.disk import DiskPublisher, checkpoint_tensors
-from trainer.weight_sync.logprob_check import Probe, probe, verify_sync
+from trainer.weight_sync.logprob_check import probe, verify_sync
 from trainer.weight_sync.nccl import NcclPublisher
 from trainer.weight_sync.nccl_group import NcclUnavailable
-from trainer.weight_sync.vllm_routes import PauseMode, PublishStats, WeightSyncError
+from trainer.weight_sync.vllm_routes import PauseMode, Probe, PublishStats, WeightSyncError
 
 __all__ = [
     "DiskPublisher",

@@ -203,7 +203,8 @@ class WeightServer:
         except httpx.TransportError as error:
             raise WeightSyncError(self.url, phase, f"{type(error).__name__}: {error}", gone=True) from error
         if answer.status_code == httpx.codes.OK:
-            return answer.json()
+            found: dict[str, Any] = answer.json()
+            return found
         reason = f"HTTP {answer.status_code}: {answer.text[:600]}"
         if phase == "init" and any(words in answer.text for words in _OTHER_BACKEND):
             reason = (

@@ -203,7 +203,7 @@ def _close(mine: Any, theirs: Any, tolerance: float) -> bool:
     if float not in kinds or not kinds <= {float, int}:
         return False
     try:
-        return abs(mine - theirs) <= tolerance
+        return bool(abs(mine - theirs) <= tolerance)
     except OverflowError:  # an int beyond every float
         return False
 

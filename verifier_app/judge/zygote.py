@@ -28,7 +28,8 @@ from typing import Any
 from verifier_app.judge.channel import Channel, ChannelClosed
 from verifier_app.judge.languages.python import ending, respawn, runner
 from verifier_app.judge.layers import syscalls
-from verifier_app.judge.layers.sandbox import MAX_OPEN_FILES, PATH_FD
+from verifier_app.judge.layers.limits import MAX_OPEN_FILES
+from verifier_app.judge.layers.sandbox import PATH_FD
 
 FILENAME = "solution.py"
 FIRST_FREE = 64

@@ -236,7 +236,7 @@ def pass_rate(per_problem: Mapping[str, Sequence[Any]]) -> float:
         per_problem: {problem id: [template, correct, total]}; one at least must have samples.
     """
     rates = [correct / total for _, correct, total in per_problem.values() if total]
-    return sum(rates) / len(rates)
+    return float(sum(rates) / len(rates))
 
 
 def pass_interval(per_problem: Mapping[str, Sequence[Any]]) -> tuple[float, float]:

@@ -126,4 +126,5 @@ def best_logprob(choice: Choice) -> float:
     content = (choice.logprobs.content if choice.logprobs else None) or []
     if not content:
         raise Unusable("no log-probabilities")
-    return max([content[0].logprob, *(top.logprob for top in _TOPS.decode(content[0].top_logprobs) or [])])
+    tops = _TOPS.decode(content[0].top_logprobs) or []
+    return float(max([content[0].logprob, *(top.logprob for top in tops)]))

@@ -49,7 +49,7 @@ def _spawn(module: Any) -> None:
 
 
 def _meet_at_pipes(module: Any) -> None:
-    class PipedConnection(module.Connection):
+    class PipedConnection(module.Connection):  # type: ignore[misc]
         """A connection that reads from one pipe and writes to another."""
 
         def __init__(self, reader: int, writer: int) -> None:

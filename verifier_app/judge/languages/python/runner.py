@@ -120,10 +120,12 @@ def _find(module: types.ModuleType, fn_name: str) -> Callable[..., Any]:
     solution = names.get("Solution")
     if callable(solution):
         try:
-            return getattr(solution(), fn_name)
+            method: Callable[..., Any] = getattr(solution(), fn_name)
+            return method
         except Exception:
             if fn_name not in names:
                 raise
     if fn_name not in names:
         raise NameError(f"the program defines no {fn_name!r}, neither in class Solution nor as a function")
-    return names[fn_name]
+    function: Callable[..., Any] = names[fn_name]
+    return function
