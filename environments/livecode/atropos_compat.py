@@ -92,7 +92,7 @@ def _rounded(row: list[float]) -> list[float]:
 class ServedConfig(LivecodeEnvConfig, BaseEnvConfig):
     """The environment's options as Atropos' own code takes them."""
 
-    eval_handling: EvalHandlingEnum = EvalHandlingEnum.STOP_TRAIN
+    eval_handling: EvalHandlingEnum = EvalHandlingEnum.STOP_TRAIN  # type: ignore[assignment]  # their own enum
 
 
 def as_atropos(config: LivecodeEnvConfig) -> ServedConfig:
@@ -111,7 +111,7 @@ class CompatBaseEnv(BaseEnv):
     """
 
     env_config_cls = ServedConfig
-    config: Any
+    config: ServedConfig
     api: httpx.AsyncClient
     _reached = False
 

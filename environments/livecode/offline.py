@@ -120,7 +120,7 @@ def _grading(env: LivecodeEnv) -> list[GradingProfile]:
 def _samples(env: LivecodeEnv, name: str, greedy: bool, served: int | None) -> SampleStore:
     """Where an evaluation keeps its samples: a place of its own for all that decides what is sampled."""
     options, config = env.run_config.evaluation, env.config
-    settings = {
+    settings: dict[str, Any] = {
         "set": name,
         "greedy": greedy,
         "weight_version": served,

@@ -1,0 +1,52 @@
+"""The part of atroposlib 0.4.0 that this project uses; its own code carries few types."""
+
+import asyncio
+from collections.abc import Mapping, Sequence
+from enum import Enum
+from typing import Any, ClassVar
+
+from atroposlib.envs.server_handling.server_baseline import APIServerConfig
+from pydantic import BaseModel
+from transformers import PreTrainedTokenizerBase
+
+class EvalHandlingEnum(Enum):
+    STOP_TRAIN = "STOP_TRAIN"
+    LIMIT_TRAIN = "LIMIT_TRAIN"
+    NONE = "NONE"
+
+# Its fields stand in environments/livecode/atropos_options.py, where a test compares them with the original.
+class BaseEnvConfig(BaseModel): ...
+
+class BaseEnv:
+    name: ClassVar[str | None]
+    env_config_cls: ClassVar[type[BaseEnvConfig]]
+    tokenizer: PreTrainedTokenizerBase
+    env_id: int
+    curr_step: int
+    max_token_len: int
+    checkpoint_dir: str
+    checkpoint_interval: int
+    completion_lengths: list[int]
+    wandb_prepend: str | None
+    wandb_project: str | None
+    wandb_group: str | None
+    eval_runner: asyncio.Task[Any] | None
+
+    def __init__(
+        self,
+        config: BaseEnvConfig,
+        server_configs: list[APIServerConfig],
+        slurm: bool = False,
+        testing: bool = False,
+    ) -> None: ...
+    async def setup(self) -> None: ...
+    async def setup_wandb(self) -> None: ...
+    async def register_env(self) -> None: ...
+    async def get_server_info(self) -> None: ...
+    async def get_next_item(self) -> Any: ...
+    async def collect_trajectories(self, item: Any) -> tuple[Any, Sequence[Any]]: ...
+    async def evaluate(self, *args: Any, **kwargs: Any) -> Any: ...
+    async def env_manager(self) -> None: ...
+    async def process_manager(self) -> None: ...
+    async def add_rollouts_for_wandb(self, scored_data: Mapping[str, Any], item: Any = None) -> None: ...
+    async def wandb_log(self, wandb_metrics: dict[str, Any] | None = None) -> None: ...

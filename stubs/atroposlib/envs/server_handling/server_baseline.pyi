@@ -1,0 +1,6 @@
+from pydantic import BaseModel
+
+class APIServerConfig(BaseModel):
+    model_name: str
+    base_url: str | None
+    api_key: str | None
