@@ -23,7 +23,7 @@ from environments.livecode.generation.completions import CompletionClient, Sampl
 from environments.livecode.generation.served_weights import InfrastructureError, ServedWeights
 from environments.livecode.pipeline import GroupRules, JudgedGroup, Pipeline, as_scored_data, make_group
 from environments.livecode.problems.problem import Problem, TestCase
-from environments.livecode.problems.prompts import prompt_builder
+from environments.livecode.problems.prompts import PromptBuilder, prompt_builder
 from environments.livecode.problems.sampler import build_sampler, load_set
 from environments.livecode.problems.stored_tests import StoredTests
 from environments.livecode.records.group_records import GroupRecords, append_jsonl
@@ -49,6 +49,8 @@ class LivecodeEnv(CompatBaseEnv):
 
     name = "livecode"
     run_config_cls = RunConfig
+    prompt_builder_cls: type[PromptBuilder] = PromptBuilder
+    """Makes the prompts; a subclass with another form overrides its `chat`."""
 
     def __init__(self, run: RunConfig) -> None:
         self.run_config = run
@@ -91,7 +93,7 @@ class LivecodeEnv(CompatBaseEnv):
             text: answers come as text, by OpenAI's chat route.
         """
         config = self.config
-        self.prompts = prompt_builder(config, self.tokenizer)
+        self.prompts = prompt_builder(config, self.tokenizer, kind=self.prompt_builder_cls)
         self.records = GroupRecords(
             config.run_dir, rollouts_per_group=config.record_rollouts_per_group, every=config.record_every_groups
         )

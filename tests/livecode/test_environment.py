@@ -24,6 +24,7 @@ from environments.livecode.config import RunConfig
 from environments.livecode.environment import InfrastructureError, LivecodeEnv
 from environments.livecode.problems.load import save_problems
 from environments.livecode.problems.problem import Problem, TestCase
+from environments.livecode.problems.prompts import PromptBuilder
 from environments.livecode.verification.base import JudgeFault
 
 RIGHT = "```python\nprint(int(input()) + 1)\n```"
@@ -334,6 +335,29 @@ async def test_process_writes_every_group_without_an_api(config: RunConfig, gene
     rows = lines(config.process.output)
     assert len(rows) == 3
     assert all(len(row["tokens"]) == len(row["scores"]) == 4 for row in rows)
+
+
+class Terse(PromptBuilder):
+    """Prompts of another form: the statement, and no more."""
+
+    def chat(self, problem: Problem) -> list[dict[str, str]]:
+        return [{"role": "user", "content": f"In Python: {problem.statement}"}]
+
+
+class TerseEnv(LivecodeEnv):
+    """An environment of one's own: what it leaves alone is the parent's."""
+
+    prompt_builder_cls = Terse
+
+
+async def test_a_subclass_with_prompts_of_its_own_is_an_environment(config: RunConfig, generation: Any) -> None:
+    generation.script = lambda prompt, number: {"text": RIGHT if number % 2 else WRONG}
+    config.process.groups = 1
+    await command.run_process(TerseEnv, config)
+    (row, *_) = lines(next((Path(config.env.run_dir) / "rollouts").glob("*.jsonl")))
+    assert "In Python: " in row["prompt"]
+    assert "### Question" not in row["prompt"]
+    assert {1.0, -1.0} == set(lines(Path(config.env.run_dir) / "groups.jsonl")[0]["scores"])
 
 
 async def test_evaluate_writes_one_object_per_set_and_temperature(config: RunConfig, generation: Any) -> None:

@@ -3,8 +3,8 @@
     publisher = make_publisher(config.weights, run_dir / "weights", parallel, initial=config.model)
     stats = publisher.publish(policy, version=step)
 
-Two ways, in trainer/publishing: `disk` writes a folder that both sides see, `nccl` sends from GPU to GPU. Routes are
-in its servers.py, an update's phases in updates.py, the proof in checks.py.
+Two ways: `disk` writes a folder that both sides see, `nccl` sends from GPU to GPU. Routes are in vllm_routes.py, an
+update's phases in update_phases.py, the proof in logprob_check.py.
 """
 
 from __future__ import annotations

@@ -253,8 +253,12 @@ class PromptBuilder:
             raise PromptError("no problem is left:\n  " + "\n  ".join(shown))
         return fit, refused
 
+    def chat(self, problem: Problem) -> list[Message]:
+        """The messages that a problem's prompt is made from: what a prompt of another form overrides."""
+        return messages(problem, self.turns(problem), self.scaffold)
+
     def _make(self, problem: Problem) -> Prompt:
-        chat = messages(problem, self.turns(problem), self.scaffold)
+        chat = self.chat(problem)
         # transformers 5 returns a BatchEncoding by default; its iteration gives keys where ids belong.
         ids = self._templated(problem, chat, tokenize=True, return_dict=False)
         text = self._templated(problem, chat, tokenize=False)
@@ -275,14 +279,20 @@ class PromptBuilder:
             ) from None
 
 
-def prompt_builder(config: LivecodeEnvConfig, tokenizer: Any, limit: int | None = None) -> PromptBuilder:
-    """The prompts of an environment's options. limit: longest one in tokens; None: what leaves room for the answer.
+def prompt_builder(
+    config: LivecodeEnvConfig, tokenizer: Any, limit: int | None = None, kind: type[PromptBuilder] = PromptBuilder
+) -> PromptBuilder:
+    """The prompts of an environment's options.
+
+    Args:
+        limit: longest one in tokens; None: what leaves room for the answer.
+        kind: the class that makes them.
 
     Raises:
         PromptError: as `PromptBuilder`; a file with fewer worked turns than are asked for.
     """
     answer = RESERVE + 1 if config.max_new_tokens is None else config.max_new_tokens
-    return PromptBuilder(
+    return kind(
         tokenizer,
         turns=_turns(config),
         scaffold=config.fewshot_scaffold if config.prompt_style == "fewshot" else config.prompt_style,
