@@ -17,6 +17,7 @@ import httpx
 
 from environments.common import worker_threads
 from environments.common.http_clients import BUSY, is_busy, pause_s
+from environments.livecode.generation.server_state import ServerEvent, ServerState
 from environments.livecode.generation.vllm_responses import (
     Choice,
     NoChoice,
@@ -203,7 +204,7 @@ class CompletionClient:
             server.running += 1
             try:
                 choice = await self._ask_while_heard(server, body, left)
-                server.silent_since = None
+                server.on(ServerEvent.HEARD)
                 if choice.finish_reason in ("stop", "length"):
                     self._check_current(server, choice)
                     return await worker_threads.answers(self._sample, choice, time.monotonic() - started)
@@ -225,7 +226,7 @@ class CompletionClient:
     def _least_loaded(self) -> VllmServer | None:
         """The server to ask next; None when none has the run's weights."""
         now = time.monotonic()
-        current = [one for one in self._servers if not (one.anew or one.unchecked or one.left_behind)]
+        current = [one for one in self._servers if one.state.eligible and not one.left_behind]
 
         def load(server: VllmServer) -> tuple[tuple[bool, bool], int]:
             return (server.busy_until > now, server.down_until > now or server.is_silent), server.running
@@ -235,7 +236,7 @@ class CompletionClient:
     def _check_current(self, server: VllmServer, choice: Choice) -> None:
         """A server that came back samples from the weights of its start until it gets the current ones."""
         if self.published and any(span.version in UNNAMED for span in choice.weight_versions or ()):
-            server.anew = True
+            server.on(ServerEvent.UNNAMED)
             raise RetryLater(f"{server.url} was started again and has not got the current weights yet")
 
     async def _ask_while_heard(self, server: VllmServer, body: dict[str, Any], timeout: float) -> Choice:
@@ -253,7 +254,7 @@ class CompletionClient:
             return await self._post(server, GENERATE, body, timeout)
         # This route does not say which weights drew a token: the version from before counts for all of them.
         version = await server.label(self._http)
-        if version is None and server.silent_since is not None:
+        if version is None and server.state.silent:
             raise RetryLater(f"{server.url} does not say which weights it serves")
         request = {"model": server.model, "prompt": body["token_ids"], "return_token_ids": True}
         choice = await self._post(server, COMPLETIONS, request | _for_completions(body["sampling_params"]), timeout)
@@ -307,15 +308,17 @@ class CompletionClient:
         found: dict[str, int] = {}
         for server, label in zip(self._servers, labels, strict=True):
             if label is not None:
-                server.anew = self.published and label in UNNAMED
-                if server.unchecked:
+                started_again = self.published and label in UNNAMED
+                server.on(ServerEvent.UNNAMED if started_again else ServerEvent.NAMED)
+                if server.state.unchecked:
                     self._checks.later(server)
-                elif not server.anew:
+                elif server.state is not ServerState.RESTARTED:
                     found[server.url] = parse_version(label)
         common = Counter(found.values())
         usual = max(common, key=lambda version: (common[version], version), default=0)  # of equals the newest
         for server in self._servers:
-            server.compare(found.get(server.url), usual)
+            if server.url in found:
+                server.on(ServerEvent.AGREES if found[server.url] == usual else ServerEvent.DIFFERS)
         versions = [found[server.url] for server in self._servers if server.url in found and not server.left_behind]
         if versions:  # else there is nowhere to go, and an update silences all servers at the same time
             for server in self._servers:

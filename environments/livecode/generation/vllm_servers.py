@@ -20,6 +20,7 @@ import httpx
 
 from environments.common.errors import LivecodeError
 from environments.common.http_clients import BUSY, is_busy, pause_s
+from environments.livecode.generation.server_state import ServerEvent, ServerState, after
 from environments.livecode.generation.vllm_responses import Choice, Unusable, best_logprob
 
 logger = logging.getLogger(__name__)
@@ -65,66 +66,64 @@ class RetryLater(RuntimeError):
 
 @dataclass
 class VllmServer:
-    """One server's address and state."""
+    """One server's address, its state (server_state.py has the table), and the times until which it is left alone."""
 
     url: str
     running: int = 0
+    state: ServerState = ServerState.SERVING
+    since: float = 0.0  # when it became silent, or apart
     down_until: float = 0.0
     busy_until: float = 0.0  # it has asked to be left alone until then
     model: str | None = None
     completions: bool = False  # it lacks the route that samples from token ids
-    anew: bool = False  # it was started again and has not got the current weights yet
-    unchecked: bool = False  # it was away when the others were checked
     check_at: float = 0.0  # not checked again before
-    silent_since: float | None = None  # it does not say what its weights are called
     asked_at: float = 0.0
-    apart_since: float | None = None  # most others have other weights
     status: int = 200  # of its last answer about the weights
     waiting: set[asyncio.Timeout] = field(default_factory=set)  # of its requests; they have no end of their own
+
+    def on(self, event: ServerEvent) -> None:
+        """Takes the state that follows the event."""
+        new = after(self.state, event)
+        if new is not self.state and not (new.silent and self.state.silent):  # a silence lasts beyond a check
+            self.since = time.monotonic()
+        self.state = new
 
     async def label(self, http: httpx.AsyncClient) -> str | None:
         """What the server calls its weights, None when it cannot be asked."""
         self.asked_at = time.monotonic()
-        patience = _ANSWER_S if self.silent_since is None else _SILENT_ANSWER_S
+        patience = _SILENT_ANSWER_S if self.state.silent else _ANSWER_S
         try:
             response = await http.get(self.url + "/weight_info", timeout=patience)
         except httpx.HTTPError as error:
             logger.debug("%s/weight_info: %s", self.url, error)
-            self.silent_since = time.monotonic() if self.silent_since is None else self.silent_since
+            self.on(ServerEvent.NO_ANSWER)
             return None
-        self.silent_since, self.status = None, response.status_code
-        if response.status_code != 200:
-            return None
+        self.status = response.status_code
         try:
-            answer = response.json()
+            answer = response.json() if self.status == httpx.codes.OK else None
         except ValueError:
             answer = None
         if not isinstance(answer, dict) or "error" in answer:  # of something between here and the server
-            self.status = httpx.codes.BAD_GATEWAY
+            self.status = httpx.codes.BAD_GATEWAY if self.status == httpx.codes.OK else self.status
+            self.on(ServerEvent.NO_LABEL)
             return None
+        self.on(ServerEvent.HEARD)
         return str(answer.get("weight_version") or UNNAMED[0])
 
     @property
     def is_silent(self) -> bool:
         """Whether it did not answer when it was asked just now."""
-        return self.silent_since is not None and time.monotonic() - self.asked_at < _RECENT_S
-
-    def compare(self, version: int | None, usual: int) -> None:
-        """Its version beside that of most servers."""
-        if version is None or version == usual:
-            self.apart_since = None
-        elif self.apart_since is None:
-            self.apart_since = time.monotonic()
+        return self.state.silent and time.monotonic() - self.asked_at < _RECENT_S
 
     @property
     def left_behind(self) -> bool:
         """Whether most others have had other weights for long: the trainer cannot bring them to it."""
-        return self.apart_since is not None and time.monotonic() - self.apart_since > _SILENT_S
+        return self.state is ServerState.APART and time.monotonic() - self.since > _SILENT_S
 
     def give_up_if_silent(self) -> None:
         """Breaks its requests off where it has been silent or left behind for long. They have no end of their own: a
         machine that stands still or is cut off would keep them for an hour."""
-        silent = self.silent_since is not None and time.monotonic() - self.silent_since > _SILENT_S
+        silent = self.state.silent and time.monotonic() - self.since > _SILENT_S
         if silent or self.left_behind:
             while self.waiting:
                 self.waiting.pop().reschedule(asyncio.get_running_loop().time())
@@ -132,15 +131,15 @@ class VllmServer:
     @property
     def trouble(self) -> str:
         """Why it gets no rollout, in words; empty where it gets some."""
-        if self.silent_since is not None:
+        if self.state.silent:
             return "does not answer"
-        if self.unchecked:
-            return "is not checked yet, or does not fit"
+        if self.state.unchecked:
+            return ServerState.UNCHECKED.value
         if self.status != 200:
             return f"/weight_info says {self.status}"
         if self.left_behind:
             return "has other weights than most servers"
-        return "was started again and waits for the trainer's weights" if self.anew else ""
+        return "" if self.state.eligible else self.state.value
 
 
 class ServerChecks:
@@ -194,7 +193,7 @@ class ServerChecks:
                 if isinstance(error, BaseException) and not (patience_s and isinstance(error, ServerAway)):
                     raise error
             for server, error in zip(self._servers, found, strict=True):
-                server.unchecked = error is not None
+                server.on(ServerEvent.FITS if error is None else ServerEvent.MISFIT)
                 if error is not None:
                     logger.warning("%s", error)
             if not all(found):
@@ -223,7 +222,7 @@ class ServerChecks:
         async def check() -> None:
             try:
                 await self._check(server, **self._wanted)
-                server.unchecked = False
+                server.on(ServerEvent.FITS)
                 logger.info("%s is back", server.url)
             except RolloutError as error:
                 logger.error("%s; it gets no rollouts", error)
