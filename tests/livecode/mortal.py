@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,31 @@ from environments.livecode import command, environment
 from environments.livecode.config import RunConfig
 from environments.livecode.environment import LivecodeEnv
 from environments.livecode.recovery import outbox, progress
-from tests.api.mortal import Mortal
 
 
-class MortalWriter(Mortal):
-    """Also before, in the middle of, or after a write(2) or fdatasync(2)."""
+class Mortal:
+    """The module `os`: it dies before, in the middle of, or after the n-th change to the disk."""
+
+    def __init__(self, operations: int) -> None:
+        self.left = operations
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def _tick(self) -> bool:
+        self.left -= 1
+        return self.left == 0
+
+    def _die(self) -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _around(self, name: str, *arguments: Any) -> Any:
+        if self._tick():
+            self._die()
+        result = getattr(os, name)(*arguments)
+        if self._tick():
+            self._die()
+        return result
 
     def write(self, fd: int, data: bytes) -> int:
         if self._tick():
@@ -27,10 +48,19 @@ class MortalWriter(Mortal):
     def fdatasync(self, *arguments: Any) -> Any:
         return self._around("fdatasync", *arguments)
 
+    def fsync(self, *arguments: Any) -> Any:
+        return self._around("fsync", *arguments)
+
+    def replace(self, *arguments: Any) -> Any:
+        return self._around("replace", *arguments)
+
+    def ftruncate(self, *arguments: Any) -> Any:
+        return self._around("ftruncate", *arguments)
+
 
 def live(options: dict[str, Any], operations: int) -> int:
     """Feeds the trainer until the process dies, or to the run's end; its exit code."""
-    mortal = MortalWriter(operations)
+    mortal = Mortal(operations)
     progress.os = outbox.os = mortal  # type: ignore[attr-defined]
     whole = environment.LivecodeEnv.deliver
 
