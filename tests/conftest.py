@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
+from xdist.scheduler import LoadScopeScheduling
 
 from environments.launch.processes import Child, free_port
 
@@ -44,25 +46,32 @@ class VllmServer:
     child: Child
 
 
-def _group(item: pytest.Item) -> str:
-    """The group of a test: those of one group share a worker."""
-    path = item.path.relative_to(ROOT).as_posix()
-    if "vllm_server" in getattr(item, "fixturenames", ()):
-        return "vllm"
-    if path == "tests/adversarial/test_programs.py" and (callspec := getattr(item, "callspec", None)):
-        return f"{path}:{callspec.params['judge']}"
+def _group(nodeid: str) -> str:
+    """The group of a test: those of one group run in one worker, in their order."""
+    path, _, test = nodeid.partition("::")
+    if path == "tests/adversarial/test_programs.py" and "[" in test:  # [host-program]
+        return f"{path} {test.partition('[')[2].partition('-')[0].rstrip(']')}"
     return next((name for name, paths in GROUPS.items() if path.startswith(paths)), path)
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the marks in the same hook
+class _ByGroup(LoadScopeScheduling):
+    """Deals groups out to the workers. (The marks of `--dist loadgroup` do nothing under pytest 9.2.)"""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return _group(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """The scheduler of `make test`."""
+    return _ByGroup(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Gives each test its group, and puts the longest groups first."""
-    groups = {item: _group(item) for item in items}
-    for item, group in groups.items():
-        item.add_marker(pytest.mark.xdist_group(group))
+    """Puts the longest groups first, so that the workers end together."""
 
     def place(item: pytest.Item) -> int:
-        return next((number for number, name in enumerate(FIRST) if groups[item].startswith(name)), len(FIRST))
+        group = _group(item.nodeid)
+        return next((number for number, name in enumerate(FIRST) if group.startswith(name)), len(FIRST))
 
     items.sort(key=place)
 
