@@ -19,6 +19,7 @@ from environments.common.errors import BAD_INPUT, LivecodeError, note_bad_input
 from environments.common.terminal import take_any_text
 from environments.dataset.cli import app as data_commands
 from trainer.pretrained import main as pretrained
+from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
 
 GROUP = "atropos.environments"
 COMMANDS = "atropos.commands"
@@ -234,8 +235,8 @@ def verify(
         ),
     ] = None,
     fn_name: Annotated[str | None, typer.Option(help="Function to call, with --tests; none: stdin.")] = None,
-    time_limit_s: Annotated[float, typer.Option(help="Seconds for one test.", min=0.01)] = 15.0,
-    memory_limit_mb: Annotated[int, typer.Option(help="Megabytes for one test.", min=16)] = 4096,
+    time_limit_s: Annotated[float, typer.Option(help="Seconds for one test.", min=0.01)] = TIME_LIMIT_S,
+    memory_limit_mb: Annotated[int, typer.Option(help="Megabytes for one test.", min=16)] = MEMORY_LIMIT_MB,
     all_tests: Annotated[bool, typer.Option("--all-tests", help="Go on after the first failure.")] = False,
     require_isolation: Annotated[str | None, typer.Option(help="strong: refuse hosts without it.")] = None,
 ) -> None:

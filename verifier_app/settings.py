@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-PROGRAM_MEMORY_MB = 4096  # the recipe's limit for one program
+from verifier_app.judge.default_limits import MEMORY_LIMIT_MB
 
 
 class ServerSettings(BaseSettings):
@@ -92,10 +92,10 @@ class ModalSettings(BaseSettings):
     @model_validator(mode="after")
     def _fits(self) -> ModalSettings:
         # At its limit a container is killed and its call starts anew elsewhere: the program's limit must come first.
-        if self.memory_limit_mb < PROGRAM_MEMORY_MB + 1024:
+        if self.memory_limit_mb < MEMORY_LIMIT_MB + 1024:
             raise ValueError(
-                f"memory_limit_mb {self.memory_limit_mb}: a program may use {PROGRAM_MEMORY_MB} MiB, and the container"
-                f" must hold more: give at least {PROGRAM_MEMORY_MB + 1024}"
+                f"memory_limit_mb {self.memory_limit_mb}: a program may use {MEMORY_LIMIT_MB} MiB, and the container"
+                f" must hold more: give at least {MEMORY_LIMIT_MB + 1024}"
             )
         for low, high in (("cpu", "cpu_limit"), ("memory_mb", "memory_limit_mb"), ("min_containers", "max_containers")):
             if getattr(self, low) > getattr(self, high):

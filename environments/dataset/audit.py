@@ -22,6 +22,7 @@ from environments.livecode.problems.problem import Problem, ProblemError
 from environments.livecode.verification.base import VerifierError
 from environments.livecode.verification.judge_requests import judge_request
 from environments.livecode.verification.local import LocalVerifier
+from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
 
 KEPT_BYTES = 4096  # of an output that is compared; longer ones differ where their beginnings do
 MOST = 0.5  # of the tests that a program of a run has to pass to be taken for an answer to the problem
@@ -123,8 +124,8 @@ async def audit(
     *,
     agreeing: int = 2,
     most: float = 0.0,
-    time_limit_s: float = 15.0,
-    memory_limit_mb: int = 4096,
+    time_limit_s: float = TIME_LIMIT_S,
+    memory_limit_mb: int = MEMORY_LIMIT_MB,
     tests_dir: Path | None = None,
 ) -> list[Finding]:
     """The findings of all problems, each with its distinct programs, in their order."""

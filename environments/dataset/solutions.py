@@ -12,8 +12,7 @@ from typing import Any
 from environments.livecode.pipeline import all_of
 from environments.livecode.verification.base import VerifierError
 from environments.livecode.verification.local import LocalVerifier
-
-TIME_LIMIT_S, MEMORY_LIMIT_MB = 15.0, 4096
+from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
 
 
 async def check_solutions(

@@ -15,6 +15,7 @@ from environments.launch.config import LaunchConfig, parts
 from environments.launch.disk import parameters
 from environments.launch.machine import Machine, machine
 from environments.launch.missing_model import FIRST
+from verifier_app.judge.default_limits import MEMORY_LIMIT_MB
 
 _GIB = 2**30
 _ROUND = 64
@@ -188,7 +189,7 @@ def _environment(config: LaunchConfig, here: Machine) -> Rows:
         ("    max_concurrent_rollouts: " + str(max(config.group_size, 256 if here.gpus else 64)), "answers under way"),
         (f"    verifier_workers: {here.cores}", "judges at the same time"),
         ("    time_limit_s: 15", "of one test, in seconds"),
-        f"    memory_limit_mb: {4096 if here.gpus else 1024}",
+        f"    memory_limit_mb: {MEMORY_LIMIT_MB if here.gpus else 1024}",
         "",
     ]
 

@@ -18,6 +18,7 @@ from environments.livecode.evaluation.profiles import Name as Profile
 from environments.livecode.problems.sampler import Rule
 from environments.livecode.verification.factory import GROUP as VERIFIER_GROUP
 from environments.livecode.verification.factory import VERIFIERS
+from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
 
 PROGRAM = "atropos run-env livecode"
 
@@ -158,8 +159,8 @@ class LivecodeEnvConfig(StrictModel, AtroposOptions):
         "hardest_first",
         description="hardest_first: tests that failed programs before and cost little come first; file: as given.",
     )
-    time_limit_s: float = Field(15.0, gt=0, description="Time limit of one test in seconds.")
-    memory_limit_mb: int = Field(4096, ge=64, description="Memory limit of one test in MB.")
+    time_limit_s: float = Field(TIME_LIMIT_S, gt=0, description="Time limit of one test in seconds.")
+    memory_limit_mb: int = Field(MEMORY_LIMIT_MB, ge=64, description="Memory limit of one test in MB.")
     decimal_tolerance: float | None = Field(
         None, gt=0, lt=1, description="How far decimals of an answer may lie from the expected ones; empty: not at all."
     )
@@ -227,7 +228,8 @@ class ProcessConfig(Section):
 LIKE: dict[str, dict[str, dict[str, Any]]] = {
     "nouscoder": {
         "env": {
-            "prompt_style": "nouscoder", "max_new_tokens": None, "time_limit_s": 15.0, "memory_limit_mb": 4096,
+            "prompt_style": "nouscoder", "max_new_tokens": None, "time_limit_s": TIME_LIMIT_S,
+            "memory_limit_mb": MEMORY_LIMIT_MB,
             "decimal_tolerance": 1e-4,
         },
         "evaluation": {"n": 16, "temperature": 0.6, "top_p": 0.95, "greedy": False, "profiles": ["nouscoder"]},

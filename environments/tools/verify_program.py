@@ -14,6 +14,7 @@ from environments.common.errors import ConfigError
 from environments.livecode.problems.load import load_problems
 from environments.livecode.problems.problem import Problem
 from verifier_app.judge import Judge, JudgeError
+from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
 
 EXIT_ACCEPTED, EXIT_REJECTED, EXIT_NO_VERDICT = 0, 1, 2
 ROWS = 20
@@ -78,8 +79,8 @@ def verify_file(
     tests: Path | None = None,
     problems: Path | None = None,
     fn_name: str | None = None,
-    time_limit_s: float = 15.0,
-    memory_limit_mb: int = 4096,
+    time_limit_s: float = TIME_LIMIT_S,
+    memory_limit_mb: int = MEMORY_LIMIT_MB,
     all_tests: bool = False,
     require_isolation: str | None = None,
     console: Console | None = None,

@@ -30,9 +30,9 @@ from environments.livecode.verification.modal import DEPLOY
 from tests.support.modal_plane import RESCHEDULES, ControlPlane, control_plane
 from tests.verification.conftest import TOKEN, Service
 from verifier_app.container import TESTS_DIR
+from verifier_app.judge.default_limits import MEMORY_LIMIT_MB
 from verifier_app.judge.languages.python.packages import PACKAGES
 from verifier_app.judge.store import encode_tests
-from verifier_app.settings import PROGRAM_MEMORY_MB
 from verifier_app.smoke import CASES, LIMITS
 
 REPOSITORY = Path(__file__).parents[2]
@@ -102,7 +102,7 @@ def test_a_container_takes_one_call_is_walled_in_and_answers_in_cbor(plane: Cont
     assert function.block_network
     assert function.untrusted  # restrict_modal_access
     assert list(function.supported_output_formats) == [api_pb2.DATA_FORMAT_CBOR]
-    assert function.resources.memory_mb_max > PROGRAM_MEMORY_MB
+    assert function.resources.memory_mb_max > MEMORY_LIMIT_MB
     assert function.resources.memory_mb < function.resources.memory_mb_max
     assert function.resources.milli_cpu_max > 0
     assert function.retry_policy.retries == 0  # the caller tries again, and counts

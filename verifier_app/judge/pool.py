@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from verifier_app.judge.default_limits import TIME_LIMIT_S
 from verifier_app.judge.protocol import MAX_TESTS, MAX_TIME_LIMIT_S, JudgeError
 from verifier_app.judge.watchdog import PATIENCE
 from verifier_app.judge.worker import HEADER, frame
@@ -187,7 +188,7 @@ class JudgePool:
 
 def longest(request: dict[str, Any]) -> float | None:
     """Seconds after which an answer cannot come any more by the request's own limits."""
-    limit, tests = request.get("time_limit_s", 15.0), request.get("tests") or request.get("tests_ref")
+    limit, tests = request.get("time_limit_s", TIME_LIMIT_S), request.get("tests") or request.get("tests_ref")
     count = tests.get("count", 1) if isinstance(tests, dict) else len(tests) if isinstance(tests, list) else 1
     if not isinstance(limit, (int, float)) or not isinstance(count, int):
         return GRACE_S

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from verifier_app.judge import plain_json
+from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
 from verifier_app.judge.value_codec import argument_lines
 
 MAX_CODE_BYTES = 4 << 20  # a rollout of 40k tokens is about 200 KB of source
@@ -271,8 +272,8 @@ def parse_request(request: Any, store: Any) -> Request:
         fn_name=fn_name,
         tests=tests,
         order=order,
-        time_limit_s=float(_number(request, "time_limit_s", 15.0, 0, MAX_TIME_LIMIT_S)),
-        memory_limit_mb=int(_number(request, "memory_limit_mb", 4096, MIN_MEMORY_MB - 1, 1 << 20)),
+        time_limit_s=float(_number(request, "time_limit_s", TIME_LIMIT_S, 0, MAX_TIME_LIMIT_S)),
+        memory_limit_mb=int(_number(request, "memory_limit_mb", MEMORY_LIMIT_MB, MIN_MEMORY_MB - 1, 1 << 20)),
         deadline_s=_number(request, "deadline_s", None, 0, 1e6),
         stop_at_first_failure=stop,
         decimal_tolerance=_number(request, "decimal_tolerance", None, 0, 1.0),

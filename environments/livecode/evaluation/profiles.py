@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
+
 Name = Literal["run", "livecodebench", "nouscoder"]
 
 
@@ -58,6 +60,6 @@ def grading_profiles(
         "livecodebench": GradingProfile(
             "livecodebench", 6.0, no_memory_limit_mb, semantics="official" if semantics == "official" else None
         ),
-        "nouscoder": GradingProfile("nouscoder", 15.0, 4096, 1e-4),
+        "nouscoder": GradingProfile("nouscoder", TIME_LIMIT_S, MEMORY_LIMIT_MB, 1e-4),
     }
     return [known[name] for name in names]

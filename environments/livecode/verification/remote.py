@@ -17,6 +17,7 @@ from environments.livecode.verification.base import (
     VerifierUnusable,
 )
 from environments.livecode.verification.local import PERMANENT
+from verifier_app.judge.default_limits import TIME_LIMIT_S
 from verifier_app.judge.protocol import STATUSES
 
 T = TypeVar("T")
@@ -185,7 +186,7 @@ async def self_test(judge: Callable[[dict[str, Any]], Awaitable[Verdict]], where
     """
     tests = [{"input": "1 2\n", "output": "3\n"}, {"input": "5 6\n", "output": "11\n"}]
     for name, code, expected in KNOWN:
-        request = {"code": code, "fn_name": None, "tests": tests, "time_limit_s": 15.0, "memory_limit_mb": 1024}
+        request = {"code": code, "fn_name": None, "tests": tests, "time_limit_s": TIME_LIMIT_S, "memory_limit_mb": 1024}
         verdict = await judge(request)
         found = verdict["status"], verdict["passed"], verdict["failed_test"]
         if found != expected:
