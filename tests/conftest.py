@@ -1,8 +1,8 @@
-"""What several folders of tests share: the real model, one running vLLM, and how two workers divide the tests."""
+"""What several folders of tests share: the real model, one running vLLM, and how several workers divide the tests."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -66,8 +66,18 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
     return _ByGroup(config, log)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Puts the longest groups first, so that the workers end together."""
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Makes what a test logged sendable: a worker cannot send the lone surrogates that tests of hostile text log."""
+    report = yield
+    report.sections = [(name, text.encode("utf-8", "backslashreplace").decode()) for name, text in report.sections]
+    return report
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Puts the longest groups first, so that several workers end together."""
+    if not hasattr(config, "workerinput"):
+        return
 
     def place(item: pytest.Item) -> int:
         group = _group(item.nodeid)
