@@ -106,36 +106,28 @@ class Prompt:
     room: int | None = None  # tokens that it leaves for the answer; None: the answer's length is fixed
 
 
-def user_message(question: str, starter_code: str = "", fn_name: str | None = None) -> str:
-    """LiveCodeBench's user message for one problem, byte for byte.
+def _form(without_starter_code: str, starter_code: str, fn_name: str | None) -> str:
+    """What the answer has to look like. A function without starter code is named: no other line would tell its name."""
+    if starter_code:
+        return WITH_STARTER_CODE
+    return FUNCTION_BY_NAME.format(name=fn_name) if fn_name else without_starter_code
 
-    A function without starter code has no form there: the message names the function, which the judge calls.
-    """
-    form = WITH_STARTER_CODE if starter_code else WITHOUT_STARTER_CODE
-    if fn_name and not starter_code:
-        form = FUNCTION_BY_NAME.format(name=fn_name)
-    return (
-        f"### Question:\n{question}\n\n"
-        f"### Format: {form}\n"
-        f"```python\n{starter_code or '# YOUR CODE HERE'}\n```\n\n"
-        "### Answer: (use the provided format with backticks)\n\n"
-    )
+
+def _fence(starter_code: str) -> str:
+    code = starter_code or "# YOUR CODE HERE"
+    return f"```python\n{code}\n```\n\n### Answer: (use the provided format with backticks)\n\n"
+
+
+def user_message(question: str, starter_code: str = "", fn_name: str | None = None) -> str:
+    """LiveCodeBench's user message for one problem, byte for byte; all its functions have starter code."""
+    form = _form(WITHOUT_STARTER_CODE, starter_code, fn_name)
+    return f"### Question:\n{question}\n\n### Format: {form}\n{_fence(starter_code)}"
 
 
 def nouscoder_message(question: str, starter_code: str = "", fn_name: str | None = None) -> str:
-    """The user message that NousCoder was trained on.
-
-    Its function problems have starter code. Without any the function's name is said, which no other line would tell.
-    """
-    form = WITH_STARTER_CODE if starter_code else NOUSCODER_WITHOUT_STARTER_CODE
-    if fn_name and not starter_code:
-        form = FUNCTION_BY_NAME.format(name=fn_name)
-    return (
-        f"Question: {question}\n\n"
-        f"{form}\n"
-        f"```python\n{starter_code or '# YOUR CODE HERE'}\n```\n\n"
-        "### Answer: (use the provided format with backticks)\n\n"
-    )
+    """The user message that NousCoder was trained on, byte for byte; all its functions have starter code."""
+    form = _form(NOUSCODER_WITHOUT_STARTER_CODE, starter_code, fn_name)
+    return f"Question: {question}\n\n{form}\n{_fence(starter_code)}"
 
 
 def plain_message(question: str, starter_code: str = "", fn_name: str | None = None) -> str:

@@ -12,13 +12,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Protocol, Self, runtime_checkable
+from typing import Any, Protocol, Self, runtime_checkable
 
 from environments.common.errors import LivecodeError
-
-if TYPE_CHECKING:
-    pass
-
 
 Verdict = dict[str, Any]
 

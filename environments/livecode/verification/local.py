@@ -8,18 +8,15 @@ import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from environments.livecode.problems.problem import ProblemError
+from environments.livecode.verification.base import DeadlineExceeded, JudgeFault, Unreachable, Verdict, VerifierError
+from environments.livecode.verification.judge_requests import wait_s
 from environments.livecode.verification.uploads import TestSetUploads
 from verifier_app.judge import JudgeError
 from verifier_app.judge.pool import JudgePool
 from verifier_app.judge.store import TestStore
-
-if TYPE_CHECKING:
-    pass
-from environments.livecode.verification.base import DeadlineExceeded, JudgeFault, Unreachable, Verdict, VerifierError
-from environments.livecode.verification.judge_requests import wait_s
 
 logger = logging.getLogger(__name__)
 
