@@ -89,8 +89,8 @@ async def test_closing_ends_everything_even_under_a_running_rollout() -> None:
     pool = JudgePool(workers=2)
     async with pool:
         task = asyncio.create_task(pool.verify({"code": "while True: pass", "tests": TESTS}))
-        await wait_for_workers(pool, 1)
-        pids = descendants(os.getpid())
+        (worker,) = await wait_for_workers(pool, 1)
+        pids = [worker, *descendants(worker)]
     with pytest.raises(JudgeError) as caught:
         await task
     assert caught.value.kind == "closed"
