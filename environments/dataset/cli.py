@@ -1,4 +1,4 @@
-"""`atropos data build|check|audit|show|push`."""
+"""`atropos data build|check|audit|calibrate|show|push`."""
 
 from __future__ import annotations
 
@@ -125,7 +125,6 @@ def audit(
     from environments.dataset import audit as audits
     from environments.livecode.problems.load import load_problems
     from environments.livecode.problems.problem import ProblemError
-    from environments.livecode.problems.stored_tests import TESTS, is_built
 
     try:
         problems = load_problems(split)
@@ -135,10 +134,14 @@ def audit(
     needed, most = (2, 0.0) if run is None else (audits.AGREEING, audits.MOST)
     chosen = [(problem, programs.get(problem.id, [])) for problem in problems]
     chosen = [(problem, codes if len(set(codes)) >= needed else []) for problem, codes in chosen]
-    folder = (split if split.is_dir() else split.parent).parent / TESTS if is_built(split) else None
     with _progress("running programs", len(chosen)) as tick:
         work = audits.audit(
-            chosen, workers or len(os.sched_getaffinity(0)), tick, agreeing=needed, most=most, tests_dir=folder
+            chosen,
+            workers or len(os.sched_getaffinity(0)),
+            tick,
+            agreeing=needed,
+            most=most,
+            tests_dir=_tests_of(split),
         )
         findings = asyncio.run(work)
     for finding in findings:
@@ -152,6 +155,62 @@ def audit(
         f"{len(findings)} of {len(problems)} problems are to be looked at; {compared} had {needed} programs or more to "
         f"compare. Each with its outputs: {target}"
     )
+
+
+@app.command()
+def calibrate(
+    split: Annotated[Path, typer.Argument(help="Problems: a built split, or a JSONL file.")],
+    slow: Annotated[
+        Path | None, typer.Option(help="Programs that should be too slow: {problem_id, code}, one JSON object a line.")
+    ] = None,
+    time_factor: Annotated[
+        float | None, typer.Option(help="env.own_time_factor of the training; none: 15 s for every problem.", min=1.0)
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="File for all that was measured, one JSON object a line.")] = None,
+    workers: Annotated[int, typer.Option(help="Judges; 0: one per core.", min=0)] = 0,
+) -> None:
+    """Hold the time limits against the CPU time of known solutions, and of programs that should be too slow."""
+    import asyncio
+
+    from environments.dataset import calibrate as calibrations
+    from environments.dataset.audit import known_solutions
+    from environments.livecode.problems.load import load_problems
+    from environments.livecode.problems.problem import ProblemError
+    from environments.livecode.verification.own_limits import OwnLimits
+
+    try:
+        problems = load_problems(split)
+        known, brute = known_solutions(split), calibrations.read_programs(slow) if slow else {}
+    except ProblemError as error:
+        raise _fail(f"data calibrate: {error}") from None
+    chosen = [problem for problem in problems if problem.id in known or problem.id in brute]
+    if not chosen:
+        raise _fail(f"data calibrate: {split}: no known solution and no program of --slow is of one of its problems")
+    with _progress("running programs", len(chosen)) as tick:
+        work = calibrations.calibrate(
+            chosen,
+            known,
+            brute,
+            OwnLimits(time=time_factor),
+            workers or len(os.sched_getaffinity(0)),
+            tick,
+            tests_dir=_tests_of(split),
+        )
+        found = asyncio.run(work)
+    for one in found:
+        for complaint in one.complaints:
+            typer.echo(f"{one.problem_id}: {complaint}")
+    target = out or (split if split.is_dir() else split.parent) / "calibration.jsonl"
+    calibrations.write(found, target)
+    wrong = sum(bool(one.complaints) for one in found)
+    typer.echo(f"{wrong} of {len(found)} problems are to be looked at. All of them: {target}")
+
+
+def _tests_of(split: Path) -> Path | None:
+    """Where a built split's test sets lie; None for another file."""
+    from environments.livecode.problems.stored_tests import TESTS, is_built
+
+    return (split if split.is_dir() else split.parent).parent / TESTS if is_built(split) else None
 
 
 def _signatures(path: Path) -> list[Signature]:

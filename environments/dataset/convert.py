@@ -21,7 +21,7 @@ from environments.livecode.problems.stored_tests import write_json
 from verifier_app.judge.store import TestStore
 
 KEPT_SOLUTIONS = 3
-FORMAT = 3  # of a part: raised when its reader or its columns change
+FORMAT = 4  # of a part: raised when its reader or its columns change
 
 
 def make_part(source: Source, files: list[Path], out: Path, min_tests: int) -> dict[str, Any]:
@@ -110,22 +110,27 @@ def _normal(source: Source, row: Row, number: int, store: TestStore, min_tests: 
         "date": row.date,
         "platform": row.platform,
     }
+    more = {"time_limit_s": row.time_limit_s, "memory_limit_mb": row.memory_limit_mb, "checker": row.checker}
     try:
-        Problem.model_validate(fields | {"tests": row.tests})
+        Problem.model_validate(fields | more | {"tests": row.tests})
         for value in fields.values():
             (value or "").encode()  # parquet holds no lone surrogates
         reference = store.put(row.tests)
         readings = [store.put(tests)["sha256"] for tests in row.readings]
     except (ValidationError, ProblemError, UnicodeEncodeError) as error:
         raise Dropped("invalid", str(error).replace("\n", " ")) from None
-    return fields | {
-        "tests_sha256": reference["sha256"],
-        "tests_count": reference["count"],
-        "tests_bytes": store.path(reference["sha256"]).stat().st_size,
-        "inputs": sorted(hashed_inputs(test["input"] for test in row.tests)),
-        "readings": [[sha, store.path(sha).stat().st_size] for sha in readings],
-        "solutions": list(row.solutions[:KEPT_SOLUTIONS]),
-    }
+    return (
+        fields
+        | more
+        | {
+            "tests_sha256": reference["sha256"],
+            "tests_count": reference["count"],
+            "tests_bytes": store.path(reference["sha256"]).stat().st_size,
+            "inputs": sorted(hashed_inputs(test["input"] for test in row.tests)),
+            "readings": [[sha, store.path(sha).stat().st_size] for sha in readings],
+            "solutions": list(row.solutions[:KEPT_SOLUTIONS]),
+        }
+    )
 
 
 def rows_of(out: Path, source: Source) -> list[dict[str, Any]]:

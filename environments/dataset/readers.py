@@ -11,7 +11,7 @@ from typing import Any
 
 from environments.dataset.call_results import wide_integers
 from environments.dataset.drop_reasons import Dropped
-from environments.dataset.rows import Row, Test, function_name, literal, need, pairs, solutions, split_tests
+from environments.dataset.rows import Row, Test, function_name, limits, literal, need, pairs, solutions, split_tests
 from environments.dataset.wrappers import unwrap
 from environments.livecode.problems.livecodebench import from_livecodebench, iso_date
 from environments.livecode.problems.problem import NoTests, ProblemError
@@ -27,6 +27,7 @@ def livecodebench(row: dict[str, Any]) -> Row:
         raise Dropped("no_tests", str(error)) from None
     except ProblemError as error:
         raise Dropped("unparsable_tests", str(error)) from None
+    time_limit_s, memory_limit_mb = limits(row)
     return Row(
         statement=problem.statement,
         tests=[{"input": test.input, "output": test.output} for test in problem.tests],
@@ -36,6 +37,8 @@ def livecodebench(row: dict[str, Any]) -> Row:
         difficulty=problem.difficulty,
         date=problem.date,
         platform=problem.platform,
+        time_limit_s=time_limit_s,
+        memory_limit_mb=memory_limit_mb,
     )
 
 
@@ -159,6 +162,7 @@ def _row(
         date = iso_date(row.get("contest_date") or row.get("date"))
     except ValueError:
         date = None  # nothing is chosen by it in these sources
+    time_limit_s, memory_limit_mb = limits(row)
     return Row(
         statement=statement,
         tests=tests,
@@ -168,6 +172,8 @@ def _row(
         solutions=solutions(next((row[name] for name in ("solutions", "gold_standard_solution") if row.get(name)), [])),
         difficulty=str(difficulty).lower() if known else None,
         date=date,
+        time_limit_s=time_limit_s,
+        memory_limit_mb=memory_limit_mb,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -32,7 +33,43 @@ class Row:
     difficulty: str | None = None
     date: str | None = None
     platform: str | None = None
+    time_limit_s: float | None = None
+    memory_limit_mb: float | None = None
+    checker: dict[str, Any] | None = None  # where several answers are right (verifier_app.judge.checkers)
     readings: Sequence[list[Test]] = field(default=(), repr=False)
+
+
+_SECONDS = {"": 1.0, "s": 1.0, "sec": 1.0, "secs": 1.0, "second": 1.0, "seconds": 1.0,
+            "ms": 1e-3, "millisecond": 1e-3, "milliseconds": 1e-3, "minute": 60.0, "minutes": 60.0}  # fmt: skip
+_MEGABYTES = {"": 1.0, "mb": 1.0, "mib": 1.0, "megabyte": 1.0, "megabytes": 1.0, "gb": 1024.0, "gib": 1024.0,
+              "gigabyte": 1024.0, "gigabytes": 1024.0, "kb": 1 / 1024, "kib": 1 / 1024, "kilobyte": 1 / 1024,
+              "kilobytes": 1 / 1024, "b": 1 / 2**20, "byte": 1 / 2**20, "bytes": 1 / 2**20}  # fmt: skip
+_QUANTITY = re.compile(r"([0-9]*\.?[0-9]+)\s*([a-z]*)\.?", re.IGNORECASE)
+
+
+def limits(row: dict[str, Any]) -> tuple[float | None, float | None]:
+    """What a row states of its problem's limits: seconds and MB, None where it says nothing readable.
+
+    Sources write 2, "2.0 seconds", "2000 ms" or {"seconds": 2, "nanos": 0}; 256, "256.0 megabytes" or, in a column of
+    its own, bytes.
+    """
+    time = row.get("time_limit")
+    if isinstance(time, dict):
+        whole, nanos = _quantity(time.get("seconds") or 0, _SECONDS), _quantity(time.get("nanos") or 0, _SECONDS)
+        time = (whole or 0.0) + (nanos or 0.0) / 1e9
+    memory = _quantity(row.get("memory_limit"), _MEGABYTES)
+    if memory is None and (size := _quantity(row.get("memory_limit_bytes"), _MEGABYTES)) is not None:
+        memory = size / 2**20
+    return _quantity(time, _SECONDS) or None, memory or None
+
+
+def _quantity(value: Any, units: dict[str, float]) -> float | None:
+    """A number, with the unit that text may name; None for anything else."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value) if 0 <= value < 1e15 else None
+    found = _QUANTITY.fullmatch(value.strip()) if isinstance(value, str) else None
+    factor = None if found is None else units.get(found[2].lower())
+    return None if found is None or factor is None else float(found[1]) * factor
 
 
 def need(row: dict[str, Any], *names: str) -> Any:

@@ -58,6 +58,7 @@ async def _first_that_passes(verifier: LocalVerifier, row: dict[str, Any]) -> st
                 "tests_ref": {"sha256": sha, "count": row["tests_count"]},
                 "time_limit_s": TIME_LIMIT_S,
                 "memory_limit_mb": MEMORY_LIMIT_MB,
+                "checker": row["checker"],
             }
             try:
                 verdict = await verifier.verify(request)
@@ -78,6 +79,8 @@ def forms(row: dict[str, Any]) -> Iterator[str]:
 
 def _key(row: dict[str, Any]) -> str:
     parts = [*forms(row), row["fn_name"] or "", *row["solutions"]]
+    if row["checker"] is not None:  # without one the key is that of earlier versions
+        parts.append(json.dumps(row["checker"], sort_keys=True))
     return hashlib.sha256("\0".join(parts).encode("utf-8", "surrogatepass")).hexdigest()
 
 

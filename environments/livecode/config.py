@@ -18,6 +18,7 @@ from environments.livecode.evaluation.profiles import Name as Profile
 from environments.livecode.problems.sampler import Rule
 from environments.livecode.verification.factory import GROUP as VERIFIER_GROUP
 from environments.livecode.verification.factory import VERIFIERS
+from environments.livecode.verification.own_limits import OwnLimits
 from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
 
 PROGRAM = "atropos run-env livecode"
@@ -161,6 +162,17 @@ class LivecodeEnvConfig(StrictModel, AtroposOptions):
     )
     time_limit_s: float = Field(TIME_LIMIT_S, gt=0, description="Time limit of one test in seconds.")
     memory_limit_mb: int = Field(MEMORY_LIMIT_MB, ge=64, description="Memory limit of one test in MB.")
+    own_time_factor: float | None = Field(
+        None,
+        ge=1,
+        description="Problems that state a time limit get so many times it instead of time_limit_s: their limits are "
+        "set for compiled languages. Empty: time_limit_s for all.",
+    )
+    own_memory_factor: float | None = Field(
+        None,
+        ge=1,
+        description="Likewise for a memory limit, at least 256 MB. Empty: memory_limit_mb for all.",
+    )
     decimal_tolerance: float | None = Field(
         None, gt=0, lt=1, description="How far decimals of an answer may lie from the expected ones; empty: not at all."
     )
@@ -170,6 +182,11 @@ class LivecodeEnvConfig(StrictModel, AtroposOptions):
         1, ge=0, description="Rollouts of a recorded group that are kept with text, code and verdict."
     )
     record_every_groups: int = Field(1, ge=1, description="Every how many finished groups one is recorded.")
+
+    @property
+    def own_limits(self) -> OwnLimits:
+        """What the problems' own limits count."""
+        return OwnLimits(self.own_time_factor, self.own_memory_factor)
 
     @model_validator(mode="before")
     @classmethod

@@ -116,6 +116,7 @@ class LivecodeEnv(CompatBaseEnv):
             max_concurrent=config.max_concurrent_rollouts,
             time_limit_s=config.time_limit_s,
             memory_limit_mb=config.memory_limit_mb,
+            own_limits=config.own_limits,
             decimal_tolerance=config.decimal_tolerance,
             on_free=self._changed.set,
             order=self._order_of,

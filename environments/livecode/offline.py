@@ -112,8 +112,8 @@ def _grading(env: LivecodeEnv) -> list[GradingProfile]:
     options, config = env.run_config.evaluation, env.config
     return grading_profiles(
         options.profiles, time_limit_s=config.time_limit_s, memory_limit_mb=config.memory_limit_mb,
-        decimal_tolerance=config.decimal_tolerance, no_memory_limit_mb=options.no_memory_limit_mb,
-        semantics=options.semantics,
+        own_limits=config.own_limits, decimal_tolerance=config.decimal_tolerance,
+        no_memory_limit_mb=options.no_memory_limit_mb, semantics=options.semantics,
     )  # fmt: skip
 
 
@@ -131,7 +131,8 @@ def _samples(env: LivecodeEnv, name: str, greedy: bool, served: int | None) -> S
                      "fewshot_scaffold", "thinking", "time_limit_s", "memory_limit_mb", "seed"}
         ),
     }  # fmt: skip
-    if config.decimal_tolerance is not None:  # unset it is as it was before there was such an option
-        settings["env"]["decimal_tolerance"] = config.decimal_tolerance
+    for option in ("decimal_tolerance", "own_time_factor", "own_memory_factor"):
+        if (value := getattr(config, option)) is not None:  # unset it is as it was before there was such an option
+            settings["env"][option] = value
     named = f"{Path(name).name if '/' in name else name}{'-greedy' if greedy else ''}-v{served}"
     return SampleStore(Path(config.run_dir) / "evaluations", named, settings)

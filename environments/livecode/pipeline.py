@@ -25,6 +25,7 @@ from environments.livecode.problems.prompts import Prompt, PromptBuilder
 from environments.livecode.verification.base import JudgeFault, ManyVerifier, Verdict, Verifier, VerifierError
 from environments.livecode.verification.group import GroupVerifier
 from environments.livecode.verification.judge_requests import judge_request
+from environments.livecode.verification.own_limits import NOT_THEIRS, OwnLimits
 
 logger = logging.getLogger(__name__)
 
@@ -124,6 +125,7 @@ class Pipeline:
         max_concurrent: int,
         time_limit_s: float,
         memory_limit_mb: int,
+        own_limits: OwnLimits = NOT_THEIRS,
         decimal_tolerance: float | None = None,
         on_free: Callable[[], None] = lambda: None,
         order: Callable[[Problem], list[int] | None] = lambda _: None,
@@ -138,6 +140,7 @@ class Pipeline:
         self._limits: dict[str, Any] = {
             "time_limit_s": time_limit_s,
             "memory_limit_mb": memory_limit_mb,
+            "own_limits": own_limits,
             "decimal_tolerance": decimal_tolerance,
         }
         self._on_free = on_free

@@ -155,10 +155,74 @@ def test_a_checker_that_is_none_is_one_clear_error(judge: Judge, checker: Any, f
     assert caught.value.kind == "bad_request"
 
 
-def test_a_function_takes_no_checker(judge: Judge) -> None:
-    request = {"code": "def f(n): return n", "fn_name": "f", "tests": [{"input": "1", "output": "1"}]}
-    with pytest.raises(JudgeError, match="leave it out"):
-        judge.verify(request | {"checker": {"name": "any_order_lines"}})
+def called(judge: Judge, result: str, expected: str, checker: Any, **fields: Any) -> dict[str, Any]:
+    """The verdict on a function that returns the result of this expression."""
+    code = f"def f(n):\n    return {result}"
+    return judge.verify(
+        {"code": code, "fn_name": "f", "tests": [{"input": "1", "output": expected}], "checker": checker, **fields}
+    )
+
+
+DEEP = "__import__('functools').reduce(lambda inner, _: [inner], range(5000), [])"
+ITEMS, FLOATS = {"name": "any_order_items"}, {"name": "floats", "tolerance": 1e-6}
+
+
+@pytest.mark.parametrize(
+    ("checker", "result", "expected", "status"),
+    [
+        (ITEMS, "[3, 1, 2]", "[1, 2, 3]", "accepted"),
+        (ITEMS, "((2, 'b'), [1, 'a'])", '[[1, "a"], [2, "b"]]', "accepted"),  # a tuple stands for a list, as elsewhere
+        (ITEMS, "[1.0, 2]", "[2, 1]", "accepted"),
+        (ITEMS, "[{'b': [1], 'a': None}]", '[{"a": null, "b": [1]}]', "accepted"),
+        (ITEMS, "[1, 1, 2]", "[1, 2, 2]", "wrong_answer"),
+        (ITEMS, "[[2, 1]]", "[[1, 2]]", "wrong_answer"),  # the outer list's order alone
+        (ITEMS, "[1, 2]", "[1, 2, 3]", "wrong_answer"),
+        (ITEMS, "'123'", "[1, 2, 3]", "wrong_answer"),
+        (ITEMS, "[10**5000, 1]", f"[1, 1{'0' * 5000}]", "accepted"),
+        (ITEMS, "list(range(100000, 0, -1))", str(list(range(1, 100001))), "accepted"),
+        (FLOATS, "[0.3333334, {'a': 2}]", '[0.3333333, {"a": 2.0000001}]', "accepted"),
+        (FLOATS, "0.34", "0.33", "wrong_answer"),
+        (FLOATS, "float('nan')", "0.33", "wrong_answer"),
+        (FLOATS, "10**400", "0.33", "wrong_answer"),
+        (FLOATS, "'0.33'", "0.33", "wrong_answer"),
+        (FLOATS, "True", "0.9999999", "wrong_answer"),
+        (FLOATS, "[0.33]", "0.33", "wrong_answer"),
+        ({"code": "pass"}, "{1, 2}", "[1, 2]", "wrong_answer"),  # a set is no value of JSON: nothing to check
+        ({"code": "pass"}, "{1: 2}", "{}", "wrong_answer"),
+        ({"code": "pass"}, "'\\udc80'", '""', "accepted"),
+        ({"code": "pass"}, DEEP, "[]", "accepted"),
+        (ITEMS, DEEP, "[[]]", "wrong_answer"),
+        ({"code": "pass"}, "1 / 0", "[]", "runtime_error"),
+    ],
+)
+def test_a_calls_result_is_checked_as_json(judge: Judge, checker: Any, result: str, expected: str, status: str) -> None:
+    assert called(judge, result, expected, checker)["status"] == status
+
+
+def test_a_calls_checker_reads_arguments_result_and_expected_value(judge: Judge) -> None:
+    show = {"code": "import sys\nprint(*(open(p).read() for p in sys.argv[1:]), file=sys.stderr)\nsys.exit(1)"}
+    seen = called(judge, "{'a': (n, None, 1.5, 'é')}", "[2]", show, keep_output_bytes=100)
+    assert seen["message"] == '1 {"a":[1,null,1.5,"\\u00e9"]} [2]'
+    assert seen["tests"][0]["output"] == '{"a":[1,null,1.5,"\\u00e9"]}'
+
+
+def test_a_right_result_may_be_much_longer_than_the_expected_one(judge: Judge) -> None:
+    size = {"code": "import json, sys\nsys.exit(len(json.load(open(sys.argv[2]))) != 500_000)"}
+    assert called(judge, "[n] * 500_000", "[]", size)["status"] == "accepted"
+
+
+@pytest.mark.parametrize("semantics", ["process", "official"])
+def test_a_checker_holds_under_both_semantics(judge: Judge, semantics: str) -> None:
+    assert called(judge, "[2, 1]", "[1, 2]", ITEMS, semantics=semantics)["status"] == "accepted"
+    assert called(judge, "[2, 2]", "[1, 2]", ITEMS, semantics=semantics)["status"] == "wrong_answer"
+    assert verdict(judge, LARGE_FIRST, {"code": DIVISORS}, semantics=semantics)["status"] == "accepted"
+
+
+def test_a_checker_of_the_other_kind_is_refused(judge: Judge) -> None:
+    with pytest.raises(JudgeError, match=r"checker\.name: is 'any_order_lines'; give .* any_order_items, floats"):
+        called(judge, "1", "1", {"name": "any_order_lines"})
+    with pytest.raises(JudgeError, match=r"checker\.name: is 'any_order_items'"):
+        verdict(judge, SMALL_FIRST, ITEMS)
 
 
 def test_the_programs_own_output_is_handed_out_where_it_is_asked_for(judge: Judge) -> None:

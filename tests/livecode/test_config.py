@@ -57,6 +57,8 @@ OPTIONS = [
     "env.test_order",
     "env.time_limit_s",
     "env.memory_limit_mb",
+    "env.own_time_factor",
+    "env.own_memory_factor",
     "env.decimal_tolerance",
     "env.run_dir",
     "env.record_rollouts_per_group",

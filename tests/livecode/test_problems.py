@@ -143,7 +143,7 @@ def test_private_tests_that_do_not_decode_are_refused(tmp_path: Path, private: s
         (STDIN | {"note": 1}, "problem p1: note = 1"),
         (STDIN | {"fn_name": "f"}, "problem p1: fn_name = 'f' with kind stdin"),
         (STDIN | {"checker": {"name": "magic"}}, "problem p1: .*checker.name: is 'magic'; give"),
-        (CALL | {"checker": {"name": "any_order_lines"}}, "problem p2: .*checker with kind function: leave it out"),
+        (CALL | {"checker": {"name": "any_order_lines"}}, "problem p2: .*checker.name: is 'any_order_lines'; give"),
         (CALL | {"fn_name": None}, "problem p2: fn_name = None with kind function"),
         (CALL | {"tests": [{"input": "x y", "output": "1"}]}, r"problem p2: tests.0.input = 'x y'"),
         ({"kind": "stdin"}, "problem without id"),

@@ -27,6 +27,7 @@ from environments.livecode.pipeline import Pipeline
 from environments.livecode.problems.problem import Problem, TestCase
 from environments.livecode.problems.prompts import PromptBuilder
 from environments.livecode.verification.local import LocalVerifier
+from environments.livecode.verification.own_limits import NOT_THEIRS
 from tests.served import Served
 
 NEAR = "```python\nprint('0.33333')\n```"
@@ -45,7 +46,12 @@ def test_the_profiles_are_the_published_ones() -> None:
     both = grading_profiles(["livecodebench", "nouscoder"], time_limit_s=1, memory_limit_mb=64, no_memory_limit_mb=9000)
     assert both == [GradingProfile("livecodebench", 6.0, 9000, None), GradingProfile("nouscoder", 15.0, 4096, 1e-4)]
     (own,) = grading_profiles(["run"], time_limit_s=1, memory_limit_mb=64, no_memory_limit_mb=9000)
-    assert own.limits == {"time_limit_s": 1, "memory_limit_mb": 64, "decimal_tolerance": None}
+    assert own.limits == {
+        "time_limit_s": 1,
+        "memory_limit_mb": 64,
+        "decimal_tolerance": None,
+        "own_limits": NOT_THEIRS,
+    }
     assert [str(one) for one in both] == [
         "livecodebench: 6 s, 9000 MB, exact decimals", "nouscoder: 15 s, 4096 MB, decimals to 0.0001",
     ]  # fmt: skip

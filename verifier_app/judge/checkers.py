@@ -3,6 +3,7 @@
 A checker is Python and keeps testlib's convention: it is started with three file names (the test's input, the program's
 output, the expected answer) and ends with 0 for a right answer, 1 or 2 for a wrong one, 3 for its own failure. What it
 prints to stderr is the verdict's message. It runs after the program's process is gone, and neither sees the other's.
+For a call, the output is the result as one JSON value; one that JSON cannot hold is a wrong answer.
 
 A checker that ends in any other way (an exception, a limit) is asked about the expected answer itself: where it takes
 that, the program's output is what it cannot read, which is a wrong answer; where it does not, the checker is broken,
@@ -101,33 +102,93 @@ for number, (mine, theirs) in enumerate(zip(got, wanted), 1):
         refuse(f"line {{number}}: not within {{TOLERANCE:g}} of the expected numbers")
 """,
 }
-"""Checkers by name: the expected lines in any order; each line's words in any order (a permutation); numbers within a
-tolerance, absolute below 1 and relative above."""
+"""Checkers of printed outputs by name: the expected lines in any order; each line's words in any order (a permutation);
+numbers within a tolerance, absolute below 1 and relative above."""
+_READ_JSON = """
+import json, math, sys
+
+def value(path):
+    with open(path, encoding="utf-8", errors="surrogateescape") as stream:
+        return json.load(stream)
+
+def refuse(why):
+    print(why, file=sys.stderr)
+    sys.exit(1)
+
+sys.set_int_max_str_digits(0)
+got, wanted = value(sys.argv[2]), value(sys.argv[3])
+"""
+BUILT_IN_FOR_CALLS = {
+    "any_order_items": _READ_JSON
+    + """
+from collections import Counter
+
+def hashable(item):
+    if isinstance(item, list):
+        return ("list", *map(hashable, item))
+    if isinstance(item, dict):
+        return "dict", frozenset((key, hashable(value)) for key, value in item.items())
+    return item
+
+if not isinstance(got, list) or not isinstance(wanted, list) or len(got) != len(wanted):
+    refuse("not a list of as many items as expected")
+if Counter(map(hashable, got)) != Counter(map(hashable, wanted)):
+    refuse("not the expected items in any order")
+""",
+    "floats": _READ_JSON
+    + """
+TOLERANCE = {tolerance!r}
+
+def number(one):
+    return isinstance(one, (int, float)) and not isinstance(one, bool)
+
+def same(mine, theirs):
+    if isinstance(mine, list) and isinstance(theirs, list):
+        return len(mine) == len(theirs) and all(map(same, mine, theirs))
+    if isinstance(mine, dict) and isinstance(theirs, dict):
+        return mine.keys() == theirs.keys() and all(same(mine[key], theirs[key]) for key in mine)
+    if mine == theirs or not (number(mine) and number(theirs)):
+        return mine == theirs
+    try:
+        return math.isfinite(mine) and abs(mine - theirs) <= TOLERANCE * max(1.0, abs(theirs))
+    except OverflowError:  # an int beyond every float
+        return False
+
+if not same(got, wanted):
+    refuse(f"not within {{TOLERANCE:g}} of the expected numbers")
+""",
+}
+"""Checkers of a call's result by name: the expected list's items in any order; numbers anywhere in it within a
+tolerance."""
 
 
-def source_of(checker: Any) -> str:
+def source_of(checker: Any, call: bool) -> str:
     """The checker's program: {"code": ...}, {"name": ...} of a built-in one, "floats" with a "tolerance".
+
+    Args:
+        call: it checks a function's result; else what a program prints.
 
     Raises:
         JudgeError: bad_request, naming the field and the fix.
     """
-    fix = f'give {{"code": source}} or {{"name": one of {", ".join(BUILT_IN)}}}'
+    built_in = BUILT_IN_FOR_CALLS if call else BUILT_IN
+    fix = f'give {{"code": source}} or {{"name": one of {", ".join(built_in)}}}'
     if not isinstance(checker, dict):
         raise bad_request("checker", f"is {shown(checker)}", fix)
     if set(checker) == {"code"}:
         return check_code(checker["code"], "checker.code")
     name = checker.get("name")
-    if not isinstance(name, str) or name not in BUILT_IN:
+    if not isinstance(name, str) or name not in built_in:
         raise bad_request("checker.name", f"is {shown(name)}", fix)
     wanted = {"name", "tolerance"} if name == "floats" else {"name"}
     if set(checker) != wanted:
         raise bad_request("checker", f"has {', '.join(sorted(map(str, checker)))}", f"give exactly {sorted(wanted)}")
     if name != "floats":
-        return BUILT_IN[name]
+        return built_in[name]
     tolerance = checker["tolerance"]
     if isinstance(tolerance, bool) or not isinstance(tolerance, (int, float)) or not 0 < tolerance < 1:
         raise bad_request("checker.tolerance", f"is {shown(tolerance)}", "give a number above 0 and below 1")
-    return BUILT_IN["floats"].format(tolerance=float(tolerance))
+    return built_in["floats"].format(tolerance=float(tolerance))
 
 
 class Checker:
@@ -150,6 +211,7 @@ class Checker:
             request,
             code=_WRAPPER.format(source=request.checker),
             checker=None,
+            fn_name=None,
             order=[0],
             time_limit_s=TIME_LIMIT_S,
             memory_limit_mb=MEMORY_MB,

@@ -275,7 +275,8 @@ def run_test(zygote: ZygoteHandle, request: Request, index: int) -> TestResult |
     call = request.fn_name is not None
     limit = request.time_limit_s
     cap = OUTPUT_CAP
-    if call:  # the answer's JSON is at most so long: a digit may stand for a number of 309 digits
+    if call and request.checker is None:
+        # the answer's JSON is at most so long: a digit may stand for a number of 309 digits
         cap = min(cap, 400 * len(request.tests.outputs[index]) + value_codec.MAX_INT_BITS // 2)
     waits = any(word in request.code for word in WAITING)
     pump = ProcessIO(request.tests.inputs[index].encode("utf-8", "surrogatepass"), call, cap, waits)
@@ -311,8 +312,8 @@ def run_test(zygote: ZygoteHandle, request: Request, index: int) -> TestResult |
         pump.drain()
         result.status, result.message = conclude(request, index, pump, watch, ended)
         result.exit_code = os.WEXITSTATUS(ended.status) if os.WIFEXITED(ended.status) else None
-        if request.checker is not None:
-            result.output = bytes(pump.data)
+        if result.status == UNCHECKED:
+            to_check(result, pump.data, call)
         elif request.keep_output_bytes:
             result.output = bytes(pump.data[: request.keep_output_bytes])
             result.value = shown_result(request, index, pump.data) if call else None
@@ -321,6 +322,22 @@ def run_test(zygote: ZygoteHandle, request: Request, index: int) -> TestResult |
         return result
     finally:
         pump.close()
+
+
+def to_check(result: TestResult, data: bytes | bytearray, call: bool) -> None:
+    """Give a test that ended well what its checker reads, or the verdict where that is no value of JSON."""
+    if not call:
+        result.output = bytes(data)
+        return
+    try:
+        text = value_codec.as_json(value_codec.decode(data))
+        problem = "the returned value is of a type that JSON does not have"
+    except value_codec.Malformed as error:
+        text, problem = None, f"the returned value cannot be read: {error}"
+    if text is None:
+        result.status, result.message = "wrong_answer", problem
+    else:
+        result.output = text.encode("utf-8", "surrogatepass")
 
 
 def stop_message(reason: str, request: Request, watch: Watchdog) -> str:

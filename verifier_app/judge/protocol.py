@@ -259,9 +259,7 @@ def parse_request(request: Any, store: Any) -> Request:
     if checker is not None:
         from verifier_app.judge.checkers import source_of
 
-        if fn_name is not None:
-            raise bad_request("checker", "with fn_name", "leave it out: a checker reads what a program prints")
-        checker = source_of(checker)
+        checker = source_of(checker, call=fn_name is not None)
     kept = request.get("keep_output_bytes", 0)
     if isinstance(kept, bool) or not isinstance(kept, int) or not 0 <= kept <= MAX_KEPT_OUTPUT:
         raise bad_request("keep_output_bytes", f"is {shown(kept)}", f"give an integer from 0 to {MAX_KEPT_OUTPUT}")

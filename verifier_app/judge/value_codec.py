@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+from decimal import Decimal
 from typing import Any
 
 from verifier_app.judge import plain_json
@@ -176,3 +177,51 @@ def _untag(node: dict[str, Any]) -> Any:
             raise Malformed("a dict whose items are no pairs of key and value")
         return Items([(key, value) for key, value in body])
     raise Malformed(f"unknown tag {tag[:20]!r}, or a body that is not its own")
+
+
+def as_json(value: Any) -> str | None:
+    """A decoded value as JSON, None for one that JSON cannot hold. A tuple is a list, a one-element array its element.
+
+    Made without recursion, and an int may have any number of digits.
+    """
+    parts: list[str] = []
+    left: list[Any] = [value]
+    while left:
+        item = left.pop()
+        kind = type(item)
+        if kind is _Mark:
+            parts.append(item)
+        elif kind is list or kind is tuple:
+            left.append(_Mark("]"))
+            for element in reversed(item):
+                left += [element, _Mark(",")]
+            parts.append("[")
+            if item:
+                left.pop()
+        elif kind is Items:
+            if not all(type(key) is str for key, _ in item.pairs):
+                return None
+            left.append(_Mark("}"))
+            for key, element in reversed(item.pairs):
+                left += [element, _Mark(f"{json.dumps(key)}:"), _Mark(",")]
+            parts.append("{")
+            if item.pairs:
+                left.pop()
+        elif kind is One:
+            left.append(item.value)
+        elif kind is Decimal:  # an int of many digits
+            parts.append(f"{item:f}")
+        elif kind in SCALARS:
+            parts.append(_digits(item) if kind is int else json.dumps(item))
+        else:
+            return None
+    return "".join(parts)
+
+
+def _digits(value: int) -> str:
+    """An int in decimal, whatever the caller's limit on digits is."""
+    return f"{Decimal(value):f}" if value.bit_length() > _LONG_BITS else str(value)
+
+
+class _Mark(str):
+    """A piece of JSON that stands as it is."""

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Literal
 
+from environments.livecode.verification.own_limits import NOT_THEIRS, OwnLimits
 from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
 
 Name = Literal["run", "livecodebench", "nouscoder"]
@@ -15,6 +16,7 @@ Name = Literal["run", "livecodebench", "nouscoder"]
 class GradingProfile:
     """Limits of one test, how far two decimal numbers may lie apart (None: they must be equal), and how programs run.
 
+    own_limits: what the problems' own limits count.
     semantics: "official" is LiveCodeBench's grader (official.py of the judge), None a process of its own.
     """
 
@@ -23,17 +25,24 @@ class GradingProfile:
     memory_limit_mb: int
     decimal_tolerance: float | None = None
     semantics: Literal["official"] | None = None
+    own_limits: OwnLimits = NOT_THEIRS
 
     @property
     def limits(self) -> dict[str, Any]:
-        """The fields of a judge's request."""
-        fields = asdict(self)
-        return {name: fields[name] for name in fields if name != "name" and (name, fields[name]) != ("semantics", None)}
+        """The arguments of judge_request."""
+        named = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "name"}
+        return {name: value for name, value in named.items() if (name, value) != ("semantics", None)}
 
     def __str__(self) -> str:
         decimals = "exact decimals" if self.decimal_tolerance is None else f"decimals to {self.decimal_tolerance:g}"
         run = ", official semantics" if self.semantics else ""
-        return f"{self.name}: {self.time_limit_s:g} s, {self.memory_limit_mb} MB, {decimals}{run}"
+        own = [
+            f"{factor:g} times a problem's own {what}"
+            for factor, what in ((self.own_limits.time, "time"), (self.own_limits.memory, "memory"))
+            if factor is not None
+        ]
+        limits = ", ".join([f"{self.time_limit_s:g} s", f"{self.memory_limit_mb} MB", *own])
+        return f"{self.name}: {limits}, {decimals}{run}"
 
 
 def grading_profiles(
@@ -41,6 +50,7 @@ def grading_profiles(
     *,
     time_limit_s: float,
     memory_limit_mb: int,
+    own_limits: OwnLimits = NOT_THEIRS,
     decimal_tolerance: float | None = None,
     no_memory_limit_mb: int,
     semantics: Literal["process", "official"] = "process",
@@ -49,14 +59,14 @@ def grading_profiles(
 
     `livecodebench` is the official grader: 6 s, no memory limit, decimals exact. `nouscoder` is the recipe's: 15 s,
     4 GB, decimals to 1e-4 (in results of calls too, which its own endpoint compares exactly). `run` takes the
-    environment's own limits and tolerance.
+    environment's own limits, factors and tolerance.
 
     Args:
         semantics: how `livecodebench` runs programs; the others run them as processes.
         no_memory_limit_mb: what stands for "no memory limit": a program without any could take the machine down.
     """
     known = {
-        "run": GradingProfile("run", time_limit_s, memory_limit_mb, decimal_tolerance),
+        "run": GradingProfile("run", time_limit_s, memory_limit_mb, decimal_tolerance, own_limits=own_limits),
         "livecodebench": GradingProfile(
             "livecodebench", 6.0, no_memory_limit_mb, semantics="official" if semantics == "official" else None
         ),

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from environments.livecode.problems.livecodebench import from_livecodebench
-from environments.livecode.problems.problem import Problem, ProblemError, validated
+from environments.livecode.problems.problem import LATER, Problem, ProblemError, validated
 
 
 def load_problems(path: str | Path) -> list[Problem]:
@@ -57,7 +57,9 @@ def load_problems(path: str | Path) -> list[Problem]:
 
 def save_problems(problems: Iterable[Problem], path: str | Path) -> None:
     """Writes the normal form, one JSON object a line; equal problems give equal bytes."""
-    plain = (problem.model_dump(exclude={"checker"} if problem.checker is None else None) for problem in problems)
+    plain = (
+        problem.model_dump(exclude={name for name in LATER if getattr(problem, name) is None}) for problem in problems
+    )
     lines = [json.dumps(fields, ensure_ascii=False) + "\n" for fields in plain]
     Path(path).write_text("".join(lines), encoding="utf-8", newline="\n")
 

@@ -16,6 +16,9 @@ from environments.common.errors import ConfigError
 from verifier_app.judge.checkers import source_of
 from verifier_app.judge.protocol import JudgeError
 
+LATER = ("time_limit_s", "memory_limit_mb", "checker")
+"""Fields of `Problem` that earlier files do not have, and that are not written where nothing is stated."""
+
 
 class ProblemError(ConfigError):
     """A problem that cannot be used; the message names where it stands and its id."""
@@ -53,17 +56,18 @@ class Problem(BaseModel):
     checker: dict[str, Any] | None = Field(
         default=None,
         description='Where several answers are right: {"code": a Python checker}, or {"name": "any_order_lines"}, '
-        '{"name": "any_order_words"}, {"name": "floats", "tolerance": 1e-6}; only for stdin.',
+        '{"name": "any_order_words"} (stdin), {"name": "any_order_items"} (function), '
+        '{"name": "floats", "tolerance": 1e-6}.',
     )
+    time_limit_s: float | None = Field(default=None, gt=0, description="Seconds for a test, as the source states it.")
+    memory_limit_mb: float | None = Field(default=None, gt=0, description="Megabytes, as the source states it.")
     tests: list[TestCase] = Field(min_length=1, description="At least one; all of the problem's kind.")
 
     @model_validator(mode="after")
     def _call_and_tests_agree(self) -> Problem:
         if self.checker is not None:
-            if self.kind != "stdin":
-                raise ValueError("checker with kind function: leave it out, a checker reads what a program prints")
             try:
-                source_of(self.checker)
+                source_of(self.checker, call=self.kind == "function")
             except JudgeError as error:
                 raise ValueError(error.message) from None
         if self.kind == "stdin":

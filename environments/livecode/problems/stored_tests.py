@@ -12,7 +12,7 @@ from typing import Any, cast, overload
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from environments.livecode.problems.problem import Problem, ProblemError, TestCase
+from environments.livecode.problems.problem import LATER, Problem, ProblemError, TestCase
 from verifier_app.judge.protocol import JudgeError
 from verifier_app.judge.store import TestStore
 
@@ -25,6 +25,9 @@ SCHEMA = pa.schema(
         ("tests_sha256", pa.string()),
         ("tests_count", pa.int32()),
         ("tests_bytes", pa.int64()),
+        ("time_limit_s", pa.float64()),
+        ("memory_limit_mb", pa.float64()),
+        ("checker", pa.string()),  # JSON
     ]
 )
 _kept: OrderedDict[tuple[str, str], tuple[list[dict[str, str]], int]] = OrderedDict()
@@ -106,7 +109,7 @@ def load_built(path: Path) -> list[Problem]:
         table = pq.read_table(file)
     except (OSError, pa.ArrowException) as error:
         raise ProblemError(f"{file}: cannot be read ({error}). Run `atropos data build` again.") from None
-    if table.schema.names != SCHEMA.names:
+    if table.schema.names not in (SCHEMA.names, [name for name in SCHEMA.names if name not in LATER]):
         raise ProblemError(f"{file}: its columns are {', '.join(table.schema.names)}; need {', '.join(SCHEMA.names)}")
     folder = file.parent.parent / TESTS
     problems, seen = [], set()
@@ -115,6 +118,7 @@ def load_built(path: Path) -> list[Problem]:
         if row["id"] in seen:
             raise ProblemError(f"{file}: problem {row['id']}: the id occurs twice. Run `atropos data build` again.")
         seen.add(row["id"])
+        row["checker"] = json.loads(row.get("checker") or "null")
         # The builder validated the row together with its tests, which would have to be read for that.
         problems.append(Problem.model_construct(**row, template=None, tests=cast(list[TestCase], tests)))
     return problems
@@ -126,7 +130,10 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with pq.ParquetWriter(part, SCHEMA, compression="zstd") as writer:
         for row in rows:
-            waiting.append({name: row[name] for name in SCHEMA.names})
+            checker = row.get("checker")
+            packed = {"checker": None if checker is None else json.dumps(checker, sort_keys=True)}
+            stated = {name: row.get(name) for name in LATER}
+            waiting.append({name: (row | stated | packed)[name] for name in SCHEMA.names})
             if len(waiting) == 1024:
                 writer.write_table(pa.Table.from_pylist(waiting, SCHEMA))
                 waiting = []

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from environments.common.errors import ConfigError
 from environments.livecode.problems.problem import Problem, TestCase
 from environments.livecode.problems.stored_tests import StoredTests
+from environments.livecode.verification.own_limits import NOT_THEIRS, OwnLimits
 from verifier_app.container import CALL_MARGIN_S
 
 if TYPE_CHECKING:
@@ -58,14 +59,18 @@ def check_deadlines(config: LivecodeEnvConfig, problems: Sequence[Problem], call
     Raises:
         ConfigError: a problem's tests may take longer.
     """
-    longest = max(problems, key=lambda problem: len(problem.tests), default=None)
-    if longest is None or config.verifier == "local":
+    if not problems or config.verifier == "local":
         return
-    tests = len(longest.tests)
-    needed = judging_s(tests, config.time_limit_s)
-    what = (
-        f"problem {longest.id} has {tests} tests of env.time_limit_s = {config.time_limit_s:g}, {needed:.0f} s in all"
-    )
+
+    def limit_s(problem: Problem) -> float:
+        return config.own_limits.of(problem, config.time_limit_s, config.memory_limit_mb)[0]
+
+    longest = max(problems, key=lambda problem: judging_s(len(problem.tests), limit_s(problem)))
+    tests, limit = len(longest.tests), limit_s(longest)
+    needed = judging_s(tests, limit)
+    what = f"problem {longest.id} has {tests} tests of env.time_limit_s = {limit:g}, {needed:.0f} s in all"
+    if limit != config.time_limit_s:
+        what = f"problem {longest.id} has {tests} tests of {limit:g} s (env.own_time_factor), {needed:.0f} s in all"
     deadline_s = config.verifier_deadline_s
     if deadline_s is not None and deadline_s < needed:
         raise ConfigError(f"env.verifier_deadline_s = {deadline_s:g}: {what}; leave it empty, or give at least that")
@@ -83,15 +88,18 @@ def judge_request(
     *,
     time_limit_s: float,
     memory_limit_mb: int,
+    own_limits: OwnLimits = NOT_THEIRS,
     decimal_tolerance: float | None = None,
     semantics: str | None = None,
     order: list[int] | None = None,
 ) -> dict[str, Any]:
     """A verifier's request for one program: all tests, stop at the first that fails.
 
+    `own_limits`: what the problem's own limits count.
     `semantics` and `checker` are fields only where they are given: a verifier of an earlier version knows none.
     """
     tests: Sequence[TestCase] = problem.tests
+    time_limit_s, memory_limit_mb = own_limits.of(problem, time_limit_s, memory_limit_mb)
     return {
         "code": code,
         "fn_name": problem.fn_name,
