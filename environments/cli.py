@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.text import Text
 
 from environments.common.errors import BAD_INPUT, LivecodeError, note_bad_input
+from environments.common.extras import explained
 from environments.common.terminal import take_any_text
 from environments.dataset.cli import app as data_commands
 from trainer.pretrained import main as pretrained
@@ -40,6 +41,11 @@ class _Commands(typer.core.TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if (missing := explained(error)) is None:
+                raise
+            note_bad_input()
+            raise fail(str(missing), BAD_INPUT) from None
         except LivecodeError as error:
             if error.exit_code == BAD_INPUT:
                 note_bad_input()

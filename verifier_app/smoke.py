@@ -67,8 +67,11 @@ CASES = [
 
 def smoke() -> int:
     """Deploys for the length of the test, prints a line for each program, and removes the app: 0 when all hold."""
-    import modal
-
+    try:
+        import modal
+    except ModuleNotFoundError:
+        print("error: the package modal is missing. Run: pip install modal", file=sys.stderr)
+        return 2
     from verifier_app.modal_app import app, settings, verify
 
     per_second = settings.cpu * CORE_SECOND + settings.memory_mb / 1024 * GIB_SECOND

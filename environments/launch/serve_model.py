@@ -20,6 +20,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from environments.common.extras import missing
 from environments.common.hub import model_folder
 from environments.common.settings import ConfigError, Settings, load
 from environments.common.yarn import yarn_overrides
@@ -113,7 +114,7 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
     """
     config = config.model_copy(update={"model": model_folder(config.model, weights=not config.dry_run)})
     if find_spec("vllm") is None:
-        raise ConfigError("vllm is not installed: install the extra `cpu` or `gpu` of this package")
+        raise missing("vllm")
     _check_context(config)
     dtype = config.dtype if config.dtype != "auto" else ("float32" if config.on_cpu else "bfloat16")
     argv = [
