@@ -1,4 +1,4 @@
-"""`atropos data build|check|audit|calibrate|show|push`."""
+"""`atropos data build|check|audit|calibrate|filter|show|push`."""
 
 from __future__ import annotations
 
@@ -211,6 +211,51 @@ def _tests_of(split: Path) -> Path | None:
     from environments.livecode.problems.stored_tests import TESTS, is_built
 
     return (split if split.is_dir() else split.parent).parent / TESTS if is_built(split) else None
+
+
+@app.command("filter", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def filter_(
+    context: typer.Context,
+    split: Annotated[Path, typer.Argument(help="Problems: a built split, or a JSONL file.")],
+    samples: Annotated[int, typer.Option(help="Samples of each problem; the recipe's group has 8.", min=1)] = 8,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for what is left; none: SPLIT-filtered. Beside a built split.")
+    ] = None,
+    leave_out_never: Annotated[
+        bool, typer.Option("--leave-out-never", help="Leave problems out as well that the model never solves.")
+    ] = False,
+) -> None:
+    """Leave out what the served start model always solves, and keep the pass rates of the rest.
+
+    Further options are the environment's (`atropos run-env livecode --help`): --config FILE, --model, --servers,
+    --env.temperature and so on, as for training. Run again, it generates only what is missing.
+    """
+    import asyncio
+    import logging
+    import sys
+
+    from environments.common.settings import write_yaml
+    from environments.livecode.config import load_run_config
+    from environments.livecode.problems.sampler import check_sets
+
+    target = out or split.with_name(split.stem + "-filtered")
+    check_sets([str(split)])
+    words = [*context.args, "--env.problems", str(split), "--env.run_dir", str(target / "samples")]
+    config = load_run_config(None, words, leave_out=("process",))
+    logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+
+    from environments.dataset.filter import Split, measure_and_write, report
+    from environments.livecode.command import until_signal
+
+    chosen = Split(split, target)
+
+    async def work() -> None:
+        manifest = await measure_and_write(config, chosen, samples, leave_out_never)
+        write_yaml(config, chosen.work / "config" / "filter.yaml")
+        typer.echo("\n".join(report(manifest, chosen)))
+
+    raise typer.Exit(asyncio.run(until_signal(work())))
 
 
 def _signatures(path: Path) -> list[Signature]:

@@ -60,7 +60,7 @@ def run(environment: Make, mode: str, config: RunConfig) -> int:
         raise ConfigError(
             f"env.run_dir {config.env.run_dir}: cannot be written ({error.strerror}); give another folder"
         ) from None
-    return asyncio.run(_until_signal(MODES[mode](environment, config)))
+    return asyncio.run(until_signal(MODES[mode](environment, config)))
 
 
 def run_command(environment: Make, mode: str, argv: Sequence[str]) -> int:
@@ -134,8 +134,11 @@ async def _evaluate_and_print(environment: Make, config: RunConfig) -> None:
 MODES = {"serve": run_serve, "process": run_process, "evaluate": _evaluate_and_print}
 
 
-async def _until_signal(work: Coroutine[Any, Any, Any]) -> int:
-    """Runs `work`; a signal cancels it, so that everything it opened is closed before the process ends."""
+async def until_signal(work: Coroutine[Any, Any, Any]) -> int:
+    """Runs `work`; the exit code: 0 done or SIGTERM, 130 Ctrl-C, 1 an error.
+
+    A signal cancels it, so that everything it opened is closed before the process ends.
+    """
     from environments.livecode.recovery.progress import DiskFull
 
     task = asyncio.ensure_future(work)

@@ -132,6 +132,7 @@ class Pipeline:
         judge_together: bool = False,
     ) -> None:
         self.prompts = prompts
+        self.max_concurrent = max_concurrent
         self.generating = 0  # at a server or waiting for a slot
         self._announced = 0  # will be in a moment
         self._client = client

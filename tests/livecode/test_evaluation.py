@@ -14,11 +14,10 @@ from environments.livecode.evaluation.evaluate import (
     evaluate,
     paired_difference,
     pass_interval,
-    request_seed,
     scores,
     without,
 )
-from environments.livecode.evaluation.samples import SampleStore, estimates, pass_at_k
+from environments.livecode.evaluation.samples import SampleStore, estimates, pass_at_k, request_seed
 from environments.livecode.generation.completions import CompletionClient
 from environments.livecode.pipeline import Pipeline
 from environments.livecode.problems.problem import Problem, TestCase

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import math
 import time
 from collections import Counter
@@ -15,15 +13,13 @@ from numpy.typing import NDArray
 
 from environments.common.errors import LivecodeError
 from environments.livecode.evaluation.contamination import around_cutoff
+from environments.livecode.evaluation.drawing import draw_samples
 from environments.livecode.evaluation.profiles import GradingProfile
-from environments.livecode.evaluation.samples import Sample, SampleStore, as_sample, estimates
+from environments.livecode.evaluation.samples import Sample, SampleStore, estimates
 from environments.livecode.generation.completions import SamplingParams
-from environments.livecode.pipeline import Pipeline, all_of
+from environments.livecode.pipeline import Pipeline
 from environments.livecode.problems.problem import Problem
 from environments.livecode.problems.window import KNOWN_BAD, KNOWN_BAD_BEFORE
-from environments.livecode.verification.base import VerifierError
-
-logger = logging.getLogger(__name__)
 
 RESAMPLES = 4000
 _BOOTSTRAP_SEED = 20240801
@@ -77,38 +73,12 @@ async def evaluate(
     started = time.monotonic()
     count, heat = (1, 0.0) if greedy else (n, temperature)
 
-    wanted = [(problem, index) for problem in problems for index in range(count)]
-    done = right = 0
     if samples is not None:
         samples.begin(problems, pipeline.prompts)
-
-    async def one(problem: Problem, index: int) -> Sample:
-        nonlocal done, right
-        kept = samples.kept.get((problem.id, index)) if samples is not None else None
-        sample = kept or await generated(problem, index)
-        if samples is not None and kept is None and sample["status"] is not None:
-            samples.add(sample)
-        done, right = done + 1, right + (sample["status"] == "accepted")
-        if done % max(1, len(wanted) // 10) == 0:
-            logger.info("%s: %d of %d samples, %.1f %% of them right", name, done, len(wanted), 100 * right / done)
-        return sample
-
-    async def generated(problem: Problem, index: int) -> Sample:
-        sampling = SamplingParams(max_new_tokens, heat, 1.0 if greedy else top_p, request_seed(seed, problem.id, index))
-        try:
-            judged = await pipeline.run(problem, sampling, limits=grading[0].limits if grading else None)
-            assert judged.verdict is not None  # overlong answers are judged as well
-            verdicts = {profile.name: judged.verdict for profile in grading}
-            if judged.code is not None:
-                for profile in grading[1:]:
-                    verdicts[profile.name] = await pipeline.judge(problem, judged.code, profile.limits)
-        except VerifierError as error:
-            logger.error("problem %s, sample %d: no verdict: %s", problem.id, index, error)
-            return as_sample(problem, index, None)
-        return as_sample(problem, index, judged, verdicts)
-
-    results = await all_of([one(problem, index) for problem, index in wanted])
-
+    results = await draw_samples(
+        problems, count, SamplingParams(max_new_tokens, heat, 1.0 if greedy else top_p),
+        pipeline=pipeline, name=name, seed=seed, samples=samples, grading=grading,
+    )  # fmt: skip
     judged_ones = [sample for sample in results if sample["status"] is not None]
     if not judged_ones:
         raise EvaluationError(f"{name}: not one verdict out of {len(results)} rollouts")
@@ -313,12 +283,6 @@ def paired_difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> tu
         first, second = _rates(draw)
         gains.append(second - first)
     return after["pass_at_1"] - before["pass_at_1"], _percentiles(gains)
-
-
-def request_seed(seed: int, problem_id: str, index: int) -> int:
-    """A request's sampling seed (31 bits), the same in every process."""
-    digest = hashlib.sha256(f"{seed}/{problem_id}/{index}".encode()).digest()
-    return int.from_bytes(digest[:4], "big") >> 1
 
 
 def template_of(problem: Problem) -> str:

@@ -53,7 +53,7 @@ class SampleStore:
                 whole += len(line)
                 try:
                     sample = json.loads(line)
-                    self.kept[sample["problem"], sample["index"]] = _without_texts(sample)
+                    self.kept[sample["problem"], sample["index"]] = without_texts(sample)
                 except (ValueError, KeyError, TypeError):
                     damaged += 1
         with self._partial.open("r+b") as stream:
@@ -71,7 +71,7 @@ class SampleStore:
 
     def add(self, sample: Sample) -> None:
         """Keeps a judged sample: its texts on the disk only."""
-        self.kept[sample["problem"], sample["index"]] = _without_texts(sample)
+        self.kept[sample["problem"], sample["index"]] = without_texts(sample)
         append_jsonl(self._partial, sample)
 
     def finish(self, problems: Sequence[Problem]) -> None:
@@ -81,7 +81,8 @@ class SampleStore:
             write_livecodebench(self.path, problems, self.path.with_suffix(".livecodebench.json"))
 
 
-def _without_texts(sample: Sample) -> Sample:
+def without_texts(sample: Sample) -> Sample:
+    """What is counted of a sample."""
     return {name: value for name, value in sample.items() if name not in ("text", "code", "message", "failing_test")}
 
 
@@ -108,6 +109,12 @@ def as_sample(
         "code": judged.code,
         "text": judged.text,
     }
+
+
+def request_seed(seed: int, problem_id: str, index: int) -> int:
+    """A request's sampling seed (31 bits), the same in every process."""
+    digest = hashlib.sha256(f"{seed}/{problem_id}/{index}".encode()).digest()
+    return int.from_bytes(digest[:4], "big") >> 1
 
 
 def pass_at_k(correct: int, total: int, k: int) -> float:

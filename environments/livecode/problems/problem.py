@@ -16,7 +16,7 @@ from environments.common.errors import ConfigError
 from verifier_app.judge.checkers import source_of
 from verifier_app.judge.protocol import JudgeError
 
-LATER = ("time_limit_s", "memory_limit_mb", "checker")
+LATER = ("time_limit_s", "memory_limit_mb", "checker", "pass_rate")
 """Fields of `Problem` that earlier files do not have, and that are not written where nothing is stated."""
 
 
@@ -53,6 +53,12 @@ class Problem(BaseModel):
     date: str | None = Field(default=None, description="The contest's date in ISO form, without a zone.")
     platform: str | None = Field(default=None, description="leetcode, codeforces or atcoder where known.")
     template: str | None = Field(default=None, description="The warm-up template it was made from, else null.")
+    pass_rate: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="Share of a start model's samples that passed (`atropos data filter`); `learnable` begins with it.",
+    )
     checker: dict[str, Any] | None = Field(
         default=None,
         description='Where several answers are right: {"code": a Python checker}, or {"name": "any_order_lines"}, '

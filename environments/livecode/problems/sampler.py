@@ -15,7 +15,7 @@ from environments.livecode.problems.warmup import build
 Rule = Literal["uniform", "learnable"]
 
 FLOOR = 0.05  # weight that a problem keeps when it is always or never solved
-_START = 0.5  # pass rate of what was never tried: the most promising one
+_START = 0.5  # pass rate of what nobody has measured: the most promising one
 _STEP = 0.5  # how far one group moves the running pass rate
 
 
@@ -71,7 +71,8 @@ class LearnableSampler:
     """Draws a class of problems with weight p (1 - p) + 0.05, p its running pass rate, then one of its problems.
 
     A class is a warm-up template, or a single problem where there is none. A flat group gives no signal, so
-    what is always or never solved is drawn at the floor's weight only; what was never tried counts as p = 0.5.
+    what is always or never solved is drawn at the floor's weight only. p begins with the problems' `pass_rate` where
+    it was measured (`atropos data filter`), with 0.5 elsewhere.
     Within a class each problem comes once before any comes again.
 
     Args:
@@ -83,7 +84,7 @@ class LearnableSampler:
         self._classes: dict[str, list[Problem]] = {}
         for problem in problems:
             self._classes.setdefault(_class(problem), []).append(problem)
-        self._rates = dict.fromkeys(self._classes, _START)
+        self._rates = {name: _measured(members) for name, members in self._classes.items()}
         self._left: dict[str, list[int]] = {name: [] for name in self._classes}
         self._random = random.Random(seed)
         self._drawn = 0
@@ -163,6 +164,11 @@ def check_sets(names: Iterable[str]) -> None:
 def build_sampler(rule: Rule, problems: Sequence[Problem], seed: int, floor_epochs: int = 0) -> Sampler:
     """The sampler that `env.problem_sampling` names."""
     return UniformSampler(problems, seed) if rule == "uniform" else LearnableSampler(problems, seed, floor_epochs)
+
+
+def _measured(problems: Sequence[Problem]) -> float:
+    rates = [problem.pass_rate for problem in problems if problem.pass_rate is not None]
+    return sum(rates) / len(rates) if rates else _START
 
 
 def _class(problem: Problem) -> str:

@@ -28,6 +28,7 @@ SCHEMA = pa.schema(
         ("time_limit_s", pa.float64()),
         ("memory_limit_mb", pa.float64()),
         ("checker", pa.string()),  # JSON
+        ("pass_rate", pa.float64()),
     ]
 )
 _kept: OrderedDict[tuple[str, str], tuple[list[dict[str, str]], int]] = OrderedDict()
@@ -109,7 +110,8 @@ def load_built(path: Path) -> list[Problem]:
         table = pq.read_table(file)
     except (OSError, pa.ArrowException) as error:
         raise ProblemError(f"{file}: cannot be read ({error}). Run `atropos data build` again.") from None
-    if table.schema.names not in (SCHEMA.names, [name for name in SCHEMA.names if name not in LATER]):
+    there = set(table.schema.names)
+    if table.schema.names != [name for name in SCHEMA.names if name in there or name not in LATER]:
         raise ProblemError(f"{file}: its columns are {', '.join(table.schema.names)}; need {', '.join(SCHEMA.names)}")
     folder = file.parent.parent / TESTS
     problems, seen = [], set()
@@ -120,7 +122,7 @@ def load_built(path: Path) -> list[Problem]:
         seen.add(row["id"])
         row["checker"] = json.loads(row.get("checker") or "null")
         # The builder validated the row together with its tests, which would have to be read for that.
-        problems.append(Problem.model_construct(**row, template=None, tests=cast(list[TestCase], tests)))
+        problems.append(Problem.model_construct(**row, tests=cast(list[TestCase], tests)))
     return problems
 
 
@@ -143,8 +145,9 @@ def write_rows(path: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """The rows of a built split as they are."""
-    return list(pq.read_table(path).to_pylist())
+    """The rows of a built split, as `write_rows` takes them."""
+    rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return [row | {"checker": json.loads(row.get("checker") or "null")} for row in rows]
 
 
 def write_json(path: Path, value: Any) -> None:
