@@ -27,7 +27,7 @@ FAST_TESTS := tests/common tests/test_cli.py tests/test_dependencies.py tests/te
     prompts.py staleness.py) \
   $(addprefix tests/trainer/test_,advantages.py config.py metrics.py objectives.py packing.py)
 
-.PHONY: coverage browser gvisor help setup demo test test-slow lint format clean
+.PHONY: coverage browser docs gvisor help setup demo test test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -67,6 +67,10 @@ coverage: browser gvisor $(MODEL)/complete.json  ## the tests again, with the li
 
 test-slow: $(READY) gvisor $(MODEL)/complete.json  ## the tests that take longer, each with its reason
 	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
+
+docs: $(READY)   ## the documentation site, in build/site
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
+	@PYTHONPATH=. $(BIN)/python -m mkdocs build --quiet --strict && echo "build/site/index.html"
 
 lint: $(READY)   ## ruff, mypy and the import rule
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo --no-cache

@@ -3,14 +3,28 @@
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
+import yaml
+
+from environments import cli
+from environments.common.flags import option_names
+from environments.launch.config import LaunchConfig
+from environments.launch.serve_model import ServeConfig
+from environments.livecode.config import RunConfig
+from environments.tools.select_checkpoint import SelectConfig
+from trainer.budget import BudgetConfig
+from trainer.config import TrainerConfig
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
-    ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), ROOT / "verifier_app" / "THREATS.md",
-    ROOT / "verifier_app" / "judge" / "README.md",
+    ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")),
+    ROOT / "verifier_app" / "THREATS.md", ROOT / "verifier_app" / "judge" / "README.md",
 ]  # fmt: skip
 ROOMS = "environments|trainer|verifier_app|configs|tests|benchmarks|requirements|docs"
 
@@ -42,3 +56,51 @@ def test_every_row_of_the_rooms_names_files_that_are_in_them() -> None:
         assert folder.is_dir(), folder
         for name in re.findall(r"[\w./]+\.(?:py|md)", cells[2]):
             assert (folder / name).is_file(), folder / name
+
+
+MODELS = {
+    "run-env": RunConfig, "serve-model": ServeConfig, "run-trainer": TrainerConfig, "train": LaunchConfig,
+    "select": SelectConfig, "budget": BudgetConfig,
+}  # fmt: skip
+OTHERS = {"--config", "--help", "--nproc-per-node"}  # of every command with a file, and torchrun's
+
+
+def typed() -> Iterator[tuple[str, list[str]]]:
+    """(page, words) of each `atropos` command in a block of a page."""
+    for page in PAGES:
+        for line in re.findall(r"(?m)^    ((?:[A-Z_]+=\S+ )*atropos .*)$", page.read_text(encoding="utf-8")):
+            words = shlex.split(re.split(r"\s#\s", line)[0].rstrip("\\& ").replace("[", " ").replace("]", " "))
+            while "=" in words[0]:
+                words.pop(0)
+            yield page.name, words[1:]
+
+
+def flags_of(words: list[str]) -> set[str] | None:
+    """The flags that a command takes; None for one that hands them on."""
+    if (model := MODELS.get(words[0])) is not None:
+        return {f"--{name}" for name in option_names(model)} | OTHERS
+    command: Any = typer.main.get_command(cli.app).commands[words[0]]  # type: ignore[attr-defined]
+    if hasattr(command, "commands"):
+        command = command.commands[words[1]]
+    found = {flag for param in command.params for flag in param.opts}
+    return found if found - {"--help"} else None
+
+
+def test_every_command_of_a_page_is_taken_by_the_command_line() -> None:
+    found = list(typed())
+    assert len(found) > 30
+    wrong = []
+    for page, words in found:
+        known = flags_of(words)
+        given = [word.partition("=")[0] for word in words if word.startswith("--")]
+        named = [flag for flag in given if known is not None and flag not in known]
+        named = [flag for flag in named if flag.replace("-", "_").replace("__", "--", 1) not in known]  # type: ignore[operator]
+        wrong += [f"{page}: atropos {' '.join(words)}: {flag}" for flag in named if not flag.endswith(".option")]
+    assert wrong == []
+
+
+def test_every_page_is_in_the_site() -> None:
+    listed = re.findall(r": ([\w/-]+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    assert yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["strict"] is True
+    pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    assert {name for name in listed if not name.startswith("reference/")} == pages

@@ -1,4 +1,4 @@
-"""Every command and option that a message or the README names exists, spelled as the command line takes it."""
+"""Every command and option that a message or a page names exists, spelled as the command line takes it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODELS = (RunConfig, ServeConfig, DemoConfig, SelectConfig, TrainerConfig, Budge
 
 
 def said() -> Iterator[tuple[str, str]]:
-    """(where, text) of each string in the project's sources that is no docstring, and of the README."""
+    """(where, text) of each string in the project's sources that is no docstring, and of each page."""
     for package in ("environments", "trainer"):
         for path in sorted((ROOT / package).rglob("*.py")):
             for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -34,7 +34,8 @@ def said() -> Iterator[tuple[str, str]]:
                     yield f"{path.relative_to(ROOT)}:{node.lineno}", "".join(parts)
                 elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                     yield f"{path.relative_to(ROOT)}:{node.lineno}", node.value
-    yield "README.md", (ROOT / "README.md").read_text(encoding="utf-8")
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        yield str(page.relative_to(ROOT)), page.read_text(encoding="utf-8")
 
 
 def commands() -> dict[str, typer.core.TyperCommand]:

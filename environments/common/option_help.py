@@ -69,6 +69,19 @@ def _fields(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Fie
             yield prefix + name, info
 
 
+def options_of(model: type[BaseModel]) -> list[tuple[str, str, str, str]]:
+    """(dotted name, kind of value, default or "", sentence) of each option, in order of definition."""
+    gone = hidden(model)
+    rows = []
+    for name, info in _fields(model):
+        if name in gone:
+            continue
+        default = None if info.is_required() else info.get_default(call_default_factory=True)
+        shown = "required" if info.is_required() else "" if default in (None, []) else _shown(default)
+        rows.append((name, _kind(info.annotation), shown, info.description or ""))
+    return rows
+
+
 def _row(name: str, sentence: str, width: int) -> list[str]:
     told = textwrap.wrap(sentence, width - _NAME_WIDTH - 2) or [""]
     head = f"  {name}"

@@ -1,4 +1,4 @@
-"""Training on problems of one's own, as README says it: by one command, and by the four processes started by hand."""
+"""Training on problems of one's own, as docs/how-to says: by one command, and by four processes started by hand."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
-def block(heading: str) -> str:
-    """The first indented block after a heading of README."""
-    text = (ROOT / "README.md").read_text()
+def block(page: str, heading: str) -> str:
+    """The first indented block after a heading of a page in docs/how-to."""
+    text = (ROOT / "docs" / "how-to" / page).read_text()
     after = text[text.index(heading) :]
     found = re.search(r"\n\n((?:    .*\n)+)", after)
     assert found is not None
@@ -56,8 +56,8 @@ def logs(run: Path) -> str:
     return "\n".join(f"{log}:\n{log.read_text()[-1500:]}" for log in sorted(run.glob("logs/*.log")))
 
 
-def test_the_readme_s_problems_are_read_and_its_commands_exist(tmp_path):
-    rows = block("`problems.jsonl` has one problem a line")
+def test_the_page_s_problems_are_read_and_its_commands_exist(tmp_path):
+    rows = block("own-problems.md", "`problems.jsonl` has one problem a line")
     path = tmp_path / "problems.jsonl"
     path.write_text(rows)
     assert [(problem.id, problem.kind) for problem in load_problems(path)] == [
@@ -72,7 +72,9 @@ def test_the_readme_s_problems_are_read_and_its_commands_exist(tmp_path):
         command = ["verify", str(tmp_path / "solution.py"), "--problems", str(path), "--problem", name]
         done = subprocess.run([*ATROPOS, *command], capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-    typed = [line.split("#")[0].split() for line in block("## Train your model on your own problems").splitlines()]
+    typed = [
+        line.split("#")[0].split() for line in block("own-problems.md", "# Train on your own problems").splitlines()
+    ]
     assert [words[:2] for words in typed[2:]] == [["atropos", n] for n in ("verify", "init", "train", "report")]
     for words in typed[2:]:
         shown = subprocess.run([*ATROPOS, words[1], "--help"], capture_output=True, text=True, check=True).stdout
@@ -128,9 +130,9 @@ def test_own_problems_are_trained_on_by_one_command_that_ctrl_c_saves_and_that_g
 
 @pytest.mark.slow  # a start of vLLM and trainer, and two steps: two minutes alone on two cores
 @pytest.mark.timeout(1200)
-def test_the_readme_s_four_processes_train_as_printed(smollm2, tmp_path):
+def test_the_page_s_four_processes_train_as_printed(smollm2, tmp_path):
     """Literally, but for sizes, ports and the place of the run's folder."""
-    script = block("### The four processes by hand")
+    script = block("processes.md", "# Start the processes yourself")
     for name, changes in {
         "environment": {"env": {"group_size": 4, "max_new_tokens": 48, "max_concurrent_rollouts": 32}},
         "trainer": {"steps": 2, "batch": {"rollouts": 8, "group_size": 4}},
