@@ -83,6 +83,8 @@ def flags_of(words: list[str]) -> set[str] | None:
     if hasattr(command, "commands"):
         command = command.commands[words[1]]
     found = {flag for param in command.params for flag in param.opts}
+    if found - {"--help"} and command.context_settings.get("ignore_unknown_options"):  # the environment's options
+        found |= {f"--{name}" for name in option_names(RunConfig)} | OTHERS
     return found if found - {"--help"} else None
 
 
