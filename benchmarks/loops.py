@@ -21,8 +21,8 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.workload import padded_batches
+from environments.common.rewards import group_advantages
 from trainer.config import BatchConfig, ObjectiveConfig, TrainerConfig
-from trainer.data.advantages import group_advantages
 from trainer.data.scored_groups import ScoredGroup
 from trainer.metrics import Metrics
 from trainer.model.policy import Policy

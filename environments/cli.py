@@ -266,7 +266,7 @@ def verify(
 @app.command(rich_help_panel=TOOLS)
 def metrics() -> None:
     """Print the table of the trainer's metrics as Markdown: names, meanings, how they are reduced."""
-    from trainer.metrics import markdown
+    from trainer.metric_table import markdown
 
     typer.echo(markdown(), nl=False)
 

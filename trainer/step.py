@@ -11,9 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from environments.common.rewards import DropReason
+from environments.common.rewards import DropReason, group_advantages
 from trainer.config import TrainerConfig
-from trainer.data.advantages import cross_check, group_advantages
+from trainer.data.advantages import cross_check
 from trainer.data.scored_groups import ScoredGroup
 from trainer.metrics import Metrics, group_stats
 from trainer.model.packing import MicroBatch, pack

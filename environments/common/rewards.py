@@ -1,7 +1,8 @@
-"""From verdicts to rewards, and which groups carry a signal: pure Python, as the trainer uses it too."""
+"""From verdicts to rewards and advantages, and which groups carry a signal: pure Python, as the trainer uses it too."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -75,3 +76,24 @@ def drop_reason(
     if len(counted) < len(scores):
         return "finished_equal"
     return "all_pass" if counted[0] == PASS else "all_fail"
+
+
+def group_advantages(
+    scores: Sequence[float], overlong: Sequence[bool], baseline: str, scale_by_std: bool = True
+) -> list[float]:
+    """A_i = (R_i - mean) / std of one group, then 0 for overlong rollouts (arXiv 2402.03300, section 4.1.2).
+
+    The standard deviation is the population's, with no epsilon: a group whose scores are all equal gets zeros and
+    is dropped (`drop_reason`). baseline `include` counts overlong rollouts in mean and std, `exclude` does not.
+    scale_by_std False leaves the division out (Dr.GRPO, arXiv 2503.20783). Raises ValueError for bad lengths.
+    """
+    check_baseline(baseline)
+    if len(scores) != len(overlong):
+        raise ValueError(f"{len(scores)} scores and {len(overlong)} overlong flags: give one of each per rollout")
+    counted = [score for score, over in zip(scores, overlong, strict=True) if not (over and baseline == "exclude")]
+    if not counted or min(counted) == max(counted):
+        return [0.0] * len(scores)
+    mean = math.fsum(counted) / len(counted)
+    std = math.sqrt(math.fsum((score - mean) ** 2 for score in counted) / len(counted))
+    scale = std if scale_by_std else 1.0
+    return [0.0 if over else (score - mean) / scale for score, over in zip(scores, overlong, strict=True)]

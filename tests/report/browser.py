@@ -14,6 +14,8 @@ from typing import Any
 import httpx
 from websockets.sync.client import ClientConnection, connect
 
+AXE = Path(__file__).with_name("axe") / "axe.min.js"
+"""axe-core 4.14.1 (MPL 2.0), which looks for barriers to access."""
 CHROMIUM = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
@@ -77,3 +79,19 @@ def browser(folder: Path, width: int = 1400) -> Iterator[Page]:
     finally:
         process.terminate()
         process.communicate(timeout=30)
+
+
+def emulate(page: Page, width: int, scheme: str = "light") -> None:
+    """The page in a window of that width, light or dark."""
+    page.call("Emulation.setDeviceMetricsOverride", width=width, height=900, deviceScaleFactor=1, mobile=False)
+    page.call("Emulation.setFocusEmulationEnabled", enabled=True)
+    page.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+
+def barriers(page: Page) -> list[str]:
+    """What axe finds that keeps people out, one line each; the page's own policy keeps no script of DevTools out."""
+    if not page.run("typeof axe === 'object'"):
+        page.call("Runtime.evaluate", expression=AXE.read_text(encoding="utf-8"))
+    script = """axe.run({ resultTypes: ["violations"] }).then(({ violations }) =>
+      violations.map((one) => `${one.id}: ${one.nodes.map((node) => node.html.slice(0, 160)).join(" | ")}`))"""
+    return list(page.run(script))

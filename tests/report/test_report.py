@@ -16,6 +16,7 @@ from environments.tools.report.code import tokens
 from environments.tools.report.collect import MAX_TEXT, collect, cut
 from environments.tools.report.page import render, write_report
 from tests.report.browser import CHROMIUM, Page, browser
+from trainer.metric_table import METRICS
 from verifier_app.judge.compare import output_difference, value_difference
 
 EVIL = "</script><script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\"><!--"
@@ -77,8 +78,9 @@ def test_the_data_are_the_runs_by_value(make_run: Callable[..., Path]) -> None:
     data = collect(make_run(), 5000)
     assert data["title"] == "my-run"
     by_title = {curve["title"]: curve["series"] for curve in data["curves"]}
-    assert by_title["Reward"] == [{"name": "reward", "points": [[1, 0.1], [2, 0.2], [3, 0.3]]}]
-    assert by_title["Groups left out"] == [{"name": "all_pass", "points": [[0, 0], [1, 1]]}]
+    assert [(one["name"], one["points"]) for one in by_title["Reward"]] == [("Reward", [[1, 0.1], [2, 0.2], [3, 0.3]])]
+    assert by_title["Reward"][0]["hint"] == METRICS["reward"].sentence
+    assert [(one["name"], one["points"]) for one in by_title["Groups left out"]] == [("all pass", [[0, 0], [1, 1]])]
     tables = {table["title"]: table["rows"] for table in data["tables"]}
     assert tables["Rollouts by difficulty"] == [["easy", 8, 0.5], ["hard", 4, 0.5]]
     assert tables["Rollouts by month"] == [["2024-05", 8, 0.5]]
@@ -125,9 +127,9 @@ def test_the_page_is_one_file_without_outside_addresses(make_run: Callable[..., 
     page = write_report(run).read_text()
     head, _, rest = page.partition('<script type="application/json" id="data">')
     assert EVIL not in page
-    assert rest.count("</script>") == 2
+    assert rest.count("</script>") == 3
     ours = head + rest.split("</script>", 1)[1]
-    assert set(re.findall(r"\w+://[\w.]+", ours)) <= {"http://www.w3.org"}  # the name of SVG
+    assert re.findall(r"\w+://[\w./]+", ours) == ["https://github.com/leeoniya/uPlot"]  # in the chart library's comment
     assert not re.findall(r"\b(?:src|href|action)=|@import|url\(", ours)
     assert "default-src 'none'" in html.unescape(head)
 
@@ -157,18 +159,20 @@ def test_a_reader_clicks_through_a_run(make_run: Callable[..., Path], tmp_path: 
     with browser(tmp_path / "profile", width) as page:
         page.open(path)
         assert page.run("[...document.querySelectorAll('#tabs button')].map(one => one.textContent)") == [
-            "Curves", "Evaluations", "Breakdown", "Rollouts",
+            "Overview", "Curves", "Evaluations", "Breakdown", "Rollouts",
         ]  # fmt: skip
+        assert "37.5 %" in visible(page)
+        click(page, "[data-name=curves]")
         assert "Reward" in visible(page)
-        assert page.run("document.querySelectorAll('svg path').length") == 3
+        assert page.run("document.querySelectorAll('#curves canvas').length") == 4
         click(page, "[data-name=evaluations]")
         assert "37.5 % [10.0 %, 60.0 %]" in visible(page)
         assert "75.0 %" in visible(page)
         assert "up to 2024-07-31: 100.0 % of 2 samples" in visible(page)
         assert "after 2024-07-31: 16.7 % of 6 samples" in visible(page)
-        assert page.run("document.querySelectorAll('svg .bar').length") == 2
-        assert page.run("document.querySelectorAll('svg .bar.before, svg .cutoff').length") == 2
-        click(page, "[data-name=tables]")
+        drawing = page.run("document.querySelector('#evaluations .months').getAttribute('aria-label')")
+        assert drawing.startswith("pass@1 by month: 2024-06 100 %, 2024-09 17 %. ")
+        click(page, "[data-name=groups]")
         assert "Rollouts by month" in visible(page)
         click(page, "[data-name=rollouts]")
         assert "30 of 30" in visible(page)
@@ -178,7 +182,7 @@ def test_a_reader_clicks_through_a_run(make_run: Callable[..., Path], tmp_path: 
         assert "10 of 30" in visible(page)
         page.run("f.problem.value = 'P11'; f.dispatchEvent(new Event('input'))")
         assert "1 of 30" in visible(page)
-        click(page, "#list tbody tr")
+        click(page, "#list tbody button")
         shown = visible(page)
         assert "Test 1 failed" in shown
         assert page.run("[...document.querySelectorAll('#detail mark')].map(one => one.textContent)") == ["3", "4"]
@@ -201,7 +205,7 @@ def test_nothing_that_a_model_wrote_runs(make_run: Callable[..., Path], tmp_path
     with browser(tmp_path / "profile") as page:
         page.open(path)
         click(page, "[data-name=rollouts]")
-        click(page, "#list tbody tr")
+        click(page, "#list tbody button")
         assert EVIL in page.run("document.querySelector('#detail').textContent")
         assert page.run("document.title") == "my-run"
         assert page.run("document.querySelectorAll('img').length") == 0
@@ -268,7 +272,7 @@ def test_a_reader_tells_an_evaluations_samples_from_the_trainings(
         page.run("const f = document.querySelector('#filters'); f.from.value = 'test-v3-1f'")
         page.run("f.status.value = 'wrong_answer'; f.dispatchEvent(new Event('input'))")
         assert "2 of 34" in visible(page)
-        click(page, "#list tbody tr")
+        click(page, "#list tbody button")
         shown = visible(page)
         assert "sample 1, 7 tokens" in shown
         assert "livecodebench: wrong_answer" in shown
@@ -297,7 +301,7 @@ def test_the_difference_is_marked(
     with browser(tmp_path / "profile") as page:
         page.open(write_report(make_run([failed])))
         click(page, "[data-name=rollouts]")
-        click(page, "#list tbody tr")
+        click(page, "#list tbody button")
         assert page.run("[...document.querySelectorAll('#detail mark')].map(one => one.textContent)") == marks
 
 

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from environments.common import rewards
-from environments.common.rewards import drop_reason
-from trainer.data.advantages import DropDisagreement, cross_check, group_advantages, tensor_drop_reason
+from environments.common.rewards import drop_reason, group_advantages
+from trainer.data.advantages import DropDisagreement, cross_check, tensor_drop_reason
 from trainer.data.scored_groups import Rollout, ScoredGroup
 
 VECTORS: list[dict[str, Any]] = json.loads(

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from trainer.data.scored_groups import Rollout, ScoredGroup
-from trainer.metrics import METRICS, REDUCTIONS, Metrics, group_stats, markdown
+from trainer.metric_table import METRICS, REDUCTIONS, markdown
+from trainer.metrics import Metrics, group_stats
 
 
 def rollout(length: int, score: float, overlong: bool = False, version: int = 0) -> Rollout:
@@ -82,7 +83,7 @@ def test_reducing_starts_anew() -> None:
 
 
 def test_an_unknown_name_says_where_to_add_it() -> None:
-    with pytest.raises(KeyError, match=r"'speed' is unknown.*METRICS in trainer/metrics.py"):
+    with pytest.raises(KeyError, match=r"'speed' is unknown.*METRICS in trainer/metric_table.py"):
         Metrics().add("speed", 1.0)
 
 

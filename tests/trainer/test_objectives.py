@@ -10,7 +10,7 @@ import torch
 from reference import Nested, loss_and_gradient
 from torch import Tensor
 
-from trainer.metrics import METRICS
+from trainer.metric_table import METRICS
 from trainer.objective.objectives import (
     OBJECTIVES,
     ClippedBeforeUpdate,

@@ -3,34 +3,55 @@
 from __future__ import annotations
 
 import json
-from collections import Counter, defaultdict
+import time
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from environments.common.run_folder import check
 from environments.common.settings import ConfigError
+from environments.tools.report.breakdown import evaluation, tables
+from environments.tools.report.charts import axes, curves, left_out
 from environments.tools.report.code import tokens
+from environments.tools.report.groups import by_group, by_problem
+from environments.tools.report.story import overview, settings
+from environments.tools.report.values import Rows, number
 
 _OF_PROBLEMS = ".problems.jsonl"
+RECORDS = ("metrics", "environment", "environment_metrics", "evaluations")
 MAX_TEXT = 20_000  # characters of an answer that the page keeps: its beginning and its end
-Rows = list[dict[str, Any]]
-
-CURVES: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("Reward", "mean reward of the trained rollouts", ("reward",)),
-    ("pass@1", "share of the trained rollouts that passed", ("pass_at_1", "pass_at_group")),
-    ("Length", "sampled tokens", ("length_passed", "length_failed", "length_overlong")),
-    ("Entropy", "nats a token", ("entropy",)),
-    ("Clipped tokens", "share", ("clip_low_tokens", "clip_high_tokens")),
-    ("Trainer against sampler", "mean |difference| of log-probabilities", ("mismatch_abs", "mismatch_abs_after_sync")),
-    ("Staleness", "steps", ("staleness", "staleness_max")),
-    ("Seconds", "by phase of a step", ("seconds_wait", "seconds_old_logprobs", "seconds_train", "seconds_sync")),
-    ("Gradient norm", "before clipping", ("grad_norm",)),
-)  # fmt: skip
 
 
-def collect(run: Path, most_rollouts: int) -> dict[str, Any]:
-    """The page's data: {title, curves, evaluations, tables, rollouts, damaged, notes}.
+def collect(run: Path, most_rollouts: int, now: float | None = None) -> dict[str, Any]:
+    """The page's data: `summary`'s, with {rollouts, groups}.
+
+    Args:
+        now: seconds since 1970; None: the clock's.
+
+    Raises:
+        ConfigError: not a run folder.
+    """
+    damaged: Counter[str] = Counter()
+    records = read_records(run, damaged)
+    files = sorted((run / "rollouts").glob("*.jsonl"))
+    shown = [rollout(record) for record in _newest((read(path, damaged) for path in reversed(files)), most_rollouts)]
+    shown += samples(run / "evaluations", most_rollouts - len(shown), damaged)
+    if not (shown or any(records.values())):
+        raise ConfigError(
+            f"report: {run}: none of metrics.jsonl, environment.jsonl, evaluations.jsonl, evaluations/ and rollouts/ "
+            "is in it. Give a run's folder."
+        )
+    wanted = {str(one["group"]) for one in shown}
+    return summary(run, records, damaged, time.time() if now is None else now) | {
+        "rollouts": shown,
+        "groups": by_group(records["environment"], wanted, settings(run, "trainer"), settings(run, "environment")),
+        "problems": by_problem(records["environment"]),
+    }
+
+
+def read_records(run: Path, damaged: Counter[str]) -> dict[str, Rows]:
+    """The rows of the run's records by file name: metrics, environment, environment_metrics, evaluations.
 
     Raises:
         ConfigError: not a run folder.
@@ -38,27 +59,22 @@ def collect(run: Path, most_rollouts: int) -> dict[str, Any]:
     if not run.is_dir():
         raise ConfigError(f"report: {run}: no such folder. Give the folder that env.run_dir or --run_dir names.")
     check(run)
-    damaged: Counter[str] = Counter()
-    metrics = read(run / "metrics.jsonl", damaged)
-    groups = read(run / "environment.jsonl", damaged)
-    evaluations = read(run / "evaluations.jsonl", damaged)
-    files = sorted((run / "rollouts").glob("*.jsonl"))
-    shown = [rollout(record) for record in _newest((read(path, damaged) for path in reversed(files)), most_rollouts)]
-    shown += samples(run / "evaluations", most_rollouts - len(shown), damaged)
-    if not (metrics or groups or evaluations or shown):
-        raise ConfigError(
-            f"report: {run}: none of metrics.jsonl, environment.jsonl, evaluations.jsonl, evaluations/ and rollouts/ "
-            "is in it. Give a run's folder."
-        )
+    return {name: read(run / f"{name}.jsonl", damaged) for name in RECORDS}
+
+
+def summary(run: Path, records: dict[str, Rows], damaged: Counter[str], now: float) -> dict[str, Any]:
+    """All of the page's data but the rollouts: {title, overview, axes, curves, evaluations, tables, damaged, notes}."""
+    metrics, groups, evaluations = (records[name] for name in ("metrics", "environment", "evaluations"))
     notes = [] if metrics or not groups else ["No step was trained yet: there are no curves."]
     if unfinished := len(list((run / "evaluations").glob("*.partial.jsonl"))):
         notes.append(f"Evaluations without a score yet, since they are not finished: {unfinished}.")
     return {
         "title": run.resolve().name,
-        "curves": curves(metrics) + left_out(groups),
+        "overview": overview(run, records, dict(damaged), now),
+        "axes": axes(metrics),
+        "curves": curves(metrics, records["environment_metrics"]) + left_out(groups),
         "evaluations": [graded for record in evaluations if "pass_at_1" in record for graded in evaluation(record)],
         "tables": tables(groups),
-        "rollouts": shown,
         "damaged": dict(damaged),
         "notes": notes,
     }
@@ -93,74 +109,6 @@ def _newest(files: Iterable[Rows], most: int) -> Rows:
     return kept
 
 
-def curves(metrics: Rows) -> list[dict[str, Any]]:
-    """One chart for each row of CURVES that has a value, over steps."""
-    found = []
-    for title, unit, names in CURVES:
-        series = []
-        for name in names:
-            points = [
-                [row["step"], row[name]] for row in metrics if _number(row.get("step")) and _number(row.get(name))
-            ]
-            if points:
-                series.append({"name": name, "points": points})
-        if series:
-            found.append({"title": title, "unit": unit, "series": series})
-    return found
-
-
-def left_out(groups: Rows) -> list[dict[str, Any]]:
-    """A chart of the groups that were left out, by reason, over weight versions."""
-    pairs = [(group.get("weight_version"), group.get("dropped")) for group in groups]
-    counts = Counter((version, reason) for version, reason in pairs if _number(version) and isinstance(reason, str))
-    versions: list[float] = sorted({version for version, _ in pairs if version is not None and _number(version)})
-    reasons = sorted({reason for _, reason in counts if isinstance(reason, str)})
-    if not reasons:
-        return []
-    series = [{"name": name, "points": [[v, counts[v, name]] for v in versions]} for name in reasons]
-    return [{"title": "Groups left out", "unit": "groups, by the weights that sampled them", "series": series}]
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and value == value and abs(value) < 1e300
-
-
-def evaluation(record: dict[str, Any]) -> list[dict[str, Any]]:
-    """One evaluation's lines, one for each profile, with their parts by difficulty, kind, platform and month."""
-    kept = ("set", "temperature", "n", "greedy", "problems", "correct", "total", "pass_at_1", "ci95", "overlong",
-            "no_verdict", "mean_length", "weight_version", "verdicts", "without_known_bad", "cutoff",
-            "around_cutoff", "settings")  # fmt: skip
-    profiles = record.get("profiles")
-    graded = profiles if isinstance(profiles, dict) and profiles else {"": {}}
-    merged = [record | scores | {"profile": name} for name, scores in graded.items() if isinstance(scores, dict)]
-    return [{name: one.get(name) for name in (*kept, "profile")} | {"by": one.get("by") or {}} for one in merged]
-
-
-def tables(groups: Rows) -> list[dict[str, Any]]:
-    """Pass rates of all rollouts by difficulty, kind, source and month, verdicts, and why groups were left out."""
-    found = []
-    for title, key in (("difficulty", "difficulty"), ("kind", "kind"), ("source", "source"), ("month", "date")):
-        cells: dict[str, list[int]] = defaultdict(lambda: [0, 0])
-        for group in groups:
-            name = group.get(key)
-            if not isinstance(name, str) or not isinstance(group.get("verdicts"), list):
-                continue
-            cell = cells[name[:7] if key == "date" else name]
-            cell[0] += sum(verdict == "accepted" for verdict in group["verdicts"])
-            cell[1] += len(group["verdicts"])
-        if cells:
-            rows = [[name, total, passed / total] for name, (passed, total) in sorted(cells.items()) if total]
-            found.append({"title": f"Rollouts by {title}", "columns": [title, "rollouts", "passed"], "rows": rows})
-    lists = [group["verdicts"] for group in groups if isinstance(group.get("verdicts"), list)]
-    verdicts = Counter(str(verdict) for given in lists for verdict in given)
-    dropped = Counter(str(group.get("dropped") or "trained on") for group in groups)
-    for title, counts in (("Verdicts", verdicts), ("Groups", dropped)):
-        if counts:
-            rows = [[name, count, count / counts.total()] for name, count in counts.most_common()]
-            found.append({"title": title, "columns": [title.lower(), "count", "share"], "rows": rows})
-    return found
-
-
 def rollout(record: dict[str, Any]) -> dict[str, Any]:
     """One rollout as the page shows it: texts cut in their middle, the program as coloured pieces."""
     given = record.get("verdict")
@@ -174,6 +122,11 @@ def rollout(record: dict[str, Any]) -> dict[str, Any]:
         "score": record.get("score"),
         "length": record.get("length"),
         "version": _version(record.get("versions")),
+        "group": record.get("group_id"),
+        "index": record.get("index"),
+        "dropped": record.get("dropped"),
+        "spans": record.get("versions"),
+        "pieces": pieces(record),
         "finish": record.get("finish_reason"),
         "graded": graded if isinstance(graded := record.get("graded"), list) else [],
         "sample": record.get("sample"),
@@ -186,6 +139,17 @@ def rollout(record: dict[str, Any]) -> dict[str, Any]:
         "answer": cut(str(record.get("completion", ""))),
         "code": tokens(code[:MAX_TEXT]) if isinstance(code, str) else None,
     }
+
+
+def pieces(record: dict[str, Any]) -> dict[str, Any] | None:
+    """The sampled tokens with their log-probabilities, where the record holds both: {texts, logprobs}."""
+    texts, logprobs = record.get("tokens"), record.get("logprobs")
+    if not isinstance(texts, list) or not isinstance(logprobs, list) or len(texts) != len(logprobs):
+        return None
+    if not all(isinstance(one, str) for one in texts):
+        return None
+    kept = slice(0, MAX_TEXT // 4)
+    return {"texts": texts[kept], "logprobs": [one if number(one) else None for one in logprobs[kept]]}
 
 
 def samples(folder: Path, most: int, damaged: Counter[str]) -> Rows:

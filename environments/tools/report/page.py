@@ -16,6 +16,14 @@ from markupsafe import Markup
 from environments.common.settings import ConfigError
 from environments.tools.report.collect import collect
 
+ASSETS = files("environments.tools.report") / "assets"
+STYLES = (("uplot/uPlot.min.css",), ("style.css",))
+SCRIPTS = (
+    ("uplot/uPlot.iife.min.js",),
+    ("base.js", "charts.js", "overview.js", "evaluations.js", "rollouts.js", "main.js"),
+)
+"""Each group is one element of the page."""
+
 
 def write_report(run: Path, out: Path | None = None, most_rollouts: int = 5000) -> Path:
     """Writes the report of a run folder and returns its path (RUN/report.html where none is given).
@@ -34,20 +42,37 @@ def write_report(run: Path, out: Path | None = None, most_rollouts: int = 5000) 
     return path
 
 
-def render(data: dict[str, Any]) -> str:
-    """The page of `collect`'s data. Texts of rollouts stand in it as JSON alone."""
-    assets = files("environments.tools.report") / "assets"
-    style, script, template = (
-        (assets / name).read_text(encoding="utf-8") for name in ("style.css", "report.js", "page.html")
+def render(data: dict[str, Any], connect: str = "") -> str:
+    """The page of `collect`'s data. Texts of rollouts stand in it as JSON alone.
+
+    Args:
+        connect: what the page's script may fetch from, as a policy says it; none: nothing.
+    """
+    styles, scripts = _together(STYLES), _together(SCRIPTS)
+    policy = ["default-src 'none'", f"script-src {_hashes(scripts)}", f"style-src {_hashes(styles)}"]
+    if connect:
+        policy.append(f"connect-src {connect}")
+    template = (ASSETS / "page.html").read_text(encoding="utf-8")
+    return (
+        Environment(autoescape=True)
+        .from_string(template)
+        .render(
+            title=data["title"],
+            policy="; ".join(policy),
+            styles=[Markup(text) for text in styles],
+            scripts=[Markup(text) for text in scripts],
+            data=Markup(_json(data)),
+        )
     )
-    allowed = " ".join(f"'sha256-{_sha(text)}'" for text in (script,))
-    return Environment(autoescape=True).from_string(template).render(
-        title=data["title"],
-        policy=f"default-src 'none'; script-src {allowed}; style-src 'sha256-{_sha(style)}'",
-        style=Markup(style),
-        script=Markup(script),
-        data=Markup(_json(data)),
-    )  # fmt: skip
+
+
+def _together(groups: tuple[tuple[str, ...], ...]) -> list[str]:
+    """Each group's files as one text."""
+    return ["\n".join((ASSETS / name).read_text(encoding="utf-8") for name in names) for names in groups]
+
+
+def _hashes(texts: list[str]) -> str:
+    return " ".join(f"'sha256-{_sha(text)}'" for text in texts)
 
 
 def _sha(text: str) -> str:
