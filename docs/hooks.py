@@ -78,6 +78,7 @@ def options(program: str, model: type[BaseModel]) -> str:
 def _table(model: type[BaseModel]) -> str:
     lines = ["| name | value | default | meaning |", "|---|---|---|---|"]
     for name, kind, default, sentence in options_of(model):
+        default = default.replace(f"{ROOT}/", "")
         cells = [f"`{name}`", f"`{kind}`", f"`{default}`" if default else "", sentence]
         lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"

@@ -24,9 +24,10 @@ from trainer.config import TrainerConfig
 ROOT = Path(__file__).parents[1]
 PAGES = [
     ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")),
+    *sorted((ROOT / "examples").rglob("README.md")),
     ROOT / "verifier_app" / "THREATS.md", ROOT / "verifier_app" / "judge" / "README.md",
 ]  # fmt: skip
-ROOMS = "environments|trainer|verifier_app|configs|tests|benchmarks|requirements|docs"
+ROOMS = "environments|trainer|verifier_app|configs|tests|benchmarks|requirements|docs|examples"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -78,7 +79,11 @@ def typed() -> Iterator[tuple[str, list[str]]]:
 def flags_of(words: list[str]) -> set[str] | None:
     """The flags that a command takes; None for one that hands them on."""
     if (model := MODELS.get(words[0])) is not None:
-        return {f"--{name}" for name in option_names(model)} | OTHERS
+        below = (
+            {"environment": RunConfig, "trainer": TrainerConfig, "server": ServeConfig} if words[0] == "train" else {}
+        )
+        parts = {f"--{part}.{name}" for part, its in below.items() for name in option_names(its)}
+        return {f"--{name}" for name in option_names(model)} | OTHERS | parts
     command: Any = typer.main.get_command(cli.app).commands[words[0]]  # type: ignore[attr-defined]
     if hasattr(command, "commands"):
         command = command.commands[words[1]]

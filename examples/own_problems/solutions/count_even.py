@@ -1,0 +1,2 @@
+def count_even(values):
+    return sum(value % 2 == 0 for value in values)
