@@ -133,6 +133,8 @@ def _rollout(dice: random.Random, group: dict[str, Any], index: int) -> dict[str
         "score": group["scores"][index], "status": status, "verdict": verdict,
         "failing_test": None if right else {"input": "3\n1 2 3\n", "output": "3\n4 6\n"}, "finish_reason": "stop",
         "length": group["lengths"][index], "versions": [[group["weight_version"], 0, group["lengths"][index]]],
+        "tokens": ["print", "(", str(number), ")", "\n"] if index else None,
+        "logprobs": [-0.1, -0.01, -2.5, -0.2, -6.0],
         "dropped": group["dropped"], "prompt": f"Problem {number}: print the sum of n numbers.",
         "completion": f"<think>n first, then {number} numbers</think>So:",
         "code": f"def solve(n):  # {group['problem_id']}\n    return {number} + n\n\n\nprint(solve(int(input())))",

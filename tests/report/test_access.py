@@ -88,3 +88,46 @@ def test_keys_go_through_the_rollouts_of_which_the_first_is_open(page: Page) -> 
     assert page.run("document.querySelector('.moves span').textContent").startswith(" 1 of ")
     assert page.run("chosen.every(one => one.problem === 'lcb_007')")
     page.run("document.querySelector('#filters').text.value = ''; filter()")
+
+
+def open_rollouts(page: Page) -> None:
+    emulate(page, 1400)
+    page.run("document.querySelector('[data-name=rollouts]').click()")
+    page.run("reveal(data.rollouts.find(one => one.group === 'g20-3' && one.index === 1))")
+
+
+def press_side(page: Page, name: str) -> str:
+    page.run(f"document.querySelector('[data-key=\"side {name}\"]').click()")
+    assert barriers(page) == []
+    return str(page.run("document.querySelector('#detail').innerText"))
+
+
+def test_a_rollouts_group_shows_rewards_and_advantages(page: Page) -> None:
+    open_rollouts(page)
+    press_side(page, "group")
+    group = page.run("data.groups['g20-3']")
+    cells = page.run("[...document.querySelectorAll('#detail tbody tr')].map(row => row.cells[3].textContent)")
+    assert [float(cell) for cell in cells] == pytest.approx(group["advantages"], abs=0.006)
+    page.run("document.querySelector('#detail tbody button').click()")
+    assert page.run("[open.group, open.index, side]") == ["g20-3", 0, "rollout"]
+
+
+def test_a_rollouts_problem_shows_its_groups_over_time_and_the_tests_that_fail_it(page: Page) -> None:
+    open_rollouts(page)
+    text = press_side(page, "problem")
+    passed = page.run("data.problems[open.problem].flatMap(one => one[1]).filter(one => one === 'accepted').length")
+    assert f"{passed} of " in text
+    assert "test 3: " in text
+    squares = page.run("document.querySelectorAll('#detail .square').length")
+    assert squares == page.run("data.problems[open.problem].flatMap(one => one[1]).length")
+
+
+def test_a_recorded_rollouts_tokens_are_coloured_by_log_probability_or_weights(page: Page) -> None:
+    open_rollouts(page)
+    press_side(page, "tokens")
+    classes = "[...document.querySelectorAll('#detail .tokens span')].map(one => one.className)"
+    assert page.run(classes) == ["p0", "p0", "p2", "p0", "p5"]
+    page.run("{ const s = document.querySelector('[name=token-color]'); s.value = 'version'; "
+             "s.dispatchEvent(new Event('change')); }")  # fmt: skip
+    assert page.run(classes) == ["v0"] * 5
+    press_side(page, "rollout")

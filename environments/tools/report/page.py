@@ -20,7 +20,7 @@ ASSETS = files("environments.tools.report") / "assets"
 STYLES = (("uplot/uPlot.min.css",), ("style.css",))
 SCRIPTS = (
     ("uplot/uPlot.iife.min.js",),
-    ("base.js", "charts.js", "overview.js", "evaluations.js", "rollouts.js", "main.js"),
+    ("base.js", "charts.js", "overview.js", "evaluations.js", "rollouts.js", "rollout_views.js", "main.js"),
 )
 """Each group is one element of the page."""
 

@@ -121,7 +121,12 @@ function show(one) {
   detail.replaceChildren(
     el("div", { class: "row" }, el("h3", {}, one.problem + "  ", el("span", { text: words(one.status), class: kind(one.status) })),
       el("div", { class: "moves" }, move("Previous", -1, "k"), el("span", { class: "quiet", text: ` ${at + 1} of ${chosen.length} ` }), move("Next", 1, "j"))),
-    el("p", { class: "quiet", text: about.filter(Boolean).join(", ") }));
+    el("p", { class: "quiet", text: about.filter(Boolean).join(", ") }), ...[sides(one)].filter(Boolean));
+  detail.append(...{ rollout: rolloutSide, group: groupSide, problem: problemSide, tokens: tokensSide }[shownSide(one)](one));
+}
+
+function rolloutSide(one) {
+  const detail = el("div");
   if (one.graded.length > 1) detail.append(el("p", { class: "quiet" }, ...one.graded.flatMap(([name, status]) =>
     [`${name}: `, el("span", { text: status, class: kind(status) }), " "])));
   if (one.message) detail.append(el("h4", { text: one.failed == null ? "Message" : `Test ${one.failed} failed` }), marked(one.message));
@@ -133,6 +138,7 @@ function show(one) {
     detail.append(folded("reasoning", one.answer.slice(0, closed), false));
     detail.append(folded("answer", one.answer.slice(closed + 8), false));
   } else detail.append(folded("answer", one.answer, one.code === null));
+  return [detail];
 }
 
 function rolloutsView() {
