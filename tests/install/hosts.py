@@ -14,7 +14,7 @@ from pathlib import Path
 import filelock
 import pytest
 
-from tests.packaging.archives import ROOT
+from tests.install.archives import ROOT
 
 FOLDER = ROOT / ".venv-hosts"
 _PIP = ("-m", "pip", "--disable-pip-version-check", "--retries", "1", "--timeout", "60")

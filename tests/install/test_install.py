@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from tests.packaging.archives import build, copy_of_the_tree
-from tests.packaging.hosts import environment, install, run
+from tests.install.archives import build, copy_of_the_tree
+from tests.install.hosts import environment, install, run
 
 pytestmark = pytest.mark.slow  # fetches some 100 MB of packages into a virtual environment
 

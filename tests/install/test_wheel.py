@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from environments.common.extras import EXTRAS
-from tests.packaging.archives import PACKAGES, PROJECT, ROOT, build, copy_of_the_tree, tracked
+from tests.install.archives import PACKAGES, PROJECT, ROOT, build, copy_of_the_tree, tracked
 
 OF_AN_EXTRA = (*EXTRAS, "tokenizers", "openai", "datasets", "peft", "accelerate")
 BROUGHT_ALONG = {"h11": "uvicorn", "markupsafe": "jinja2", "tokenizers": "transformers", "pyyaml": "pydantic-settings"}
