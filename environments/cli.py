@@ -181,6 +181,24 @@ def report(
 
 
 @app.command(rich_help_panel=TOOLS)
+def watch(
+    run: Annotated[Path, typer.Argument(help="A run's folder.")],
+    terminal: Annotated[bool, typer.Option("--terminal", help="In this terminal instead of a browser.")] = False,
+    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0: a free one.", min=0, max=65535)] = 8090,
+    rollouts: Annotated[int, typer.Option(help="Rollouts to keep, the newest ones.", min=0)] = 2000,
+) -> None:
+    """Show a run while it goes on: the report, updated in the browser, or its steps in the terminal. It only reads."""
+    if terminal:
+        from environments.tools.watch_terminal import watch as show
+
+        show(run)
+    else:
+        from environments.tools.watch import serve
+
+        serve(run, port, rollouts, typer.echo)
+
+
+@app.command(rich_help_panel=TOOLS)
 def export(
     run: Annotated[Path, typer.Argument(help="A training run's folder.")],
     out: Annotated[Path, typer.Option(help="Folder to write; replaced where it is an export already.")],

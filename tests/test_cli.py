@@ -90,7 +90,7 @@ def test_a_port_in_use_is_one_clear_error(run):
 PROGRAMS = (
     *("run-api", "init", "train", "demo", "supervise", "serve-model", "run-trainer", "verifier", "verifier serve"),
     *("data", "data build", "data check", "data filter", "data show", "data push", "warmup", "pretrained"),
-    *("report", "export", "audit", "verify", "select", "budget", "metrics"),
+    *("report", "watch", "export", "audit", "verify", "select", "budget", "metrics"),
 )
 
 HELP = """

@@ -45,11 +45,11 @@ class Page:
         assert "exceptionDetails" not in result, result
         return result["result"].get("value")
 
-    def open(self, path: Path) -> None:
-        """Loads a file and waits until its script is through."""
+    def open(self, path: Path | str) -> None:
+        """Loads a file or an address and waits until its script is through."""
         for domain in ("Page", "Runtime", "Log"):
             self.call(f"{domain}.enable")
-        self.call("Page.navigate", url=path.as_uri())
+        self.call("Page.navigate", url=path if isinstance(path, str) else path.as_uri())
         while not self.run("document.documentElement && document.documentElement.dataset.ready"):
             time.sleep(0.02)
 

@@ -68,6 +68,7 @@ def _step(dice: random.Random, step: int) -> dict[str, Any]:
         "entropy": 0.6 * exp(-step / 60) + 0.05, "grad_norm": 0.4 * exp(dice.gauss(0, 0.5)), "learning_rate": 1e-6,
         "clip_low_tokens": 0.002 * dice.random(), "clip_high_tokens": 0.004 * dice.random(), "ratio_mean": 1.0,
         "ratio_max": 1 + dice.random(), "mismatch_abs": 0.004 * exp(dice.gauss(0, 0.3)), "staleness": dice.random(),
+        "groups": 6, "rollouts": 48,
         "staleness_max": 2, "effective_sample_size": 0.98, "seconds_wait": wait, "seconds_old_logprobs": 6.0,
         "seconds_train": 22.0, "seconds_sync": 4.0, "seconds_checkpoint": 3.0 * (step % 10 == 1), "seconds_pause": 2.5,
         "seconds_step": wait + 36, "peak_memory_gib": 61.5, "packed_tokens": 260_000,

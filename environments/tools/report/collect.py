@@ -85,10 +85,11 @@ def read(path: Path, damaged: Counter[str]) -> Rows:
     if not path.is_file():
         return []
     with path.open("rb") as stream:
-        return [row for line in stream if (row := _object(line, path, damaged)) is not None]
+        return [row for line in stream if (row := parsed(line, path, damaged)) is not None]
 
 
-def _object(line: bytes, path: Path, damaged: Counter[str]) -> dict[str, Any] | None:
+def parsed(line: bytes, path: Path, damaged: Counter[str]) -> dict[str, Any] | None:
+    """The object in a line of a file; None, and counted, where it is none."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):
@@ -165,7 +166,7 @@ def samples(folder: Path, most: int, damaged: Counter[str]) -> Rows:
         with path.open("rb") as stream:
             position = 0
             for line in stream:
-                row = _object(line, path, damaged)
+                row = parsed(line, path, damaged)
                 if row and row.get("status") is not None and isinstance(row.get("index"), int):
                     places.append((row["index"], path.name, str(row.get("problem")), position))
                 position += len(line)

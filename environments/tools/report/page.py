@@ -20,7 +20,7 @@ ASSETS = files("environments.tools.report") / "assets"
 STYLES = (("uplot/uPlot.min.css",), ("style.css",))
 SCRIPTS = (
     ("uplot/uPlot.iife.min.js",),
-    ("base.js", "charts.js", "overview.js", "evaluations.js", "rollouts.js", "rollout_views.js", "main.js"),
+    ("base.js", "charts.js", "overview.js", "evaluations.js", "rollouts.js", "rollout_views.js", "main.js", "live.js"),
 )
 """Each group is one element of the page."""
 
@@ -61,7 +61,7 @@ def render(data: dict[str, Any], connect: str = "") -> str:
             policy="; ".join(policy),
             styles=[Markup(text) for text in styles],
             scripts=[Markup(text) for text in scripts],
-            data=Markup(_json(data)),
+            data=Markup(as_json(data)),
         )
     )
 
@@ -92,7 +92,7 @@ def _finite(value: Any, depth: int = 0) -> Any:
     return value
 
 
-def _json(data: Any) -> str:
+def as_json(data: Any) -> str:
     """JSON that cannot end its script element, nor be read as markup."""
     text = json.dumps(_finite(data), ensure_ascii=True, separators=(",", ":"), allow_nan=False, default=str)
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -1,0 +1,118 @@
+"""A run's records as they grow: each file is read on from where the last look ended, and nothing is written."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from environments.common.run_folder import check
+from environments.common.settings import ConfigError
+from environments.tools.report.collect import RECORDS, parsed, rollout, samples, summary
+from environments.tools.report.groups import by_group, by_problem
+from environments.tools.report.state import State, alive, state
+from environments.tools.report.story import settings
+from environments.tools.report.values import Row, Rows
+
+
+class Tail:
+    """The rows of a JSONL file that is added to."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._read = path, 0
+
+    def more(self, damaged: Counter[str]) -> Rows:
+        """The rows since the last call; a line that is not written to its end waits for the next one.
+
+        A file that became shorter was written anew, and is read again from its beginning.
+        """
+        try:
+            size = self.path.stat().st_size
+            if size < self._read:
+                self._read = 0
+            if size == self._read:
+                return []
+            with self.path.open("rb") as stream:
+                stream.seek(self._read)
+                data = stream.read()
+        except OSError:
+            return []
+        whole = data[: data.rfind(b"\n") + 1]
+        self._read += len(whole)
+        return [row for line in whole.splitlines() if (row := parsed(line, self.path, damaged)) is not None]
+
+
+class Watched:
+    """All that the page shows of one run, kept up to date by `look`.
+
+    Args:
+        most_rollouts: how many are kept, the newest ones.
+
+    Raises:
+        ConfigError: no folder, or one of another version.
+    """
+
+    def __init__(self, run: Path, most_rollouts: int = 2000) -> None:
+        if not run.is_dir():
+            raise ConfigError(f"watch: {run}: no such folder. Give the folder that --run_dir names.")
+        check(run)
+        self.run, self.most = run, most_rollouts
+        self.damaged: Counter[str] = Counter()
+        self.records: dict[str, Rows] = {name: [] for name in RECORDS}
+        self.rollouts: list[Row] = []
+        self.forgotten = 0
+        """Rollouts that were kept once."""
+        self._tails = {name: Tail(run / f"{name}.jsonl") for name in RECORDS}
+        self._texts: dict[Path, Tail] = {}
+        self._processes: tuple[list[str], str] | None = None
+
+    def look(self) -> bool:
+        """Reads what is new; whether there is something, a process that began or ended included."""
+        found = False
+        for name, tail in self._tails.items():
+            rows = tail.more(self.damaged)
+            self.records[name] += rows
+            found = found or bool(rows)
+        for path in sorted((self.run / "rollouts").glob("*.jsonl")):
+            rows = self._texts.setdefault(path, Tail(path)).more(self.damaged)
+            self.rollouts += [rollout(row) for row in rows[-self.most :]] if self.most else []
+            found = found or bool(rows)
+        if (over := len(self.rollouts) - self.most) > 0:
+            del self.rollouts[:over]
+            self.forgotten += over
+        now = (alive(self.run), self.state().kind)
+        found = found or now != self._processes
+        self._processes = now
+        return found
+
+    def state(self) -> State:
+        """The run's state by the rows that were read."""
+        trainer, evaluated = settings(self.run, "trainer"), bool(self.records["evaluations"])
+        return state(self.run, self.records["metrics"], trainer, evaluated, time.time())
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """How many rollouts and groups were seen: what a reader has who got everything."""
+        return self.forgotten + len(self.rollouts), len(self.records["environment"])
+
+    def page(self) -> dict[str, Any]:
+        """The whole page's data."""
+        shown = list(self.rollouts)
+        shown += samples(self.run / "evaluations", self.most - len(shown), Counter())
+        groups = self.records["environment"]
+        return self._summary() | {"rollouts": shown, "groups": self._groups(shown), "problems": by_problem(groups)}
+
+    def since(self, rollouts: int, groups: int) -> dict[str, Any]:
+        """What a page needs that has seen so many rollouts and groups: `page`'s, with the newer ones alone."""
+        newer = self.rollouts[max(rollouts - self.forgotten, 0) :]
+        rest = by_problem(self.records["environment"][groups:])
+        return self._summary() | {"rollouts": newer, "groups": self._groups(newer), "problems": rest}
+
+    def _summary(self) -> dict[str, Any]:
+        return summary(self.run, self.records, self.damaged, time.time())
+
+    def _groups(self, shown: list[Row]) -> dict[str, Row]:
+        wanted = {str(one["group"]) for one in shown}
+        options = (settings(self.run, name) for name in ("trainer", "environment"))
+        return by_group(self.records["environment"], wanted, *options)
