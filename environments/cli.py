@@ -6,6 +6,7 @@ Heavy imports live inside the commands, so that `--help` of each answers at once
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -244,6 +245,44 @@ def audit(
     found = prove(run, environment or (), journal)
     typer.echo("\n".join(found.lines()))
     raise typer.Exit(1 if found.violations else 0)
+
+
+@app.command(rich_help_panel=TOOLS, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def rejudge(
+    context: typer.Context,
+    run: Annotated[Path, typer.Argument(help="A run's folder, with recorded programs.")],
+    out: Annotated[Path, typer.Option(help="Folder for the new verdicts; a second run goes on in it.")],
+    profile: Annotated[
+        str, typer.Option(help="Whose rules: run (the environment's options), livecodebench or nouscoder.")
+    ] = "run",
+    evaluations: Annotated[bool, typer.Option("--evaluations", help="The samples of evaluations as well.")] = False,
+    limit: Annotated[int | None, typer.Option(help="Programs; none: all of them.", min=1)] = None,
+) -> None:
+    """Judge a run's recorded programs again, and say what changes; exit code 1 where a reward does.
+
+    Further options are the environment's (`atropos run-env livecode --help`) and override the run's own:
+    --env.verifier, --env.time_limit_s and so on.
+    """
+    from typing import get_args
+
+    from environments.livecode.evaluation.profiles import Name
+    from environments.tools.rejudge import rejudge_run
+
+    if profile not in get_args(Name):
+        raise fail(f"--profile {profile}: choose {', '.join(get_args(Name))}")
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=_errors) as bar:
+
+        def begin(total: int) -> Callable[[], None]:
+            row = bar.add_task("judging", total=total)
+            return lambda: bar.advance(row)
+
+        found = rejudge_run(run, out, profile, evaluations, limit, context.args, begin)  # type: ignore[arg-type]
+    typer.echo("\n".join(found.lines()))
+    typer.echo(f"all verdicts: {out / 'rejudged.jsonl'}; what changed: {out / 'changed.jsonl'}")
+    raise typer.Exit(1 if found.rewards_changed or found.lost else 0)
 
 
 @app.command(rich_help_panel=TOOLS)

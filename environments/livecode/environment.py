@@ -95,7 +95,10 @@ class LivecodeEnv(CompatBaseEnv):
         config = self.config
         self.prompts = prompt_builder(config, self.tokenizer, kind=self.prompt_builder_cls)
         self.records = GroupRecords(
-            config.run_dir, rollouts_per_group=config.record_rollouts_per_group, every=config.record_every_groups
+            config.run_dir,
+            rollouts_per_group=config.record_rollouts_per_group,
+            every=config.record_every_groups,
+            programs=config.record_programs,
         )
         self.client: CompletionClient | ChatClient = await stack.enter_async_context(self._client(text))
         resumed = versions and Progress.begun(Path(config.run_dir))

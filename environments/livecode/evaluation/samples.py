@@ -13,7 +13,8 @@ from typing import Any
 from environments.livecode.pipeline import JudgedRollout
 from environments.livecode.problems.problem import Problem
 from environments.livecode.problems.prompts import PromptBuilder
-from environments.livecode.records.group_records import append_jsonl, brief, failing_test
+from environments.livecode.records.briefs import brief
+from environments.livecode.records.group_records import append_jsonl, failing_test
 from environments.livecode.verification.base import Verdict
 
 Sample = dict[str, Any]

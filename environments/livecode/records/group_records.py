@@ -15,6 +15,8 @@ from environments.livecode.pipeline import JudgedGroup
 from environments.livecode.problems.problem import Problem, TestCase
 from environments.livecode.problems.prompts import PromptTooLong
 from environments.livecode.problems.stored_tests import StoredTests
+from environments.livecode.records.briefs import brief
+from environments.livecode.records.programs import append_programs
 from environments.livecode.verification.base import Verdict
 from environments.livecode.verification.uploads import INLINE_BYTES
 
@@ -28,13 +30,16 @@ class GroupRecords:
         run_dir: made where it is missing.
         rollouts_per_group: rollouts kept of a recorded group.
         every: every how many finished groups one is recorded with its texts.
+        programs: keep every program in programs/ as well.
 
     Raises:
         ConfigError: the folder cannot be made or written.
     """
 
-    def __init__(self, run_dir: str | Path, *, rollouts_per_group: int = 1, every: int = 1) -> None:
-        self.run_dir = Path(run_dir)
+    def __init__(
+        self, run_dir: str | Path, *, rollouts_per_group: int = 1, every: int = 1, programs: bool = False
+    ) -> None:
+        self.run_dir, self._programs = Path(run_dir), programs
         self._per_group, self._every = rollouts_per_group, every
         self._finished = 0
         try:
@@ -52,6 +57,8 @@ class GroupRecords:
         """
         row = group_record(group, sent=sent) | ({"written": written} if written else {})
         append_line(self.run_dir / "environment.jsonl", _line(row))
+        if self._programs:
+            append_programs(self.run_dir, group)
         if self._per_group and group.rollouts and self._finished % self._every == 0:
             path = self.run_dir / "rollouts" / f"step-{group.weight_version:05d}.jsonl"
             for index in range(min(self._per_group, len(group.rollouts))):
@@ -141,14 +148,6 @@ def append_jsonl(path: str | Path, record: dict[str, Any]) -> None:
     """One more line of a JSONL file, made with its folder where missing."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     append_line(Path(path), _line(record))
-
-
-def brief(verdict: Verdict | None) -> dict[str, Any] | None:
-    """What a reader of a verdict wants to know, where it is known."""
-    if verdict is None:
-        return None
-    kept = ("status", "passed", "ran", "total", "failed_test", "message")
-    return {name: verdict[name] for name in kept if name in verdict}
 
 
 def failing_test(problem: Problem, verdict: Verdict | None) -> dict[str, str] | None:
