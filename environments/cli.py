@@ -174,11 +174,14 @@ def report(
     run: Annotated[Path, typer.Argument(help="A run's folder.")],
     out: Annotated[Path | None, typer.Option(help="File to write; none: report.html in the folder.")] = None,
     rollouts: Annotated[int, typer.Option(help="Rollouts to show, the newest ones.", min=0)] = 5000,
+    trace: Annotated[
+        Path | None, typer.Option(help="File for the time-line of all processes, to open in Perfetto; none: none.")
+    ] = None,
 ) -> None:
     """Write one HTML page of a run: curves, evaluations, and a browser of its rollouts. It needs no network."""
     from environments.tools.report.page import write_report
 
-    typer.echo(write_report(run, out, rollouts))
+    typer.echo(write_report(run, out, rollouts, trace))
 
 
 @app.command(rich_help_panel=TOOLS)

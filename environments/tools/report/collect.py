@@ -16,6 +16,7 @@ from environments.tools.report.charts import axes, curves, left_out
 from environments.tools.report.code import tokens
 from environments.tools.report.groups import by_group, by_problem
 from environments.tools.report.story import overview, settings
+from environments.tools.report.timeline import timeline
 from environments.tools.report.values import Rows, number
 
 _OF_PROBLEMS = ".problems.jsonl"
@@ -63,7 +64,7 @@ def read_records(run: Path, damaged: Counter[str]) -> dict[str, Rows]:
 
 
 def summary(run: Path, records: dict[str, Rows], damaged: Counter[str], now: float) -> dict[str, Any]:
-    """All of the page's data but the rollouts: {title, overview, axes, curves, evaluations, tables, damaged, notes}."""
+    """All of the page's data but the rollouts: {title, overview, axes, curves, evaluations, tables, timeline, ...}."""
     metrics, groups, evaluations = (records[name] for name in ("metrics", "environment", "evaluations"))
     notes = [] if metrics or not groups else ["No step was trained yet: there are no curves."]
     if unfinished := len(list((run / "evaluations").glob("*.partial.jsonl"))):
@@ -75,6 +76,7 @@ def summary(run: Path, records: dict[str, Rows], damaged: Counter[str], now: flo
         "curves": curves(metrics, records["environment_metrics"]) + left_out(groups),
         "evaluations": [graded for record in evaluations if "pass_at_1" in record for graded in evaluation(record)],
         "tables": tables(groups),
+        "timeline": timeline(metrics, groups),
         "damaged": dict(damaged),
         "notes": notes,
     }

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import json
 import math
+from collections import Counter
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,25 +15,40 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from environments.common.settings import ConfigError
-from environments.tools.report.collect import collect
+from environments.tools.report.collect import collect, read_records
+from environments.tools.report.timeline import write_trace
 
 ASSETS = files("environments.tools.report") / "assets"
 STYLES = (("uplot/uPlot.min.css",), ("style.css",))
 SCRIPTS = (
     ("uplot/uPlot.iife.min.js",),
-    ("base.js", "charts.js", "overview.js", "evaluations.js", "rollouts.js", "rollout_views.js", "main.js", "live.js"),
+    (
+        "base.js",
+        "charts.js",
+        "overview.js",
+        "time.js",
+        "evaluations.js",
+        "rollouts.js",
+        "rollout_views.js",
+        "main.js",
+        "live.js",
+    ),
 )
 """Each group is one element of the page."""
 
 
-def write_report(run: Path, out: Path | None = None, most_rollouts: int = 5000) -> Path:
+def write_report(run: Path, out: Path | None = None, most_rollouts: int = 5000, trace_to: Path | None = None) -> Path:
     """Writes the report of a run folder and returns its path (RUN/report.html where none is given).
+
+    trace_to: a file for the run's time-line as a trace, which Perfetto opens.
 
     Raises:
         ConfigError: not a run folder, or a file that cannot be written.
     """
     page = render(collect(run, most_rollouts))
     path = out or run / "report.html"
+    if trace_to is not None:
+        write_trace(read_records(run, Counter()), trace_to)
     try:
         path.write_text(page, encoding="utf-8", errors="backslashreplace")
     except OSError as error:

@@ -56,9 +56,13 @@ function destroy(root) {
 // Distances of ticks on an axis of whole numbers.
 const WHOLE = Array.from({ length: 9 }, (_, power) => [1, 2, 5].map((digit) => digit * 10 ** power)).flat();
 
+const CLOCK = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 28800, 43200, 86400, 172800, 604800];
+
 let zooming = false;
 function zoomed(chart, key) {
-  if (key !== "x" || zooming || !chart.ours || chart.ours.alone) return;
+  if (key !== "x" || zooming || !chart.ours) return;
+  chart.ours.zoomed?.();
+  if (chart.ours.alone) return;
   const { min, max } = chart.scales.x, xs = chart.data[0];
   const whole = min <= xs[0] && max >= xs[xs.length - 1];
   setZoom(whole ? null : min, whole ? null : max, chart);
@@ -96,10 +100,12 @@ function plot(host, columns, series, options = {}) {
       y: { distr: log ? 3 : 1, range: options.yRange || (log ? undefined : { min: { pad: 0.1, soft: 0, mode: 2 }, max: { pad: 0.1, mode: 0 } }) },
     },
     axes: [
-      { ...axis, values: options.xs ? (u, ticks) => ticks.map((tick) => options.xs[tick] ?? "") : (u, ticks) => ticks.map(short),
+      { ...axis, values: options.xs ? (u, ticks) => ticks.map((tick) => options.xs[tick] ?? "") : (u, ticks) => ticks.map(options.lanes ? clock : short),
         label: options.label, labelSize: options.label ? 20 : 0, labelFont: FONT, size: options.xSize || 28, space: options.space || 56,
-        ...(options.whole || options.xs ? { incrs: WHOLE } : {}) },
-      { ...axis, values: (u, ticks) => ticks.map((tick) => tick == null ? "" : unit(tick)), size: 54 },
+        ...(options.lanes ? { incrs: CLOCK, space: 72 } : options.whole || options.xs ? { incrs: WHOLE } : {}) },
+      options.lanes
+        ? { ...axis, grid: { show: false }, size: 78, splits: () => options.lanes.map((_, i) => options.lanes.length - i - 0.5), values: () => options.lanes }
+        : { ...axis, values: (u, ticks) => ticks.map((tick) => tick == null ? "" : unit(tick)), size: 54 },
     ],
     series: [{}, ...series.map((one, i) => ({
       label: one.name, stroke: one.hidden ? () => "transparent" : paint(one.color, one.faint ? "55" : ""), width: one.hidden ? 0 : one.width || 2, spanGaps: true,
@@ -118,6 +124,12 @@ function plot(host, columns, series, options = {}) {
     zooming = false;
   }
   return chart;
+}
+
+// A time since the beginning: 1:02:03.
+function clock(value) {
+  const whole = Math.round(value), two = (part) => String(part).padStart(2, "0");
+  return `${Math.floor(whole / 3600)}:${two(Math.floor(whole / 60) % 60)}:${two(whole % 60)}`;
 }
 
 let tips = 0;

@@ -4,6 +4,7 @@
 const VIEWS = {
   overview: ["Overview", overviewView, () => true],
   curves: ["Curves", curvesView, () => data.curves.length],
+  time: ["Time", timeView, () => data.timeline.lanes.length],
   evaluations: ["Evaluations", evaluationsView, () => data.evaluations.length],
   groups: ["Breakdown", groupsView, () => data.tables.length],
   rollouts: ["Rollouts", rolloutsView, () => data.rollouts.length],
