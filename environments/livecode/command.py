@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 _COLLECT_EVERY_S = 60.0
-_SECTIONS = {"process": "process", "evaluate": "evaluation"}  # options that one mode alone has
+_SECTIONS = {"process": ("process",), "evaluation": ("serve", "evaluate")}  # options that not every mode has
 
 
 def run(environment: Make, mode: str, config: RunConfig) -> int:
@@ -46,7 +46,8 @@ def run(environment: Make, mode: str, config: RunConfig) -> int:
         raise ConfigError(f"{mode}: no such mode. Choose one of {', '.join(MODES)}.")
     from environments.livecode.problems.sampler import check_sets
 
-    check_sets(config.evaluation_sets if mode == "evaluate" else [config.env.problems])
+    held_out = config.evaluation_sets if mode == "evaluate" or (mode == "serve" and config.evaluation.every) else []
+    check_sets([*held_out, *([] if mode == "evaluate" else [config.env.problems])])
     name = "environment" if mode == "serve" else mode
     try:
         claim(Path(config.env.run_dir))
@@ -65,7 +66,7 @@ def run(environment: Make, mode: str, config: RunConfig) -> int:
 
 def run_command(environment: Make, mode: str, argv: Sequence[str]) -> int:
     """The command line: [--config FILE] [--env.option value ...]; ConfigError before anything starts."""
-    others = [section for other, section in _SECTIONS.items() if other != mode]
+    others = [section for section, modes in _SECTIONS.items() if mode not in modes]
     argv = ["--evaluation.like" + word.removeprefix("--like") if _is_like(word) else word for word in argv]
     config = load_run_config(None, argv, leave_out=others)
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s")

@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from environments.common.option_rules import StrictModel
 from environments.common.plugins import check_known
-from environments.common.settings import PathText, Section, Settings, Url, load, without_password
+from environments.common.settings import ConfigError, PathText, Section, Settings, Url, load, without_password
 from environments.common.yarn import yarn_overrides
 from environments.livecode.atropos_options import AtroposOptions
 from environments.livecode.evaluation.profiles import Name as Profile
@@ -35,7 +35,7 @@ REPLACED = {
     "worker_timeout": "rollouts are never cut off; set rollout_deadline_s",
     "eval_handling": "an evaluation never cancels training rollouts",
     "eval_limit_ratio": "an evaluation never cancels training rollouts",
-    "steps_per_eval": "run `atropos run-env livecode evaluate`",
+    "steps_per_eval": "set evaluation.every",
     "ensure_scores_are_not_same": "set dynamic_sampling",
     "data_path_to_save_groups": "run the mode `process` and set process.output",
     "data_dir_to_save_evals": "results go to evaluations.jsonl in run_dir",
@@ -62,7 +62,7 @@ class LivecodeEnvConfig(StrictModel, AtroposOptions):
     rollout_server_url: Url = Field("http://127.0.0.1:8000", description="Address of the Atropos API server.")
     use_wandb: bool = Field(False, description="Log to Weights & Biases as Atropos does, beside the run folder.")
     wandb_name: str | None = Field("livecode", description="The environment's name at the API and in wandb.")
-    steps_per_eval: int = Field(-1, description="Atropos' option; evaluations are a mode of their own here.")
+    steps_per_eval: int = Field(-1, description="Atropos' option; evaluation.every is this environment's.")
     worker_timeout: float = Field(-1, description="Atropos' option; no rollout is cut off by a clock of its own.")
 
     problems: PathText = Field(
@@ -267,7 +267,17 @@ configs/nouscoder-14b/published.yaml), LiveCodeBench's as its runner's defaults.
 
 
 class EvaluationConfig(Section):
-    """The mode `evaluate`."""
+    """The mode `evaluate`, and evaluations while `serve` feeds a trainer."""
+
+    every: int = Field(
+        0,
+        ge=0,
+        description="serve: every how many steps the weights are evaluated, before the first and after the last as "
+        "well; the trainer waits meanwhile. 0: never.",
+    )
+    context: int | None = Field(
+        None, ge=16, description="Longest prompt + completion of an evaluation; empty: env.context."
+    )
 
     like: Literal["nouscoder", "livecodebench"] | None = Field(
         None,
@@ -275,7 +285,11 @@ class EvaluationConfig(Section):
         "`--like NAME` for short.",
     )
 
-    problems: list[PathText] = Field([], description="Sets to evaluate: as env.problems, several; empty: env.problems.")
+    problems: list[PathText] = Field(
+        [],
+        description="Sets to evaluate: as env.problems, several; empty: env.problems. With every: the validation set "
+        "beside env.problems.",
+    )
     n: int = Field(4, ge=1, description="Samples per problem.")
     temperature: float | None = Field(None, gt=0, description="Sampling temperature; empty: env.temperature.")
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of evaluation sampling; training always uses 1.")
@@ -372,8 +386,15 @@ class RunConfig(Settings):
 
     @property
     def evaluation_sets(self) -> list[str]:
-        """The sets that are evaluated."""
-        return self.evaluation.problems or [self.env.problems]
+        """The sets that are evaluated; ConfigError where training problems would be the held-out ones."""
+        if self.evaluation.problems or not self.evaluation.every:
+            return self.evaluation.problems or [self.env.problems]
+        return [validation_beside(self.env.problems)]
+
+    @property
+    def longest_context(self) -> int:
+        """Tokens that the servers have to take."""
+        return max(self.env.context, self.evaluation.context or 0)
 
     @property
     def tokenizer_path(self) -> str:
@@ -394,14 +415,33 @@ class RunConfig(Settings):
             return self  # a name on the hub: the servers are asked at start
         limit = json.loads(described.read_text(encoding="utf-8")).get("max_position_embeddings")
         if self.yarn_factor is not None:
-            yarn_overrides(Path(self.model), self.yarn_factor, self.env.context)
+            yarn_overrides(Path(self.model), self.yarn_factor, self.longest_context)
             return self
-        if isinstance(limit, int) and self.env.context > limit:
+        name = "env.context" if self.env.context == self.longest_context else "evaluation.context"
+        if isinstance(limit, int) and self.longest_context > limit:
             raise ValueError(
-                f"env.context {self.env.context} > the model's {limit} tokens: lower env.context to {limit}, or "
+                f"{name} {self.longest_context} > the model's {limit} tokens: lower {name} to {limit}, or "
                 "serve it with a yarn_factor and give the same one here"
             )
         return self
+
+
+def validation_beside(problems: str) -> str:
+    """The held-out set that goes with training problems: the build's validation split, or the warm-up's new instances.
+
+    Raises:
+        ConfigError: there is none; the test set is only taken where it is named.
+    """
+    if problems == "warmup:train":
+        return "warmup:new_instances"
+    folder = Path(problems).parent if Path(problems).suffix == ".parquet" else Path(problems)
+    beside = folder.parent / "validation"
+    if (beside / "problems.parquet").is_file():
+        return str(beside)
+    raise ConfigError(
+        f"evaluation.every with env.problems {problems}: no validation split in {folder.parent}. Build one with "
+        "`atropos data build --validation-from 2024-05-01`, or name the set in evaluation.problems"
+    )
 
 
 def load_run_config(

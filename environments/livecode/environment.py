@@ -18,6 +18,8 @@ from environments.common.settings import ConfigError
 from environments.livecode import command, offline
 from environments.livecode.atropos_compat import CompatBaseEnv, GroupRefused, encode_group, server_configs
 from environments.livecode.config import RunConfig
+from environments.livecode.evaluation.sets import HeldOutSets
+from environments.livecode.evaluation.training import DeliveryGate, TrainingEvaluations
 from environments.livecode.generation.chat_client import ChatClient
 from environments.livecode.generation.completions import CompletionClient, SamplingParams
 from environments.livecode.generation.served_weights import InfrastructureError, ServedWeights
@@ -66,6 +68,8 @@ class LivecodeEnv(CompatBaseEnv):
         self.sent = 0  # groups that the API has, those of an earlier process of this run included
         self.api_groups = 0  # groups that the API ever got, whoever sent them
         self.in_flight: dict[asyncio.Task[None], OpenGroup] = {}
+        self.gate = DeliveryGate(lambda: max(self.sent, self.api_groups))
+        self.evaluations: TrainingEvaluations | None = None
         self.on_new_weights: Callable[[], None] = lambda: None
         self.dropped: Counter[str] = Counter()
         self.rules = GroupRules(
@@ -103,7 +107,7 @@ class LivecodeEnv(CompatBaseEnv):
         self.client: CompletionClient | ChatClient = await stack.enter_async_context(self._client(text))
         resumed = versions and Progress.begun(Path(config.run_dir))
         await self.client.check(
-            context=config.context,
+            context=self.run_config.longest_context,
             need_versions=versions,
             patience_s=_SERVERS_AWAY_S if resumed else 0.0,
             wait_s=self.run_config.servers_wait_s,
@@ -121,7 +125,7 @@ class LivecodeEnv(CompatBaseEnv):
             memory_limit_mb=config.memory_limit_mb,
             own_limits=config.own_limits,
             decimal_tolerance=config.decimal_tolerance,
-            on_free=self._changed.set,
+            on_free=self.changed,
             order=self._order_of,
             judge_together=config.verifier_strategy == "problem",
         )
@@ -146,17 +150,22 @@ class LivecodeEnv(CompatBaseEnv):
         self._problems = problems
         logger.info("%d problems from %s", len(problems), self.config.problems)
 
-    def fitting(self, name: str, problems: Sequence[Problem]) -> list[Problem]:
+    def changed(self) -> None:
+        """Has the loop look around at once."""
+        self._changed.set()
+
+    def fitting(self, name: str, problems: Sequence[Problem], prompts: PromptBuilder | None = None) -> list[Problem]:
         """The problems of a set whose prompt leaves room for the answer; each other one is recorded, and counted in
         the log by its source. PromptError when none is left."""
-        fit, too_long = self.prompts.fitting(problems)
+        prompts = prompts or self.prompts
+        fit, too_long = prompts.fitting(problems)
         check_deadlines(self.config, fit, getattr(self.verifier, "call_s", None))
         if too_long:
             sources = Counter(error.problem.source for error in too_long)
             logger.warning(
                 "%s: %d of %d problems are left out, their prompts have more than %d tokens and leave no room for the "
                 "answer in env.context: %s; see %s",
-                name, len(too_long), len(problems), self.prompts.limit,
+                name, len(too_long), len(problems), prompts.limit,
                 ", ".join(f"{source} {count}" for source, count in sources.most_common()),
                 self.records.left_out(name, too_long),
             )  # fmt: skip
@@ -218,12 +227,20 @@ class LivecodeEnv(CompatBaseEnv):
         if kept is None:
             return
         path, body = kept
-        await self.deliver(body)
-        path.unlink()
-        self.sent += 1
+        del kept
+        if self.gate.closed():
+            body = b""  # 25 MB each: read again when its turn comes
+        await self._send_kept(path, body)
         if self.config.use_wandb:
             self.completion_lengths += [len(rollout.sample.ids) for rollout in group.rollouts]
             await self.add_rollouts_for_wandb(self.scored_data(group), begun.problem)
+
+    async def _send_kept(self, path: Path, body: bytes) -> None:
+        """Sends a group of the outbox once the gate lets it through; body empty: as the outbox has it."""
+        async with self.gate.passing():
+            await self.deliver(body or await asyncio.to_thread(path.read_bytes))
+            self.outbox.sent(path)
+            self.sent += 1
 
     async def _keep(self, group: JudgedGroup) -> tuple[Path, bytes] | None:
         """Outbox, records, progress, in this order; the file and the body that it holds, None for a dropped group."""
@@ -277,16 +294,39 @@ class LivecodeEnv(CompatBaseEnv):
                 "another folder."
             )
         for path, group in self.outbox.waiting():
-            try:
-                await self.send_group(group)
-            except GroupRefused as error:
-                raise OutboxError(f"{path}: {error}. Remove the file to go on without that group.") from None
-            path.unlink()
+            if self.gate.closed():
+                self._hold(path, group)
+                continue
+            async with self.gate.passing():
+                await self._send_again(path, group)
+                self.api_groups += 1
         if self.progress.sent or lost:
             logger.info(
                 "resumed: %d groups were sent before, %d of them again now; %d were lost unfinished, their problems "
                 "begin again", self.progress.sent, len(waiting), lost,
             )  # fmt: skip
+
+    async def _send_again(self, path: Path, group: dict[str, Any]) -> None:
+        try:
+            await self.send_group(group)
+        except GroupRefused as error:
+            raise OutboxError(f"{path}: {error}. Remove the file to go on without that group.") from None
+        self.outbox.sent(path)
+
+    def _hold(self, path: Path, group: dict[str, Any]) -> None:
+        """A group of the outbox whose turn comes after an evaluation: in flight until then."""
+
+        async def send() -> None:
+            async with self.gate.passing():
+                await self._send_again(path, group)
+                self.sent += 1
+
+        told = group["group_overrides"]
+        version = min(span[0] for row in group["overrides"] for span in row["versions"])
+        problem = next(problem for problem in self._problems if problem.id == told["problem_id"])
+        task = asyncio.create_task(send())
+        self.in_flight[task] = OpenGroup(told["group_id"], problem, version)
+        task.add_done_callback(lambda _: self.changed())
 
     def _record_bare(self, begun: OpenGroup, dropped: str | None, scores: list[float] | None = None) -> None:
         """Records a group whose rollouts this process does not have (any more)."""
@@ -313,8 +353,12 @@ class LivecodeEnv(CompatBaseEnv):
             overlong_baseline=self.config.overlong_baseline,
             steps=own_steps,
         )
-        self.weights.agreed(await self.agree(agreement))
-        await self._count()
+        trainer = await self.agree(agreement)
+        self.weights.agreed(trainer)
+        step = await self._count()
+        if self.run_config.evaluation.every:
+            self.evaluations = await asyncio.to_thread(TrainingEvaluations, self, trainer)
+            self.gate.most = self.evaluations.limit(step)
         await self.resume()
         await self._refresh()  # with what the outbox held: by a count of our own the last group might never begin
         while not self._version_seen:  # no group is to begin under a version that nobody serves
@@ -325,16 +369,22 @@ class LivecodeEnv(CompatBaseEnv):
         if self.served >= self.config.total_steps:
             logger.warning("all %d steps are done: start the trainer with a higher --steps first", self.served)
         try:
-            while self.served < self.config.total_steps or await self._longer(agreement):
+            while self._evaluates() or self.served < self.config.total_steps or await self._longer(agreement):
                 while self.may_begin():
                     self._begin(self.progress.begin(self.served))
                     await asyncio.sleep(0)  # thousands of rollouts that begin in one turn would stop the loop
                 await self._wait()
                 await self._refresh()
         finally:
+            if self.evaluations is not None:
+                await self.evaluations.close()
             await self._abandon()
             self._log_metrics()
         logger.info("done: %d groups sent, dropped: %s", self.sent, dict(self.dropped) or "none")
+
+    def _evaluates(self) -> bool:
+        """Whether the served weights are being evaluated; begins what is due."""
+        return self.evaluations is not None and self.evaluations.turn(self.served)
 
     async def _longer(self, agreement: dict[str, Any]) -> bool:
         """Whether a trainer that was started anew goes beyond the number of steps that the last one registered."""
@@ -434,7 +484,7 @@ class LivecodeEnv(CompatBaseEnv):
         return row
 
     def _say_when_closed(self, now: float) -> None:
-        if self.in_flight or self.may_begin():
+        if self.in_flight or self.may_begin() or (self.evaluations is not None and self.evaluations.busy):
             self._closed_since = None
         elif self._closed_since is None:
             self._closed_since = now
@@ -468,7 +518,8 @@ class LivecodeEnv(CompatBaseEnv):
 
     async def evaluate(self, *_: Any, **__: Any) -> list[dict[str, Any]]:
         """Every set of evaluation.problems, sampled and greedy, appended to evaluations.jsonl in the run's folder."""
-        return await offline.evaluate_sets(self)
+        held_out = HeldOutSets(self)
+        return await held_out.score(held_out.kinds, await self.client.weight_version())
 
     # -- The command ----------------------------------------------------------------------------------------
 

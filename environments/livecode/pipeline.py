@@ -184,17 +184,19 @@ class Pipeline:
         judge_overlong: bool = True,
         verify: Verify | None = None,
         limits: Mapping[str, Any] | None = None,
+        prompts: PromptBuilder | None = None,
     ) -> JudgedRollout:
         """One rollout, judged; by `verify` where it is given, otherwise by the pipeline's verifier.
 
         Args:
             limits: fields of the judge's request in place of the pipeline's own limits.
+            prompts: in place of the pipeline's own.
 
         Raises:
             RolloutError: no rollout could be had.
             VerifierError: no verdict could be had; the rollout must not be scored.
         """
-        prompt = self.prompts(problem)
+        prompt = (prompts or self.prompts)(problem)
         self.generating += 1
         self._announced = max(0, self._announced - 1)
         try:

@@ -2,8 +2,9 @@
 
 All complete checkpoints are screened with few samples and equal seeds; the best few are scored in full. scores.jsonl
 gets a line for each score, best.json the choice with its paired intervals, checkpoints/best its name: a next stage
-begins there (`init_from.select: best`). A selection that was cut off goes on where it was: what is scored by the same
-settings is not scored again, and of an evaluation only the missing samples are generated.
+begins there (`init_from.select: best`). A run with `evaluation.every` has both already, from its evaluations; a
+selection replaces them. A selection that was cut off goes on where it was: what is scored by the same settings is not
+scored again, and of an evaluation only the missing samples are generated.
 """
 
 from __future__ import annotations
@@ -62,8 +63,9 @@ def select(config: SelectConfig, say: Callable[[str], None]) -> Record:
     """
     # Imported here, and below: --help should not pay for torch.
     from environments.livecode.config import load_run_config
+    from environments.livecode.evaluation.best import choose, score_row
     from environments.livecode.evaluation.evaluate import paired_difference
-    from trainer.checkpoints import complete_checkpoints, point_best
+    from trainer.checkpoint_folder import complete_checkpoints
 
     check(config.run)
     found = complete_checkpoints(config.run / "checkpoints")
@@ -85,11 +87,8 @@ def select(config: SelectConfig, say: Callable[[str], None]) -> Record:
         against.append({"checkpoint": other_path.name, "gain": gain, "ci95": list(interval)})
         low, high = (100 * end for end in interval)
         say(f"{path.name} against {other_path.name}: {100 * gain:+.1f} points [{low:.1f}, {high:.1f}]")
-    choice = _row(path, best, settings, "full") | {"against": against}
-    part = config.run / "best.json.new"
-    part.write_text(json.dumps(choice, indent=1) + "\n", encoding="utf-8")
-    part.replace(config.run / "best.json")
-    point_best(config.run / "checkpoints", path.name)
+    choice = score_row(path.name, best, "full") | {"against": against}
+    choose(config.run, choice)
     return choice
 
 
@@ -97,6 +96,7 @@ def _score(config: SelectConfig, path: Path, name: str, n: int, stage: str, say:
     """The evaluation's record of one checkpoint, from a server of its own; a line in scores.jsonl."""
     from environments.livecode.command import run_evaluate
     from environments.livecode.environment import LivecodeEnv
+    from environments.livecode.evaluation.best import score_row
     from environments.livecode.evaluation.evaluate import EvaluationError
     from environments.livecode.generation.served_weights import InfrastructureError
     from environments.livecode.generation.vllm_servers import RolloutError
@@ -127,7 +127,7 @@ def _score(config: SelectConfig, path: Path, name: str, n: int, stage: str, say:
     finally:
         server.stop()
     shutil.rmtree(model)  # of a large model there is no room for one of each checkpoint
-    append_jsonl(config.run / "scores.jsonl", _row(path, record, settings, stage))
+    append_jsonl(config.run / "scores.jsonl", score_row(path.name, record, stage))
     part = kept.with_suffix(".new")
     part.write_text(json.dumps({"digest": own, "record": record}), encoding="utf-8")
     part.replace(kept)
@@ -182,24 +182,6 @@ def _earlier(kept: Path, digest: str) -> Record | None:
     except (OSError, ValueError):
         return None
     return found["record"] if found.get("digest") == digest else None
-
-
-def _row(path: Path, record: Record, settings: RunConfig, stage: str) -> Record:
-    problems = "\n".join(sorted(record["per_problem"]))
-    return {
-        "checkpoint": path.name,
-        "step": int(path.name.removeprefix("step-")),
-        "stage": stage,
-        "set": record["set"],
-        "context": settings.env.context,
-        "n": record["n"],
-        "seed": record["seed"],
-        "profile": record["profile"],
-        "problems_sha256": hashlib.sha256(problems.encode()).hexdigest(),
-        "pass_at_1": record["pass_at_1"],
-        "ci95": record["ci95"],
-        "profiles": {name: [graded["pass_at_1"], *graded["ci95"]] for name, graded in record["profiles"].items()},
-    }
 
 
 def _model(run: Path) -> Path:

@@ -6,17 +6,23 @@ import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from environments.common.errors import LivecodeError
 from environments.livecode.evaluation.profiles import GradingProfile
 from environments.livecode.evaluation.samples import Sample, SampleStore, as_sample, request_seed
-from environments.livecode.generation.completions import SamplingParams
+from environments.livecode.generation.completions import Completion, SamplingParams
 from environments.livecode.pipeline import Pipeline, all_of
 from environments.livecode.problems.problem import Problem
+from environments.livecode.problems.prompts import PromptBuilder
 from environments.livecode.verification.base import VerifierError
 
 logger = logging.getLogger(__name__)
 
 _WAITING = 4
 """Samples under way for each generation slot: enough that the slots stay full while verdicts are waited for."""
+
+
+class WeightsMoved(LivecodeError, RuntimeError):
+    """An answer comes from other weights than those that are evaluated."""
 
 
 async def draw_samples(
@@ -29,6 +35,8 @@ async def draw_samples(
     seed: int,
     samples: SampleStore | None = None,
     grading: Sequence[GradingProfile] = (),
+    prompts: PromptBuilder | None = None,
+    pinned: int | None = None,
 ) -> list[Sample]:
     """`count` judged samples of every problem, problem by problem in order.
 
@@ -38,8 +46,11 @@ async def draw_samples(
         samples: where judged samples are kept; those that are there already are not generated again.
         grading: every program is judged by each of these, the first one giving the status; without any, by the
             pipeline's limits.
+        prompts: in place of the pipeline's own.
+        pinned: the weight version that every token has to come from; None: whichever is served.
 
     Raises:
+        WeightsMoved: a token comes from another version than `pinned`.
         RolloutError: the servers refuse or do not answer in time.
     """
     wanted = [(problem, index) for problem in problems for index in range(count)]
@@ -49,7 +60,8 @@ async def draw_samples(
     async def generated(problem: Problem, index: int) -> Sample:
         drawn = replace(sampling, seed=request_seed(seed, problem.id, index))
         try:
-            judged = await pipeline.run(problem, drawn, limits=grading[0].limits if grading else None)
+            judged = await pipeline.run(problem, drawn, limits=grading[0].limits if grading else None, prompts=prompts)
+            _check_version(judged.sample, pinned)
             assert judged.verdict is not None  # overlong answers are judged as well
             verdicts = {profile.name: judged.verdict for profile in grading}
             if judged.code is not None:
@@ -76,3 +88,8 @@ async def draw_samples(
     left = iter(wanted)
     await all_of([work(left) for _ in range(min(len(wanted), _WAITING * pipeline.max_concurrent))])
     return [found[problem.id, index] for problem, index in wanted]
+
+
+def _check_version(sample: Completion, pinned: int | None) -> None:
+    if pinned is not None and (others := {version for version, _, _ in sample.versions} - {pinned}):
+        raise WeightsMoved(f"a server has the weights of step {max(others)} while those of step {pinned} are evaluated")

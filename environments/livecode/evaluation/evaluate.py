@@ -19,6 +19,7 @@ from environments.livecode.evaluation.samples import Sample, SampleStore, estima
 from environments.livecode.generation.completions import SamplingParams
 from environments.livecode.pipeline import Pipeline
 from environments.livecode.problems.problem import Problem
+from environments.livecode.problems.prompts import PromptBuilder
 from environments.livecode.problems.window import KNOWN_BAD, KNOWN_BAD_BEFORE
 
 RESAMPLES = 4000
@@ -44,6 +45,8 @@ async def evaluate(
     samples: SampleStore | None = None,
     grading: Sequence[GradingProfile] = (),
     cutoff: str | None = None,
+    prompts: PromptBuilder | None = None,
+    pinned: bool = False,
 ) -> dict[str, Any]:
     """n samples of every problem from the running server, judged.
 
@@ -56,6 +59,8 @@ async def evaluate(
         samples: where judged samples are kept; those that are there already are not generated again.
         grading: every program is judged by each of these; the record's own numbers are the first one's. Without
             any, by the pipeline's limits.
+        prompts: in place of the pipeline's own.
+        pinned: every token has to come from `weight_version`.
         cutoff: ISO date; scores are given up to it and after it as well.
 
     Returns:
@@ -68,16 +73,18 @@ async def evaluate(
 
     Raises:
         EvaluationError: not one verdict.
+        WeightsMoved: pinned, and the servers went on to other weights.
         RolloutError: the servers refuse or do not answer in time.
     """
     started = time.monotonic()
     count, heat = (1, 0.0) if greedy else (n, temperature)
 
     if samples is not None:
-        samples.begin(problems, pipeline.prompts)
+        samples.begin(problems, prompts or pipeline.prompts)
     results = await draw_samples(
         problems, count, SamplingParams(max_new_tokens, heat, 1.0 if greedy else top_p),
-        pipeline=pipeline, name=name, seed=seed, samples=samples, grading=grading,
+        pipeline=pipeline, name=name, seed=seed, samples=samples, grading=grading, prompts=prompts,
+        pinned=weight_version if pinned else None,
     )  # fmt: skip
     judged_ones = [sample for sample in results if sample["status"] is not None]
     if not judged_ones:

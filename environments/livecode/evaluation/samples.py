@@ -34,14 +34,17 @@ class SampleStore:
 
     Args:
         settings: everything that decides what is sampled; another setting is another file.
+        reopen: go on with a finished one as well, whose score was not recorded before a death.
     """
 
-    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], *, reopen: bool = False) -> None:
         digest = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
         plain = "".join(letter if letter.isalnum() or letter in "-_." else "_" for letter in name.strip("./"))[-60:]
         self.path = folder / f"{plain}-{digest}.jsonl"
         self._partial = self.path.with_suffix(".partial.jsonl")
         self.kept: dict[tuple[str, int], Sample] = {}
+        if reopen and self.path.is_file() and not self._partial.is_file():
+            self.path.replace(self._partial)
         if self._partial.is_file():
             self._go_on()
 
@@ -74,6 +77,11 @@ class SampleStore:
         """Keeps a judged sample: its texts on the disk only."""
         self.kept[sample["problem"], sample["index"]] = without_texts(sample)
         append_jsonl(self._partial, sample)
+
+    def discard(self) -> None:
+        """Forgets an evaluation that cannot be finished."""
+        self.kept.clear()
+        self._partial.unlink(missing_ok=True)
 
     def finish(self, problems: Sequence[Problem]) -> None:
         """Ends the evaluation: NAME.jsonl, and NAME.livecodebench.json, which LiveCodeBench's own tools read."""

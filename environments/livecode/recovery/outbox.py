@@ -54,6 +54,10 @@ class Outbox:
             ) from None
         return path
 
+    def sent(self, path: Path) -> None:
+        """The API has this group."""
+        path.unlink()
+
     def holds(self, group_id: str) -> bool:
         """Whether the group is kept."""
         return any(self.folder.glob(f"*-{group_id}.json.gz"))
