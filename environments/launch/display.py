@@ -108,6 +108,18 @@ def interval(low: float, high: float) -> str:
     return f"[{100 * low:.1f}, {100 * high:.1f}]"
 
 
+def evaluation_title(result: Mapping[str, Any]) -> str:
+    """What was evaluated, and how it was sampled."""
+    how = "greedy" if result["greedy"] else f"T {result['temperature']:g}, {result['n']} samples"
+    return f"{result['set'].removeprefix('warmup:').replace('_', ' ')}, {how}"
+
+
+def rate(result: Mapping[str, Any]) -> str:
+    """pass@1 of an evaluation with its interval and counts."""
+    low, high = result["ci95"]
+    return f"{percent(result['pass_at_1']):>7} {interval(low, high)}  {result['correct']}/{result['total']}"
+
+
 def duration(seconds: float) -> str:
     """Seconds in words of two digits or three: 45 s, 12 min, 3.4 h."""
     if seconds < 90:

@@ -15,7 +15,7 @@ from typing import Any
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from environments.launch.display import Screen, duration, step_cells
+from environments.launch.display import Screen, duration, evaluation_title, rate, step_cells
 from environments.launch.processes import RESTARTS, Child, Family, ProcessError
 from environments.launch.supervise import Restarts
 
@@ -76,6 +76,7 @@ class Loop:
 
     Args:
         steps: training steps in all. done: those that an earlier process has taken.
+        evaluates: the environment evaluates while it feeds the trainer, the last weights after it has ended.
         saves: a first Ctrl-C (or SIGTERM) while it trains ends the step and saves; a second one ends all at once.
     """
 
@@ -88,10 +89,14 @@ class Loop:
         done: int = 0,
         saves: bool = False,
         start_deadline_s: float = 600.0,
+        evaluates: bool = False,
     ) -> None:
         self.run_dir, self.screen, self.steps, self.done = run_dir, screen, steps, done
         self.family = Family()
         self.signals: list[str] = []
+        self.evaluated: list[dict[str, Any]] = []  # records of evaluations.jsonl, with those of earlier starts
+        self._evaluates = evaluates
+        self._evaluations = JsonLines(run_dir / "evaluations.jsonl")
         self._saves, self._stopping, self._said_at = saves, False, 0
         self._start_deadline_s = start_deadline_s
         self._seconds: deque[float] = deque(maxlen=_STEPS_OF_ETA)
@@ -160,7 +165,10 @@ class Loop:
         feeding = self.begin("environment", environment)
         self.screen.say()
         self.screen.header()
+        self.evaluated += self._evaluations.new()
         self._follow(training, metrics, groups)
+        if self._evaluates and self.done >= self.steps and not self._stopping:
+            self._finish_evaluation(feeding)
         feeding.stop()
         self.family.children.remove(feeding)
         if not self._stopping:
@@ -177,6 +185,22 @@ class Loop:
                 pending.clear()
                 progress.update(task, completed=trained["step"])
 
+    def _finish_evaluation(self, feeding: Child) -> None:
+        """Until the environment has evaluated the last weights."""
+        with self.screen.console.status("evaluating the last weights"):
+            while feeding.returncode is None:
+                self.check()
+                time.sleep(0.3)
+        feeding.check()
+        self._say_evaluations()
+
+    def _say_evaluations(self) -> None:
+        for record in self._evaluations.new():
+            self.evaluated.append(record)
+            self.screen.say(
+                f"  held-out, step {record.get('step', '-')}: {evaluation_title(record):<40} {rate(record)}"
+            )
+
     def _rows(
         self, trainer: Child, metrics: JsonLines, groups: JsonLines, progress: Progress, task: Any, pending: list[Any]
     ) -> Iterator[dict[str, Any]]:
@@ -189,7 +213,9 @@ class Loop:
             usable = sum(group["dropped"] is None for group in pending)
             progress.update(task, description=f"{len(pending)} groups generated, {usable} with a signal", refresh=True)
             self._say_without_signal(len(pending), usable)
-            yield from metrics.new()
+            rows = metrics.new()  # a step is told before the evaluation of its weights
+            yield from rows
+            self._say_evaluations()
             if ended:
                 return
             time.sleep(0.3)

@@ -51,6 +51,7 @@ class Training:
             done=self.done,
             saves=True,
             start_deadline_s=config.start_deadline_s,
+            evaluates=self.parts.environment.evaluation.every > 0,
         )
 
     def prepare(self, stack: ExitStack) -> None:
@@ -103,6 +104,11 @@ class Training:
     def _say_what_is_there(self) -> None:
         folder = self.run_dir
         self.screen.say(f"{self.config.steps} steps done. The trained model is {folder / 'export'}. Next:")
+        if (folder / "checkpoints" / "best").is_file():
+            name = (folder / "checkpoints" / "best").read_text(encoding="utf-8").strip()
+            self.screen.say(
+                f"  atropos export {folder} --checkpoint best --out DIR       the best evaluated one, {name}"
+            )
         self.screen.say(f"  atropos report {folder}       curves and a browser of the rollouts, one HTML page")
         self.screen.say(f"  atropos audit {folder}        was each group trained on once?")
         self.screen.say(f"  `{self.command} --steps {2 * self.config.steps}` trains further")

@@ -66,6 +66,8 @@ OPTIONS = [
     "env.record_programs",
     "process.groups",
     "process.output",
+    "evaluation.every",
+    "evaluation.context",
     "evaluation.like",
     "evaluation.problems",
     "evaluation.n",

@@ -15,7 +15,7 @@ def score_row(checkpoint: str, record: Mapping[str, Any], stage: str) -> dict[st
     """What scores.jsonl and best.json say of a checkpoint.
 
     Args:
-        record: of `evaluate`, with its `settings`.
+        record: of `HeldOutSets.score`.
         stage: training: scored while the run went on; screen, full: by `atropos select`.
     """
     problems = "\n".join(sorted(record["per_problem"]))
@@ -24,7 +24,7 @@ def score_row(checkpoint: str, record: Mapping[str, Any], stage: str) -> dict[st
         "step": int(checkpoint.removeprefix("step-")),
         "stage": stage,
         "set": record["set"],
-        "context": record["settings"]["context"],
+        "context": (record.get("settings") or {}).get("context"),
         "n": record["n"],
         "seed": record["seed"],
         "profile": record["profile"],

@@ -119,6 +119,24 @@ def curves(metrics: Rows, environment: Rows | None = None) -> list[dict[str, Any
     return found
 
 
+def held_out(evaluations: Rows) -> list[dict[str, Any]]:
+    """A chart of the evaluations that ran while the run trained: pass@1 of each set over steps."""
+    scores: dict[str, dict[float, float]] = {}
+    for record in evaluations:
+        name, step, rate = record.get("set"), record.get("step"), record.get("pass_at_1")
+        if isinstance(name, str) and number(step) and number(rate):
+            label = name + (", greedy" if record.get("greedy") else "")
+            scores.setdefault(label, {})[step] = rate
+    if not scores:
+        return []
+    series = [
+        {"name": name, "field": name, "hint": "Mean over problems of the share of samples that passed.",
+         "points": [[step, points[step]] for step in sorted(points)]}
+        for name, points in scores.items()
+    ]  # fmt: skip
+    return [_as_chart(LEARNING, "Held-out pass@1", "share, at one weight version each", series, False)]
+
+
 def left_out(groups: Rows) -> list[dict[str, Any]]:
     """A chart of the groups that were left out, by reason, over weight versions."""
     pairs = [(group.get("weight_version"), group.get("dropped")) for group in groups]

@@ -12,7 +12,7 @@ from typing import Any
 from environments.common.run_folder import check
 from environments.common.settings import ConfigError
 from environments.tools.report.breakdown import evaluation, tables
-from environments.tools.report.charts import axes, curves, left_out
+from environments.tools.report.charts import axes, curves, held_out, left_out
 from environments.tools.report.code import tokens
 from environments.tools.report.groups import by_group, by_problem
 from environments.tools.report.story import overview, settings
@@ -73,7 +73,7 @@ def summary(run: Path, records: dict[str, Rows], damaged: Counter[str], now: flo
         "title": run.resolve().name,
         "overview": overview(run, records, dict(damaged), now),
         "axes": axes(metrics),
-        "curves": curves(metrics, records["environment_metrics"]) + left_out(groups),
+        "curves": held_out(evaluations) + curves(metrics, records["environment_metrics"]) + left_out(groups),
         "evaluations": [graded for record in evaluations if "pass_at_1" in record for graded in evaluation(record)],
         "tables": tables(groups),
         "timeline": timeline(metrics, groups),
