@@ -10,7 +10,9 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
-PACKAGES = [pattern.rstrip("*") for pattern in PROJECT["tool"]["setuptools"]["packages"]["find"]["include"]]
+_SETUPTOOLS = PROJECT["tool"]["setuptools"]
+PACKAGES = [pattern.rstrip("*") for pattern in _SETUPTOOLS["packages"]["find"]["include"]]
+MODULES = [f"{name}.py" for name in _SETUPTOOLS["py-modules"]]
 
 _BUILD = """
 import sys
@@ -38,8 +40,8 @@ def tracked(*folders: str) -> set[str]:
 def copy_of_the_tree(target: Path) -> Path:
     """The tracked files and those not yet added, so that builds leave nothing behind in the tree."""
     listed = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PACKAGES, "pyproject.toml",
-         "README.md", "LICENSE", "requirements", "stubs"],
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", *PACKAGES, *MODULES,
+         "pyproject.toml", "README.md", "LICENSE", "requirements", "stubs"],
         cwd=ROOT, capture_output=True, text=True, check=True,
     )  # fmt: skip
     for name in filter(None, listed.stdout.split("\0")):

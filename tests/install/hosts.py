@@ -6,6 +6,7 @@ A test that needs one is skipped, with the reason, where no package index answer
 from __future__ import annotations
 
 import os
+import site
 import subprocess
 import venv
 from collections.abc import Sequence
@@ -24,20 +25,28 @@ _NO_INDEX = (
 )  # fmt: skip
 
 
-def environment(name: str, requirements: Sequence[str]) -> Path:
+def environment(name: str, requirements: Sequence[str], *, upon_ours: bool = False) -> Path:
     """The Python of the environment `name` with these requirements, made where it is missing or has others.
+
+    Args:
+        upon_ours: it sees the packages of this environment too, torch above all; the requirements are installed
+            without their own.
 
     Skips the test where no index answers; a requirement that does not install is a failure.
     """
     FOLDER.mkdir(exist_ok=True)
     folder = FOLDER / name
     python, mark = folder / "bin" / "python", folder / "requirements"
-    wanted = "\n".join(requirements)
+    wanted = "\n".join([f"{upon_ours}", *requirements])
     with filelock.FileLock(FOLDER / f"{name}.lock"):
         if not mark.is_file() or mark.read_text() != wanted:
-            venv.create(folder, with_pip=True, clear=not python.exists())
+            venv.create(folder, with_pip=True, clear=True)
+            if upon_ours:
+                (own,) = folder.glob("lib/python3*/site-packages")
+                ours = "".join(f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages())
+                (own / "ours.pth").write_text(ours)
             if requirements:
-                install(python, *requirements)
+                install(python, *(["--no-deps"] if upon_ours else []), *requirements)
             mark.write_text(wanted)
     return python
 
@@ -54,9 +63,11 @@ def install(python: Path, *requirements: str) -> None:
         pytest.fail(f"pip install {' '.join(requirements)}: {said[-2000:]}")
 
 
-def run(python: Path, *words: str, cwd: Path = ROOT, timeout_s: float = 600.0) -> subprocess.CompletedProcess[str]:
+def run(
+    python: Path, *words: str, cwd: Path = ROOT, timeout_s: float = 600.0, **variables: str
+) -> subprocess.CompletedProcess[str]:
     """A program of that environment, with none of this one's variables that name packages."""
-    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")}
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "VIRTUAL_ENV")} | variables
     return subprocess.run(
         [python, *words], cwd=cwd, env=env, capture_output=True, text=True, check=False, timeout=timeout_s
     )
