@@ -146,7 +146,6 @@ def test_the_judge_imports_the_standard_library_alone() -> None:
     ("words", "extra"),
     [
         ("run-api --port 1", "env"),
-        ("metrics", "trainer"),
         ("export . --out x", "trainer"),
         ("run-trainer --model . --run_dir x", "trainer"),
     ],
