@@ -211,6 +211,9 @@ def export(
     ] = "latest",
     dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
     model: Annotated[Path | None, typer.Option(help="The model the run began with; none: as configured.")] = None,
+    adapter: Annotated[
+        bool, typer.Option("--adapter", help="Write a run's adapter alone, in peft's format, not merged.")
+    ] = False,
 ) -> None:
     """Write a checkpoint as a Hugging Face folder, for transformers and vLLM."""
     from trainer.model.export_command import DTYPES
@@ -218,7 +221,7 @@ def export(
 
     if dtype not in DTYPES:
         raise fail(f"--dtype {dtype}: choose {' or '.join(DTYPES)}")
-    folder, step = write(run, checkpoint, out, dtype, model)  # type: ignore[arg-type]
+    folder, step = write(run, checkpoint, out, dtype, model, adapter=adapter)  # type: ignore[arg-type]
     typer.echo(f"{folder}: the weights after step {step}, {dtype}")
 
 

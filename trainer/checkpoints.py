@@ -40,6 +40,7 @@ from trainer.checkpoint_folder import (
     read_meta,
 )
 from trainer.model.policy import Policy
+from trainer.model.weight_files import fingerprint
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel, barrier, broadcast, together
 
@@ -103,6 +104,7 @@ class Checkpoints:
             "updates": optimizer.updates,
             "world_size": self.parallel.world_size,
             "shapes": _shapes(policy),
+            "adapter": _adapter(policy),
             "extra": extra or {},
         }
         with together(self.parallel):
@@ -167,6 +169,7 @@ class Checkpoints:
         path = Path(found)
         with together(self.parallel):
             meta = read_meta(path)
+            _check_adapter(path, meta.get("adapter"), _adapter(policy))
             _check_shapes(path, meta, _shapes(policy))
         state = _state(policy, optimizer)
         try:
@@ -178,7 +181,7 @@ class Checkpoints:
             optimizer.adamw if optimizer else (),
             model_state_dict=state["model"],
             optim_state_dict=state.get("optimizer", {}),
-            options=None if optimizer else StateDictOptions(strict=True),
+            options=_options(policy),
         )
         if optimizer is not None:
             optimizer.apply_options()
@@ -219,8 +222,48 @@ def _reason(error: CheckpointException) -> str:
 
 
 def _state(policy: Policy, optimizer: PolicyOptimizer | None) -> dict[str, Any]:
-    model, moments = get_state_dict(policy.model, optimizer.adamw if optimizer else ())
+    model, moments = get_state_dict(policy.model, optimizer.adamw if optimizer else (), options=_options(policy))
     return {"model": model, "optimizer": moments} if optimizer else {"model": model}
+
+
+def _options(policy: Policy) -> StateDictOptions:
+    """An adapter is saved alone: the weights that it leaves frozen are the model folder's."""
+    alone = policy.adapter is not None
+    return StateDictOptions(ignore_frozen_params=alone, strict=not alone)
+
+
+def _adapter(policy: Policy) -> dict[str, Any] | None:
+    """What a checkpoint of an adapter means depends on, besides its weights; None where all weights train."""
+    if policy.adapter is None:
+        return None
+    rank = policy.adapter.rank
+    return {"rank": rank, "alpha": policy.adapter.scaling * rank, "base": fingerprint(policy.path)}
+
+
+def _check_adapter(path: Path, theirs: dict[str, Any] | None, ours: dict[str, Any] | None) -> None:
+    if theirs is None and ours is not None:
+        raise UnusableCheckpoint(
+            f"checkpoint {path} holds all weights, which adapter.rank {ours['rank']} does not train; set adapter.rank "
+            "to 0, or `model` to the export of that run, without the checkpoint"
+        )
+    if theirs is not None and ours is None:
+        raise UnusableCheckpoint(
+            f"checkpoint {path} holds an adapter alone, and adapter.rank 0 trains all weights; set adapter.rank to "
+            f"{theirs['rank']}"
+        )
+    if theirs is None or ours is None:
+        return
+    for name in ("rank", "alpha"):
+        if theirs[name] != ours[name]:
+            raise UnusableCheckpoint(
+                f"checkpoint {path} is of an adapter with {name} {theirs[name]:g}, adapter.{name} is {ours[name]:g}; "
+                f"set adapter.{name} to {theirs[name]:g}"
+            )
+    if theirs["base"] != ours["base"]:
+        raise UnusableCheckpoint(
+            f"checkpoint {path} is an adapter of another base: the weights in `model` are not those that the run began "
+            "with; set `model` to the folder that it began with"
+        )
 
 
 def _shapes(policy: Policy) -> dict[str, list[int]]:

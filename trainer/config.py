@@ -9,6 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from environments.common.plugins import check_known
 from environments.common.settings import Section, Settings, Url, without_password
+from trainer.adapter_config import AdapterConfig
 from trainer.objective.table import GROUP as OBJECTIVE_GROUP
 from trainer.objective.table import OBJECTIVES, Objective, objective, token_twin
 from trainer.tracking import GROUP as TRACKER_GROUP
@@ -213,7 +214,9 @@ class CheckpointConfig(Section):
     stop_deadline_s: float = Field(
         600.0, gt=0, description="After SIGTERM: the step is ended and saved; later than this the process is gone."
     )
-    export: bool = Field(True, description="Write the last weights as a Hugging Face folder at the end.")
+    export: bool = Field(
+        True, description="Write the last weights as a Hugging Face folder at the end; of an adapter, that alone."
+    )
 
 
 class InitFromConfig(Section):
@@ -239,7 +242,7 @@ class TrainerConfig(Settings):
     COMMON: ClassVar[tuple[str, ...]] = (
         *("objective.name", "objective.optimizer_steps_per_batch", "optimizer.lr", "batch.rollouts"),
         *("batch.group_size", "batch.context", "batch.max_tokens", "weights.backend", "weights.dtype"),
-        *("checkpoint.every", "checkpoint.resume", "init_from.run", "use_wandb"),
+        *("checkpoint.every", "checkpoint.resume", "init_from.run", "adapter.rank", "use_wandb"),
     )
     EXAMPLE: ClassVar[str] = (
         "torchrun --nproc-per-node 1 trainer/main.py --config configs/demo/trainer.yaml "
@@ -268,6 +271,7 @@ class TrainerConfig(Settings):
         [], description="Where each step's metrics go beside metrics.jsonl: wandb (as use_wandb), or installed ones."
     )
     init_from: InitFromConfig = Field(default_factory=InitFromConfig, description="The stage before.")
+    adapter: AdapterConfig = Field(default_factory=AdapterConfig, description="LoRA instead of full training.")
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="The policy objective.")
     optimizer: OptimizerConfig = Field(default_factory=OptimizerConfig, description="AdamW and its schedule.")
     batch: BatchConfig = Field(default_factory=BatchConfig, description="What a batch holds.")
@@ -297,6 +301,15 @@ class TrainerConfig(Settings):
             raise ValueError(
                 f"weights.nccl_address {self.weights.nccl_address!r} with weights.backend {self.weights.backend}: "
                 "leave it empty, or set weights.backend: nccl"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _adapter_travels(self) -> TrainerConfig:
+        if self.adapter.rank and self.weights.backend != "disk":
+            raise ValueError(
+                f"weights.backend {self.weights.backend} with adapter.rank {self.adapter.rank}: vLLM loads an adapter "
+                "from files alone; set weights.backend: disk, or adapter.rank: 0"
             )
         return self
 

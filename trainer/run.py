@@ -25,7 +25,7 @@ from trainer.console import StepLines, Waiting
 from trainer.data.api_client import ApiRefused, AtroposClient, StopWaiting, broadcast_groups
 from trainer.data.scored_groups import BatchError, Reading, ScoredGroup
 from trainer.metrics import Metrics
-from trainer.model.export import check_export, save_hf
+from trainer.model.export import check_export, save_adapter, save_hf
 from trainer.model.loading import stored_shapes
 from trainer.model.policy import Policy
 from trainer.objective.alignment import measure
@@ -124,6 +124,8 @@ class Run:
                 logprob_chunk=config.logprob_chunk,
                 compile_blocks=config.compile,
                 context=config.batch.context,
+                adapter=config.adapter,
+                seed=config.seed,
             )
         self.optimizer = PolicyOptimizer(self.policy, config.optimizer, config.updates)
         self.checkpoints = Checkpoints(
@@ -330,6 +332,8 @@ class Run:
         self._acknowledge()
         if self.step < self.config.steps:
             log.warning("saved after step %d of %d; %s goes on", self.step, self.config.steps, self._way_on())
+        elif self.config.checkpoint.export and self.policy.adapter is not None:
+            save_adapter(self.policy, self.config.run_dir / "export")
         elif self.config.checkpoint.export:
             save_hf(self.policy, self.config.run_dir / "export", self.config.model)
 

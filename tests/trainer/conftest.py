@@ -110,6 +110,9 @@ def two_ranks(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
         checkpoints = Checkpoints(folder / "by-one", parallel)
         checkpoints.save(policy, optimizer, 2)
         checkpoints.wait()
+        policy, optimizer = program.start(models["llama"], parallel, program.ADAPTER)
+        program.train(policy, optimizer, parallel, 3)
+        adapter_alone = policy.adapter_state()
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -142,6 +145,7 @@ def two_ranks(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
     return {
         **first,
         "folder": folder,
+        ("adapter", "alone"): adapter_alone,
         "barrier": (folder / "barrier-0.txt").read_text(),
         **{f"{name} of rank 1": second[name] for name in ("broadcast", "full", "missing", "durable", "together")},
     }

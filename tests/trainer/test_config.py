@@ -16,6 +16,7 @@ BASE = ["--model", "m", "--run_dir", "r"]
 OPTIONS = """
 model run_dir steps seed activation_checkpointing compile logprob_chunk memory_gib use_wandb trackers
 init_from.run init_from.select init_from.optimizer
+adapter.rank adapter.alpha adapter.targets adapter.dropout
 objective.name objective.clip_low objective.clip_high objective.dual_clip objective.kl_coefficient
 objective.old_logprobs objective.importance_weight objective.tis_cap
 objective.icepop_low objective.icepop_high objective.sequence_mask_low objective.sequence_mask_high

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 from tests.trainer.conftest import make_groups
+from trainer.adapter_config import AdapterConfig
 from trainer.checkpoints import Checkpoints
 from trainer.model.activation_checkpointing import Recompute
 from trainer.model.packing import pack
@@ -22,6 +23,8 @@ from trainer.parallel import Parallel, ParallelError, all_reduce_sums, barrier, 
 SHAPES = [(11, [4, 2, 6]), (3, [8, 9]), (6, [1, 5]), (5, [3, 3, 3])]
 ONE_GROUP = [(7, [4, 2])]
 """With two ranks, one of them has nothing to do."""
+
+ADAPTER = AdapterConfig(rank=4)
 
 OPTIMIZER = OptimizerConfig(lr=1e-2, weight_decay=0.1, warmup_steps=2)
 
@@ -65,9 +68,9 @@ def gradients(
     }
 
 
-def start(path: Path, parallel: Parallel) -> tuple[Policy, PolicyOptimizer]:
+def start(path: Path, parallel: Parallel, adapter: AdapterConfig | None = None) -> tuple[Policy, PolicyOptimizer]:
     """A fresh policy with its optimizer."""
-    policy = Policy(path, parallel)
+    policy = Policy(path, parallel, adapter=adapter)
     return policy, PolicyOptimizer(policy, OPTIMIZER)
 
 
@@ -94,6 +97,10 @@ def main(models: Path, folder: Path) -> None:
             for max_tokens in (20, 1000):
                 results["gradient", kind, max_tokens] = gradients(models / kind, parallel, SHAPES, max_tokens)
         results["gradient", "one group"] = gradients(models / "llama", parallel, ONE_GROUP, 1000)
+
+        policy, optimizer = start(models / "llama", parallel, ADAPTER)
+        train(policy, optimizer, parallel, 3)
+        results["adapter"] = policy.adapter_state()
 
         ours = {"tokens": 2**60 + parallel.rank, "loss": 0.1 * (parallel.rank + 1)}
         results["sums"] = all_reduce_sums(ours, parallel)

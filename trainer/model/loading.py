@@ -22,6 +22,8 @@ from trainer.model import attention
 from trainer.model.weight_files import INDEX, SINGLE, checkpoint_files
 
 _ROWS = 8192
+LORA = ".lora_"
+"""In the names of an adapter's own weights."""
 
 
 class UnsupportedModel(ConfigError):
@@ -129,15 +131,22 @@ def stored_shapes(path: Path) -> dict[str, tuple[int, ...]]:
 def fill(model: PreTrainedModel, path: Path, device: torch.device) -> None:
     """Gives the sharded model of `build` its memory on `device`, and this rank's part of the folder's weights."""
     model.to_empty(device=device)
-    waiting = {name: value for name, value in model.state_dict().items() if name not in tied_names(model)}
+    aliases, state = tied_names(model), model.state_dict()
+    waiting = {stored_name(name): value for name, value in state.items() if name not in aliases and LORA not in name}
     for file in weight_files(path):
         with safe_open(str(file), framework="pt") as tensors:
             for name in tensors.keys() & waiting.keys():
-                _copy_own_rows(waiting[name], tensors.get_slice(name))
+                copy_own_rows(waiting[name], tensors.get_slice(name))
     _restore_computed_buffers(model, set(waiting))
 
 
-def _copy_own_rows(target: Tensor, source: object) -> None:
+def stored_name(name: str) -> str:
+    """A frozen weight's name in a checkpoint: peft moves the weights that it adapts into `base_layer`."""
+    return name.replace(".base_layer.", ".")
+
+
+def copy_own_rows(target: Tensor, source: object) -> None:
+    """Fills a weight, or this rank's rows of a sharded one, from the whole one, which may be a file's slice."""
     if not isinstance(target, DTensor):
         target.copy_(source[:])  # type: ignore[index]
         return

@@ -15,7 +15,7 @@ from torch import Tensor
 def token_logprobs(
     hidden: Tensor, weight: Tensor, target: Tensor, temperature: Tensor, chunk: int
 ) -> tuple[Tensor, Tensor]:
-    """fp32 [K] log p(target) with gradient for hidden and weight, and fp32 [K] entropy in nats without.
+    """fp32 [K] log p(target) with gradient for hidden and, unless frozen, weight; fp32 [K] entropy in nats without.
 
     hidden [K, D], weight [V, D], target int64 [K], temperature fp32 [K] > 0; p = softmax(hidden W^T / temperature).
     """
@@ -47,11 +47,11 @@ class _TokenLogprobs(torch.autograd.Function):
         return logprob, entropy
 
     @staticmethod
-    def backward(ctx: Any, grad_logprob: Tensor, _: Tensor) -> tuple[Tensor, Tensor, None, None, None]:
+    def backward(ctx: Any, grad_logprob: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
         hidden, weight, target, temperature, log_total = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
-        # Sums over many chunks are kept in fp32, whatever the weights are in.
-        grad_weight = torch.zeros_like(weight, dtype=torch.float32)
+        # Sums over many chunks are kept in fp32, whatever the weights are in. A frozen head has none.
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for start in range(0, len(target), ctx.chunk):
             part = slice(start, start + ctx.chunk)
             scale = grad_logprob[part] / temperature[part]
@@ -60,8 +60,10 @@ class _TokenLogprobs(torch.autograd.Function):
             grad.scatter_add_(1, target[part, None], scale[:, None])
             typed = grad.to(hidden.dtype)
             grad_hidden[part] = typed @ weight
+            if grad_weight is None:
+                continue
             if weight.dtype == torch.float32:
                 grad_weight.addmm_(typed.T, hidden[part])
             else:
                 grad_weight += typed.T @ hidden[part]
-        return grad_hidden, grad_weight.to(weight.dtype), None, None, None
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None

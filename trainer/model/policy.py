@@ -6,6 +6,7 @@ not be random. Logits exist for one chunk of tokens at a time (`trainer.model.lo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,12 @@ from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from trainer.adapter_config import AdapterConfig
 from trainer.config import Recompute
+from trainer.model import adapter as lora
 from trainer.model.activation_checkpointing import recompute
 from trainer.model.checks import check_context
-from trainer.model.loading import UnsupportedModel, build, fill, tied_names
+from trainer.model.loading import LORA, UnsupportedModel, build, fill, tied_names
 from trainer.model.logprobs import token_logprobs
 from trainer.model.packing import MicroBatch
 from trainer.parallel import Parallel, shard
@@ -41,6 +44,8 @@ class Policy(nn.Module):
         compute_dtype: torch.dtype | None = None,
         compile_blocks: bool = False,
         context: int | None = None,
+        adapter: AdapterConfig | None = None,
+        seed: int = 0,
     ) -> None:
         """Shards the model of a local folder (safetensors) and reads this rank's part of it.
 
@@ -48,28 +53,35 @@ class Policy(nn.Module):
         whose logits exist at the same time. compute_dtype: None computes in fp32 on a CPU and in bf16 on a GPU.
         compile_blocks: torch.compile each block by itself. context: the longest prompt + completion in tokens, which
         the model's attention and rotary frequencies are checked for before its weights are read; None: no check.
+        adapter: with a rank, a LoRA adapter trains and the model's own weights are frozen; `seed` is its start's.
 
         Raises UnsupportedModel and UnsupportedAttention.
         """
         super().__init__()
         self.parallel = parallel
         self.logprob_chunk = logprob_chunk
-        self.model = build(Path(model_path))
+        self.path = Path(model_path)
+        self.adapter = adapter if adapter is not None and adapter.rank else None
+        self.model = build(self.path)
         self.blocks = [part for part in self.model.modules() if isinstance(part, GradientCheckpointingLayer)]
         _check(self.model, self.blocks)
         if context is not None:
             check_context(self.model, context)
+        if compute_dtype is None and parallel.device.type == "cuda":
+            compute_dtype = torch.bfloat16
+        if self.adapter is not None:
+            lora.add_adapter(self.model, self.blocks, self.adapter, self.path, compute_dtype or torch.float32)
         for block in self.blocks:
             if compile_blocks:
                 # Before the recomputation is wrapped around it: torch compiles nothing inside of a checkpointed call
                 # that it did not compile already.
                 block.forward = torch.compile(block.forward, dynamic=True)
             recompute(block, activation_checkpointing)
-        if compute_dtype is None and parallel.device.type == "cuda":
-            compute_dtype = torch.bfloat16
         self.eval()
         shard(self, self.blocks, parallel, compute_dtype)
-        fill(self.model, Path(model_path), parallel.device)
+        fill(self.model, self.path, parallel.device)
+        if self.adapter is not None:
+            lora.initialise(self.model, seed)
 
     @property
     def device(self) -> torch.device:
@@ -104,19 +116,32 @@ class Policy(nn.Module):
     def state_dict_full(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Whole weights on rank 0's CPU, copied, under the names and in the form of a Hugging Face checkpoint.
 
-        A tied head is left out, as transformers does. Other ranks get {}. A collective. dtype: convert floating
-        weights to it; None keeps the fp32 masters.
+        A tied head is left out, as transformers does; an adapter is merged into its targets. Other ranks get {}. A
+        collective. dtype: convert floating weights to it; None keeps the fp32 masters.
         """
         aliases = tied_names(self.model)
+        state = {name: value for name, value in self.model.state_dict().items() if name not in aliases}
+        if self.adapter is None:
+            whole = self._gathered(state, dtype)
+        else:
+            exact = lora.merged(self._gathered(state, torch.float32), self.adapter.scaling)
+            whole = {name: value.to(dtype or torch.float32) for name, value in exact.items()}
+        return revert_weight_conversion(self.model, whole) if self.parallel.is_main else {}
+
+    def adapter_state(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """The adapter's whole weights on rank 0's CPU, copied, under peft's names; {} elsewhere. A collective."""
+        state = {name: value for name, value in self.model.state_dict().items() if LORA in name}
+        return lora.adapter_weights(self._gathered(state, dtype))
+
+    def _gathered(self, state: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+        """Whole copies on rank 0's CPU, one at a time; {} elsewhere."""
         whole: dict[str, Tensor] = {}
-        for name, value in self.model.state_dict().items():
-            if name in aliases:
-                continue
+        for name, value in state.items():
             full = value.full_tensor() if isinstance(value, DTensor) else value
             if self.parallel.is_main:
                 to = dtype if dtype is not None and full.is_floating_point() else full.dtype
                 whole[name] = full.detach().to("cpu", to, copy=True)
-        return revert_weight_conversion(self.model, whole) if self.parallel.is_main else {}
+        return whole
 
 
 def _check(model: PreTrainedModel, blocks: list[Any]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_PLACES = 64
 
 
 def checkpoint_files(folder: Path) -> list[Path]:
@@ -31,3 +33,19 @@ def checkpoint_files(folder: Path) -> list[Path]:
     if missing:
         raise ValueError(f"{INDEX} names {missing[0]}, which is not there ({len(missing)} missing); copy all of it")
     return [folder / name for name in names]
+
+
+def fingerprint(folder: Path) -> str:
+    """Tells one model's weights from another's of the same shapes: sizes, headers and a sample of the files' bytes.
+
+    A checkpoint that holds an adapter alone names its base by it. 64 places of 4 KiB in each file are read.
+    """
+    found = hashlib.sha256()
+    for path in checkpoint_files(folder):
+        size = path.stat().st_size
+        found.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for place in range(_PLACES):
+                file.seek(size * place // _PLACES)
+                found.update(file.read(4096))
+    return found.hexdigest()
