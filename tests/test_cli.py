@@ -89,8 +89,19 @@ def test_a_port_in_use_is_one_clear_error(run):
 
 PROGRAMS = (
     *("run-api", "init", "train", "demo", "supervise", "serve-model", "run-trainer", "verifier", "verifier serve"),
-    *("data", "data build", "data check", "data filter", "data show", "data push", "warmup", "pretrained"),
-    *("report", "watch", "export", "audit", "verify", "select", "budget", "metrics"),
+    *(
+        "data",
+        "data build",
+        "data check",
+        "data audit",
+        "data calibrate",
+        "data filter",
+        "data show",
+        "data push",
+        "warmup",
+        "pretrained",
+    ),
+    *("report", "watch", "export", "audit", "rejudge", "verify", "select", "budget", "metrics"),
 )
 
 HELP = """
