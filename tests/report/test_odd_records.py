@@ -20,10 +20,11 @@ LINES = ["metrics", "environment", "evaluations"]
 def shown(run: Path) -> dict[str, Any]:
     """The data of the report's page."""
     text = write_report(run).read_text(encoding="utf-8")
-    found = re.search(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL)
-    assert found is not None
-    data: dict[str, Any] = json.loads(found[1], parse_constant=lambda name: pytest.fail(f"{name} is in the page"))
-    return data
+    found = re.findall(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL)
+    data, rollouts = (
+        json.loads(one, parse_constant=lambda name: pytest.fail(f"{name} is in the page")) for one in found
+    )
+    return {**data, "rollouts": rollouts}
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Iterator
+from functools import cache
 
 from pygments.lexers.python import PythonLexer
 from pygments.token import Comment, Keyword, Name, Number, Operator, String, Token
@@ -48,5 +49,6 @@ def _coloured(source: str) -> Iterator[tuple[str, str]]:
             yield _class(kind), text
 
 
+@cache
 def _class(kind: Token) -> str:
     return next((name for parent, name in _CLASSES if kind in parent), "")

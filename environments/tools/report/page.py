@@ -64,6 +64,7 @@ def render(data: dict[str, Any], connect: str = "") -> str:
     Args:
         connect: what the page's script may fetch from, as a policy says it; none: nothing.
     """
+    rollouts = data["rollouts"]
     styles, scripts = _together(STYLES), _together(SCRIPTS)
     policy = ["default-src 'none'", f"script-src {_hashes(scripts)}", f"style-src {_hashes(styles)}"]
     if connect:
@@ -77,7 +78,12 @@ def render(data: dict[str, Any], connect: str = "") -> str:
             policy="; ".join(policy),
             styles=[Markup(text) for text in styles],
             scripts=[Markup(text) for text in scripts],
-            data=Markup(as_json(data)),
+            data=Markup(
+                as_json(
+                    {name: value for name, value in data.items() if name != "rollouts"} | {"recorded": len(rollouts)}
+                )
+            ),
+            rollouts=Markup(as_json(rollouts)),
         )
     )
 

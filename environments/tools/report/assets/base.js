@@ -1,6 +1,12 @@
 "use strict";
 // Every text goes into the page by textContent: nothing that a model wrote is ever read as markup.
-let data = JSON.parse(document.getElementById("data").textContent);
+const data = JSON.parse(document.getElementById("data").textContent);
+// Most of the page are the rollouts: they are read when they are first asked for.
+Object.defineProperty(data, "rollouts", { configurable: true, enumerable: true, get() {
+  const value = JSON.parse(document.getElementById("rollouts-data").textContent);
+  Object.defineProperty(data, "rollouts", { value, writable: true, enumerable: true });
+  return value;
+} });
 const $ = (selector, root = document) => root.querySelector(selector);
 
 function el(name, options = {}, ...children) {

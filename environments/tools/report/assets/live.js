@@ -19,6 +19,7 @@ function listen(address) {
 function take({ rollouts, groups, problems, ...rest }) {
   data.rollouts.push(...rollouts);
   data.rollouts.splice(0, data.rollouts.length - MOST_KEPT);
+  data.recorded = data.rollouts.length;
   Object.assign(data.groups, groups);
   for (const [problem, rows] of Object.entries(problems)) data.problems[problem] = [...(data.problems[problem] || []), ...rows];
   refresh(rest);

@@ -7,7 +7,7 @@ const VIEWS = {
   time: ["Time", timeView, () => data.timeline.lanes.length],
   evaluations: ["Evaluations", evaluationsView, () => data.evaluations.length],
   groups: ["Breakdown", groupsView, () => data.tables.length],
-  rollouts: ["Rollouts", rolloutsView, () => data.rollouts.length],
+  rollouts: ["Rollouts", rolloutsView, () => data.recorded],
 };
 const filled = new Set();
 let current = "overview";
@@ -70,7 +70,7 @@ addEventListener("hashchange", () => open_view(named()));
 
 // Takes newer data of the same run: the open view is drawn anew at once, the others when they are seen.
 function refresh(newer) {
-  data = { ...data, ...newer };
+  Object.assign(data, newer);
   head();
   tabs();
   filled.clear();
