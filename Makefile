@@ -70,7 +70,7 @@ test-slow: $(READY) gvisor $(MODEL)/complete.json  ## the tests that take longer
 
 docs: $(READY)   ## the documentation site, in build/site
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
-	@PYTHONPATH=. $(BIN)/python -m mkdocs build --quiet --strict && echo "build/site/index.html"
+	@PYTHONPATH=.:docs $(BIN)/python -m mkdocs build --quiet --strict && echo "build/site/index.html"
 
 lint: $(READY)   ## ruff, mypy and the import rule
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports --no-logo --no-cache

@@ -5,48 +5,21 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import Any
 
-import typer
+import reference
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
-from pydantic import BaseModel
-
-from environments import cli
-from environments.common.option_help import options_of
-from environments.dataset.cli import app as data_cli
-from environments.launch.config import LaunchConfig
-from environments.launch.demo_config import DemoConfig
-from environments.launch.serve_model import ServeConfig
-from environments.livecode.config import RunConfig
-from environments.livecode.problems.problem import Problem
-from environments.tools.select_checkpoint import SelectConfig
-from trainer.budget import BudgetConfig
-from trainer.config import TrainerConfig
-from trainer.metrics import markdown as metrics
 
 ROOT = Path(__file__).parents[1]
 OUTSIDE = "repository"
 """Where the site keeps the files beside docs/ that pages link to."""
-OPTIONS: dict[str, tuple[str, type[BaseModel]]] = {
-    "environment": ("atropos run-env livecode", RunConfig),
-    "trainer": ("atropos run-trainer", TrainerConfig),
-    "train": ("atropos train", LaunchConfig),
-    "serve-model": ("atropos serve-model", ServeConfig),
-    "demo": ("atropos demo", DemoConfig),
-    "select": ("atropos select", SelectConfig),
-    "budget": ("atropos budget", BudgetConfig),
-}
 _LINK = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)(#[^)\s]*)?\)")
 
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the generated pages and the files that pages link to outside docs/."""
-    pages = {f"reference/{name}.md": options(*row) for name, row in OPTIONS.items()}
-    pages |= {"reference/commands.md": commands(), "reference/metrics.md": f"# Metrics of the trainer\n\n{metrics()}"}
-    pages["reference/problem.md"] = f"# Fields of a problem\n\n{_table(Problem)}"
-    for path, text in pages.items():
+    for path, text in reference.pages().items():
         files.append(File.generated(config, path, content=f"---\nhide: [toc]\n---\n\n{text}"))
     linked = {target for file in list(files.documentation_pages()) for target in _outside(file)}
     linked |= {target for path in linked if path.suffix == ".md" for target in _linked_by(ROOT / path)}
@@ -68,39 +41,6 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
 
     text = re.sub(r"\[([^\]]+)\]\(((?:\.\./)+[^)#\s]+)\)", lambda match: _unlinked(match, folder), markdown)
     return _LINK.sub(replaced, text)
-
-
-def options(program: str, model: type[BaseModel]) -> str:
-    """The options of one settings model as a page."""
-    return f"# Options of `{program}`\n\n{' '.join((model.__doc__ or '').split())}\n\n{_table(model)}"
-
-
-def _table(model: type[BaseModel]) -> str:
-    lines = ["| name | value | default | meaning |", "|---|---|---|---|"]
-    for name, kind, default, sentence in options_of(model):
-        default = default.replace(f"{ROOT}/", "")
-        cells = [f"`{name}`", f"`{kind}`", f"`{default}`" if default else "", sentence]
-        lines.append("| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |")
-    return "\n".join(lines) + "\n"
-
-
-def commands() -> str:
-    """Every command with its sentence, its arguments and flags."""
-    parts = ["# Commands\n"]
-    for prefix, app in (("atropos", cli.app), ("atropos data", data_cli)):
-        group: Any = typer.main.get_command(app)
-        for name, command in group.commands.items():
-            if hasattr(command, "commands"):
-                continue
-            parts.append(f"## {prefix} {name}\n\n{command.help or ''}\n")
-            rows = [
-                f"| `{'/'.join(param.opts)}` | {(getattr(param, 'help', None) or '').replace('|', chr(92) + '|')} |"
-                for param in command.params
-                if getattr(param, "help", None)
-            ]
-            if rows:
-                parts.append("\n".join(["| argument | meaning |", "|---|---|", *rows]) + "\n")
-    return "\n".join(parts)
 
 
 def _outside(file: File) -> set[Path]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import re
 import shlex
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from environments.livecode.config import RunConfig
 from environments.tools.select_checkpoint import SelectConfig
 from trainer.budget import BudgetConfig
 from trainer.config import TrainerConfig
+from trainer.metric_table import METRICS
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
@@ -111,3 +114,24 @@ def test_every_page_is_in_the_site() -> None:
     assert yaml.safe_load((ROOT / "mkdocs.yml").read_text(encoding="utf-8"))["strict"] is True
     pages = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     assert {name for name in listed if not name.startswith("reference/")} == pages
+
+
+def test_the_reference_names_every_option_command_and_metric() -> None:
+    sys.path.insert(0, str(ROOT / "docs"))
+    try:
+        pages = importlib.import_module("reference").pages()
+    finally:
+        sys.path.pop(0)
+    for model, page in ((RunConfig, "environment"), (TrainerConfig, "trainer"), (LaunchConfig, "train")):
+        rows = re.findall(r"^\| `([\w.]+)` \|.*\| (.*) \|$", pages[f"reference/{page}.md"], flags=re.MULTILINE)
+        names = {name for name, _ in rows}
+        assert names <= set(option_names(model))
+        assert len(names) > 10
+        assert [name for name, sentence in rows if not sentence] == []
+    group: Any = typer.main.get_command(cli.app)
+    alone = [name for name, command in group.commands.items() if not hasattr(command, "commands")]
+    assert [name for name in alone if f"## atropos {name}\n" not in pages["reference/commands.md"]] == []
+    assert [name for name in METRICS if f"| `{name}` |" not in pages["reference/metrics.md"]] == []
+    assert str(ROOT) not in "".join(pages.values())
+    listed = re.findall(r": (reference/[\w-]+\.md)$", (ROOT / "mkdocs.yml").read_text(), flags=re.MULTILINE)
+    assert set(listed) == set(pages)
