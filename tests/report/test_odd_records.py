@@ -21,10 +21,8 @@ def shown(run: Path) -> dict[str, Any]:
     """The data of the report's page."""
     text = write_report(run).read_text(encoding="utf-8")
     found = re.findall(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL)
-    data, rollouts = (
-        json.loads(one, parse_constant=lambda name: pytest.fail(f"{name} is in the page")) for one in found
-    )
-    return {**data, "rollouts": rollouts}
+    data, late = (json.loads(one, parse_constant=lambda name: pytest.fail(f"{name} is in the page")) for one in found)
+    return {**data, **late}
 
 
 @pytest.fixture

@@ -35,6 +35,8 @@ SCRIPTS = (
     ),
 )
 """Each group is one element of the page."""
+LATE = ("rollouts", "groups", "problems")
+"""The large parts of the data: an element of their own, which is read when a rollout is first looked at."""
 
 
 def write_report(run: Path, out: Path | None = None, most_rollouts: int = 5000, trace_to: Path | None = None) -> Path:
@@ -64,7 +66,7 @@ def render(data: dict[str, Any], connect: str = "") -> str:
     Args:
         connect: what the page's script may fetch from, as a policy says it; none: nothing.
     """
-    rollouts = data["rollouts"]
+    early = {name: value for name, value in data.items() if name not in LATE}
     styles, scripts = _together(STYLES), _together(SCRIPTS)
     policy = ["default-src 'none'", f"script-src {_hashes(scripts)}", f"style-src {_hashes(styles)}"]
     if connect:
@@ -78,12 +80,8 @@ def render(data: dict[str, Any], connect: str = "") -> str:
             policy="; ".join(policy),
             styles=[Markup(text) for text in styles],
             scripts=[Markup(text) for text in scripts],
-            data=Markup(
-                as_json(
-                    {name: value for name, value in data.items() if name != "rollouts"} | {"recorded": len(rollouts)}
-                )
-            ),
-            rollouts=Markup(as_json(rollouts)),
+            data=Markup(as_json(early | {"recorded": len(data["rollouts"])})),
+            late=Markup(as_json({name: data[name] for name in LATE})),
         )
     )
 

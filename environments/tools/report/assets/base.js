@@ -1,11 +1,12 @@
 "use strict";
 // Every text goes into the page by textContent: nothing that a model wrote is ever read as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
-// Most of the page are the rollouts: they are read when they are first asked for.
-Object.defineProperty(data, "rollouts", { configurable: true, enumerable: true, get() {
-  const value = JSON.parse(document.getElementById("rollouts-data").textContent);
-  Object.defineProperty(data, "rollouts", { value, writable: true, enumerable: true });
-  return value;
+// Most of the page are the rollouts and their groups: they are read when they are first asked for.
+const LATE = ["rollouts", "groups", "problems"];
+for (const name of LATE) Object.defineProperty(data, name, { configurable: true, enumerable: true, get() {
+  const late = JSON.parse(document.getElementById("late-data").textContent);
+  for (const each of LATE) Object.defineProperty(data, each, { value: late[each], writable: true, enumerable: true });
+  return data[name];
 } });
 const $ = (selector, root = document) => root.querySelector(selector);
 
