@@ -268,7 +268,9 @@ class TrainerConfig(Settings):
     )
     use_wandb: bool = Field(False, description="Log to Weights & Biases as Atropos does, beside metrics.jsonl.")
     trackers: list[str] = Field(
-        [], description="Where each step's metrics go beside metrics.jsonl: wandb (as use_wandb), or installed ones."
+        [],
+        description="Where each step's metrics go beside metrics.jsonl: wandb (as use_wandb), "
+        "tensorboard, mlflow, trackio, or those of installed packages.",
     )
     init_from: InitFromConfig = Field(default_factory=InitFromConfig, description="The stage before.")
     adapter: AdapterConfig = Field(default_factory=AdapterConfig, description="LoRA instead of full training.")

@@ -1,4 +1,4 @@
-"""Where each step's row goes beside metrics.jsonl: Weights & Biases, or what another package adds.
+"""Where each step's row goes beside metrics.jsonl: W&B, TensorBoard, MLflow, trackio, or what another package adds.
 
 A tracker has one run for one run folder, however often the trainer is started in it; see docs/how-to/tracker.md.
 """
@@ -9,41 +9,20 @@ import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from environments.common.errors import ConfigError, LivecodeError
+from environments.common.errors import ConfigError
 from environments.common.files import write_text
 from environments.common.plugins import find
+from trainer.local_trackers import MlflowTracker, TensorBoardTracker, TrackioTracker
+from trainer.tracker_interface import PROJECT, Tracker, TrackerError
 
 if TYPE_CHECKING:
     from trainer.config import TrainerConfig
 
+__all__ = ["GROUP", "TRACKERS", "Tracker", "TrackerError", "run_id", "tracking"]
+
 GROUP = "livecode.trackers"
-PROJECT = "atropos-livecode"
-
-
-class TrackerError(LivecodeError, RuntimeError):
-    """A tracker's service cannot be reached."""
-
-
-class Tracker(Protocol):
-    """Takes the rows of a run. Only rank 0 has one; what it raises ends the run."""
-
-    def start(self, config: TrainerConfig, resume_id: str) -> None:
-        """Opens the run of this id, a new one or the one that an earlier start of the trainer began.
-
-        Raises:
-            ConfigError: what the user has to change. TrackerError: what may work later.
-        """
-        ...
-
-    def log(self, step: int, row: Mapping[str, Any]) -> None:
-        """Adds the row of a step: numbers by metric name, None where nobody observed it. A step may come again."""
-        ...
-
-    def finish(self, failed: bool) -> None:
-        """Closes the run; failed: an exception ends it."""
-        ...
 
 
 class WandbTracker:
@@ -71,7 +50,12 @@ class WandbTracker:
         self._run.finish(exit_code=int(failed))
 
 
-TRACKERS: dict[str, Callable[[], Tracker]] = {"wandb": WandbTracker}
+TRACKERS: dict[str, Callable[[], Tracker]] = {
+    "wandb": WandbTracker,
+    "tensorboard": TensorBoardTracker,
+    "mlflow": MlflowTracker,
+    "trackio": TrackioTracker,
+}
 """What makes a tracker, by the name that `trackers` gives."""
 
 

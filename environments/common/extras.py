@@ -17,6 +17,9 @@ EXTRAS = {
     "torch": "trainer",
     "transformers": "trainer",
     "vllm": _OF_VLLM,
+    "mlflow": "mlflow",
+    "tensorboard": "tensorboard",
+    "trackio": "trackio",
     "wandb": "wandb",
 }
 """The extra that brings a module; the package alone has neither Atropos nor torch."""

@@ -25,12 +25,12 @@ _NO_INDEX = (
 )  # fmt: skip
 
 
-def environment(name: str, requirements: Sequence[str], *, upon_ours: bool = False) -> Path:
+def environment(name: str, requirements: Sequence[str], *, upon_ours: bool = False, alone: bool = True) -> Path:
     """The Python of the environment `name` with these requirements, made where it is missing or has others.
 
     Args:
-        upon_ours: it sees the packages of this environment too, torch above all; the requirements are installed
-            without their own.
+        upon_ours: it sees the packages of this environment too, torch above all.
+        alone: with upon_ours, the requirements are installed without what they ask for.
 
     Skips the test where no index answers; a requirement that does not install is a failure.
     """
@@ -46,7 +46,7 @@ def environment(name: str, requirements: Sequence[str], *, upon_ours: bool = Fal
                 ours = "".join(f"import site; site.addsitedir({path!r})\n" for path in site.getsitepackages())
                 (own / "ours.pth").write_text(ours)
             if requirements:
-                install(python, *(["--no-deps"] if upon_ours else []), *requirements)
+                install(python, *(["--no-deps"] if upon_ours and alone else []), *requirements)
             mark.write_text(wanted)
     return python
 

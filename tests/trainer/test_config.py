@@ -48,7 +48,10 @@ def test_the_set_of_options_is_frozen():
         (["--objective.name", "gspo+"], ["differs from dapo only by", "objective.name to dapo"]),
         (["--batch.rollouts", "20", "--batch.group_size", "8"], ["not divisible", "set rollouts to 16 or 24"]),
         (["--batch.max_tokens", "512", "--batch.context", "640"], ["max_tokens 512 < context 640"]),
-        (["--trackers", "wandb,mlflow"], ["trackers 'mlflow' is unknown: choose one of wandb"]),
+        (
+            ["--trackers", "wandb,neptune"],
+            ["'neptune' is unknown: choose one of wandb, tensorboard, mlflow, trackio"],
+        ),
         (["--weights.dtype", "float8"], ["weights.dtype", "'float8'"]),
         (["--weights.backend", "ipc"], ["weights.backend", "'disk' or 'nccl'"]),
         (["--weights.nccl_address", "10.0.0.1"], ["nccl_address '10.0.0.1'", "set weights.backend: nccl"]),
