@@ -111,6 +111,22 @@ def test_a_run_is_running_while_its_trainer_holds_the_lock_and_finished_after_th
     assert state(tmp_path, rows, settings, False, LATER).kind == "stopped"
 
 
+def test_a_trainer_that_a_signal_ended_was_stopped_and_did_not_die(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "mine", steps=3)
+    (run / "logs" / "trainer.log").write_text(
+        "2026-11-27 trainer.process.signals SIGTERM: ending the step and saving\n"
+    )
+    told = collect(run, 0, LATER)["overview"]["state"]
+    assert told["kind"] == "stopped"
+    assert told["text"].startswith("Stopped by a signal after step 3 of 80, ")
+
+
+def test_the_folder_one_stands_in_has_commands_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(make_run(tmp_path / "my run", steps=3))
+    told = dict(collect(Path(), 0, LATER)["overview"]["commands"])
+    assert told["Export the model"] == f"atropos export '{tmp_path}/my run' --out '{tmp_path}/my run-model'"
+
+
 def test_every_line_of_a_chart_has_a_sentence_and_a_name_of_its_own() -> None:
     for chart in CHARTS:
         assert set(chart.lines) <= {*METRICS, *SENTENCES}

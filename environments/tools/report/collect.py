@@ -66,7 +66,7 @@ def read_records(run: Path, damaged: Counter[str]) -> dict[str, Rows]:
 def summary(run: Path, records: dict[str, Rows], damaged: Counter[str], now: float) -> dict[str, Any]:
     """All of the page's data but the rollouts: {title, overview, axes, curves, evaluations, tables, timeline, ...}."""
     metrics, groups, evaluations = (records[name] for name in ("metrics", "environment", "evaluations"))
-    notes = [] if metrics or not groups else ["No step was trained yet: there are no curves."]
+    notes = [] if metrics or not groups else ["No step was trained yet."]
     if unfinished := len(list((run / "evaluations").glob("*.partial.jsonl"))):
         notes.append(f"Evaluations without a score yet, since they are not finished: {unfinished}.")
     return {

@@ -18,6 +18,7 @@ QUIET_S = 900.0
 
 _LAST_WORDS = 16_384  # bytes of a log's end
 _LONGEST_WORD = 300
+_BY_SIGNAL = " trainer.process.signals "  # the logger that tells of a request to stop
 
 
 class State(NamedTuple):
@@ -84,8 +85,11 @@ def _ended(run: Path, done: int, told: str, living: list[str], written: float | 
     if done and saved >= done:
         return State("stopped", f"Stopped after {told}{ago}; it is saved and can go on.{still}")
     where = f"after {told}" if done else "before the first step was done"
+    last = _last_words(run / "logs" / "trainer.log")
+    if _BY_SIGNAL in last:
+        return State("stopped", f"Stopped by a signal {where}{ago}.{still}")
     lost = f" The last {plural_steps(done - saved)} will be done again." if done and kept else ""
-    return State("died", f"Died {where}{ago}.{lost}{still}", _last_words(run / "logs" / "trainer.log"))
+    return State("died", f"Died {where}{ago}.{lost}{still}", last)
 
 
 def _recent(metrics: Rows, written: float | None, now: float) -> bool:

@@ -50,7 +50,7 @@ def overview(run: Path, records: dict[str, Rows], damaged: dict[str, int], now: 
         "faults": as_rows(
             faults(metrics, records["environment_metrics"], records["environment"], evaluations, damaged)
         ),
-        "commands": commands(run, trainer, told.kind),
+        "commands": commands(run, trainer, told.kind, bool(metrics)),
     }
 
 
@@ -165,8 +165,9 @@ def time_parts(metrics: Rows) -> list[list[Any]]:
     return [part for part in parts if part[1] > 0.5]
 
 
-def commands(run: Path, trainer: Row, kind: str) -> list[list[str]]:
-    """[what for, command] to repeat, continue and export the run."""
+def commands(run: Path, trainer: Row, kind: str, trained: bool) -> list[list[str]]:
+    """[what for, command] to repeat, continue and export the run; trained: there is a step to export."""
+    run = run if run.name not in ("", "..") else run.resolve()  # "." has no name to put something behind
     here, config = shlex.quote(str(run)), run / "config"
     steps = trainer.get("steps")
     further = f" --steps {2 * steps}" if kind == "finished" and isinstance(steps, int) else ""
@@ -182,9 +183,10 @@ def commands(run: Path, trainer: Row, kind: str) -> list[list[str]]:
     else:
         if (path := config / "evaluate.yaml").is_file():
             rows.append(["Repeat it", f"atropos run-env livecode evaluate --config {shlex.quote(str(path))}"])
-    if trainer:
+    if trainer and trained:
         model = shlex.quote(str(run.with_name(run.name + "-model")))
         rows.append(["Export the model", f"atropos export {here} --out {model}"])
+    if trainer:
         rows.append(["Check its books", f"atropos audit {here}"])
     return rows
 

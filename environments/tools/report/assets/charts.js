@@ -82,6 +82,9 @@ function range(chart) {
   chart.setScale("x", { min: view.from ?? xs[0], max: view.to ?? xs[xs.length - 1] });
 }
 
+// The ends of an axis; about a lone point there is room on both sides.
+const apart = (chart, low, high) => low === high ? [low - 1, high + 1] : [low, high];
+
 // A few points are shown as points; a lone one is seen only so.
 const few = (values) => values.filter((value) => value != null).length <= 40;
 
@@ -96,7 +99,7 @@ function plot(host, columns, series, options = {}) {
     cursor: { sync: options.alone ? undefined : { key: "x", setSeries: false }, drag: { x: !options.xs, y: false }, focus: { prox: 30 } },
     legend: { show: false },
     scales: {
-      x: { time: false, distr: options.xs ? 2 : 1, range: options.range },
+      x: { time: false, distr: options.xs ? 2 : 1, range: options.range || apart },
       y: { distr: log ? 3 : 1, range: options.yRange || (log ? undefined : { min: { pad: 0.1, soft: 0, mode: 2 }, max: { pad: 0.1, mode: 0 } }) },
     },
     axes: [

@@ -105,10 +105,11 @@ function commandsCard() {
 function setsCard() {
   const rows = data.overview.headline;
   if (rows.length < 2) return null;
+  const compared = rows.some((one) => one.gain != null);
   const cells = rows.map((one) => [one.set, `${percent(one.before.pass_at_1)} ${ends(one.before.ci95)}`,
     one.gain == null ? "-" : `${percent(one.now.pass_at_1)} ${ends(one.now.ci95)}`,
-    one.gain == null ? "-" : `${one.gain >= 0 ? "+" : ""}${(100 * one.gain).toFixed(1)}` + (one.gain_ci95 ? ` [${one.gain_ci95.map((end) => (100 * end).toFixed(1)).join(", ")}]` : "")]);
-  return el("div", { class: "card" }, el("h2", { text: "All held-out sets" }), table(["set", "before", "now", "gain, points"], cells));
+    one.gain == null ? "-" : `${one.gain >= 0 ? "+" : ""}${(100 * one.gain).toFixed(1)}` + (one.gain_ci95 ? ` [${one.gain_ci95.map((end) => (100 * end).toFixed(1)).join(", ")}]` : "")].slice(0, compared ? 4 : 2));
+  return el("div", { class: "card" }, el("h2", { text: "All held-out sets" }), table(compared ? ["set", "before", "now", "gain, points"] : ["set", "pass@1"], cells));
 }
 
 function overviewView(section) {
