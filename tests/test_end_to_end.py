@@ -260,3 +260,13 @@ def test_whatever_dies_in_a_demo_is_started_again_and_nothing_is_lost(smollm2, t
     found = audit(run_dir)
     assert found.violations == []
     assert found.counts["steps trained"] == 4
+
+
+def test_the_demo_ends_with_the_commands_that_come_next(finished, tmp_path):
+    shown = (finished.parent / "screen.txt").read_text()
+    named = [line.split("       ")[0].split() for line in shown.splitlines() if line.startswith("  atropos ")]
+    assert [words[1] for words in named] == ["report", "rejudge", "demo"]
+    words = [str(tmp_path / "again") if word.endswith("-again") else word for word in named[1][1:]]
+    done = subprocess.run([*ATROPOS, *words], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "programs judged again" in done.stdout

@@ -146,6 +146,11 @@ class Demo:
             "  config/ as used, metrics.jsonl, environment.jsonl, evaluations.jsonl, rollouts/ with code and verdict, "
             "checkpoints/, logs/"
         )
+        again = f"{self.run_dir}-again"
+        self.screen.say("Next (after `source .venv/bin/activate`):")
+        self.screen.say(f"  atropos report {self.run_dir}       curves and the recorded rollouts, one HTML page")
+        self.screen.say(f"  atropos rejudge {self.run_dir} --out {again}       the recorded programs, judged again")
+        self.screen.say(f"  atropos demo --steps {2 * self.config.steps}       the same, trained longer")
 
 
 def _title(result: dict[str, Any]) -> str:
