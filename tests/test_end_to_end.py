@@ -154,18 +154,24 @@ def test_no_secret_of_the_environment_is_in_the_run_folder(finished):
 def test_the_run_folder_holds_what_the_user_needs(finished):
     assert {path.name for path in (finished / "config").iterdir()} >= {"demo.yaml", "environment.yaml", "trainer.yaml"}
     assert (finished / "checkpoints" / "latest").exists()
-    assert {path.stem for path in (finished / "logs").iterdir()} >= {"api", "environment", "trainer", "evaluation"}
+    assert {path.stem for path in (finished / "logs").iterdir()} >= {"api", "environment", "trainer"}
     rollouts = [row for path in (finished / "rollouts").iterdir() for row in lines(path)]
     assert rollouts
     assert all(row["prompt"] and row["status"] and "code" in row for row in rollouts)
     evaluations = lines(finished / "evaluations.jsonl")
     assert len(evaluations) == 8
-    assert [row["weight_version"] for row in evaluations[4:]] == [2] * 4
+    assert [(row["step"], row["weight_version"]) for row in evaluations] == [(0, 0)] * 4 + [(2, 2)] * 4
 
 
 def test_the_screen_shows_each_step_and_the_gain(finished):
     screen = (finished.parent / "screen.txt").read_text()
-    for words in ("Atropos API server", "held-out evaluation before training", "generate+judge/train/sync", "points"):
+    for words in (
+        "Atropos API server",
+        "held-out, step 0: new instances",
+        "held-out, step 2",
+        "generate+judge/train/sync",
+        "points",
+    ):
         assert words in screen
 
 

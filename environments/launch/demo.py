@@ -1,4 +1,4 @@
-"""`atropos demo`: starts every part of the loop, shows each step, measures before and after, and cleans up."""
+"""`atropos demo`: starts every part of the loop, shows each step, measures as it goes, and cleans up."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from environments.common.run_folder import claim
 from environments.common.settings import ConfigError, load, write_yaml
 from environments.launch.demo_config import DemoConfig
 from environments.launch.disk import check_disk
-from environments.launch.display import Screen, interval, percent
+from environments.launch.display import Screen, evaluation_title, interval, percent
 from environments.launch.process_loop import (
     ATROPOS,
     TRAINER_VARIABLES,
-    JsonLines,
     Loop,
     Process,
     run_to_end_or_signal,
@@ -36,10 +35,11 @@ class Demo:
         self.config = config
         self.screen = screen
         self.run_dir = config.run_dir or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
-        self.loop = Loop(self.run_dir, screen, steps=config.steps, start_deadline_s=config.start_deadline_s)
+        self.loop = Loop(
+            self.run_dir, screen, steps=config.steps, start_deadline_s=config.start_deadline_s, evaluates=True
+        )
         self.api = f"http://127.0.0.1:{config.api_port or free_port()}"
         self.server = config.server_url or f"http://127.0.0.1:{config.server_port or free_port()}"
-        self.evaluations = JsonLines(self.run_dir / "evaluations.jsonl")
 
     def run(self) -> int:
         """The whole demo.
@@ -52,10 +52,8 @@ class Demo:
         self.screen.say(f"Run folder {self.run_dir}")
         self.screen.say(f"  {self.disk}")
         self._start_servers()
-        before = self._evaluate(0)
         self.loop.train(self._trainer(), self._environment())
-        after = self._evaluate(self.config.steps)
-        self._report(before, after, time.monotonic() - started)
+        self._report(self._evaluated(0), self._evaluated(self.config.steps), time.monotonic() - started)
         return 0
 
     # -- start -------------------------------------------------------------------------------------------
@@ -87,6 +85,8 @@ class Demo:
             *("--env.rollout_server_url", self.api, "--env.run_dir", str(self.run_dir)),
             *("--env.seed", str(self.config.seed), "--env.total_steps", str(self.config.steps)),
             *("--env.shuffle_rewards", str(self.config.shuffle_rewards).lower()),
+            *("--evaluation.every", str(self.config.eval_every or self.config.steps)),
+            *("--evaluation.n", str(self.config.eval_samples), "--evaluation.seed", str(self.config.seed)),
         ]
 
     def _environment(self) -> Process:
@@ -106,22 +106,11 @@ class Demo:
             trainer_command(1, self._trainer_flags()), "config/trainer.yaml", tuple(TRAINER_VARIABLES.items())
         )
 
-    # -- held-out evaluation -----------------------------------------------------------------------------
-
-    def _evaluate(self, step: int) -> list[dict[str, Any]]:
-        """Held-out results with the weights that are served now, one object per set and temperature."""
-        when = "before training" if step == 0 else f"after {step} steps"
-        argv = (
-            *(*ATROPOS, "run-env", "livecode", "evaluate", *self._environment_flags()),
-            *("--evaluation.n", str(self.config.eval_samples), "--evaluation.seed", str(self.config.seed)),
-        )
-        evaluation = Process(argv, "config/evaluate.yaml")
-        child = self.loop.run_to_end("evaluation", evaluation, f"held-out evaluation {when}")
-        results = self.evaluations.new()
+    def _evaluated(self, step: int) -> list[dict[str, Any]]:
+        """The held-out results of a step's weights, one object per set and temperature."""
+        results = [record for record in self.loop.evaluated if record.get("step") == step]
         if not results:
-            raise ProcessError(child.report("the evaluation wrote no result"))
-        for result in results:
-            self.screen.say(f"    {_title(result):<44} {_rate(result)}")
+            raise ProcessError(f"{self.run_dir / 'evaluations.jsonl'} has no result of step {step}")
         return results
 
     # -- result ------------------------------------------------------------------------------------------
@@ -135,10 +124,8 @@ class Demo:
         for first, last in zip(before, after, strict=True):
             gain, (low, high) = paired_difference(first, last)
             gains.append({"set": first["set"], "greedy": first["greedy"], "gain": gain, "ci95": [low, high]})
-            self.screen.say(
-                f"  {_title(first):<44} {percent(first['pass_at_1']):>7} -> {percent(last['pass_at_1']):>7}   "
-                f"{100 * gain:+.1f} points {interval(low, high)}"
-            )
+            rates = f"{percent(first['pass_at_1']):>7} -> {percent(last['pass_at_1']):>7}"
+            self.screen.say(f"  {evaluation_title(first):<44} {rates}   {100 * gain:+.1f} points {interval(low, high)}")
         summary = {"seconds": seconds, "steps": self.config.steps, "seed": self.config.seed, "gains": gains}
         (self.run_dir / "summary.json").write_text(json.dumps(summary, indent=1) + "\n", encoding="utf-8")
         self.screen.say(f"\n{seconds:.0f} s in all. Everything is in {self.run_dir}:")
@@ -151,16 +138,6 @@ class Demo:
         self.screen.say(f"  atropos report {self.run_dir}       curves and the recorded rollouts, one HTML page")
         self.screen.say(f"  atropos rejudge {self.run_dir} --out {again}       the recorded programs, judged again")
         self.screen.say(f"  atropos demo --steps {2 * self.config.steps}       the same, trained longer")
-
-
-def _title(result: dict[str, Any]) -> str:
-    how = "greedy" if result["greedy"] else f"T {result['temperature']:g}, {result['n']} samples"
-    return f"{result['set'].removeprefix('warmup:').replace('_', ' ')}, {how}"
-
-
-def _rate(result: dict[str, Any]) -> str:
-    low, high = result["ci95"]
-    return f"{percent(result['pass_at_1']):>7} {interval(low, high)}  {result['correct']}/{result['total']}"
 
 
 def main(argv: Sequence[str]) -> int:

@@ -32,7 +32,10 @@ class DemoConfig(Settings):
     environment_config: Path = Field(CONFIGS / "environment.yaml", description="The environment's options.")
     trainer_config: Path = Field(CONFIGS / "trainer.yaml", description="The trainer's options.")
     server_config: Path = Field(CONFIGS / "server.yaml", description="vLLM's options.")
-    eval_samples: int = Field(4, ge=1, description="Samples per held-out problem, before and after.")
+    eval_samples: int = Field(4, ge=1, description="Samples per held-out problem in an evaluation.")
+    eval_every: int | None = Field(
+        None, ge=1, description="Steps between held-out evaluations; empty: before the first and after the last only."
+    )
     shuffle_rewards: bool = Field(
         False,
         description="Control: deal the rewards of a group out at random, so that nothing can be learned.",
