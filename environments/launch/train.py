@@ -178,16 +178,18 @@ def check_problems(processes: Parts) -> tuple[int, int]:
     """How many problems the run has, and how many more it leaves out because their prompt does not fit.
 
     Raises:
-        ConfigError: a problem that cannot be read, or none whose prompt fits.
+        ConfigError: a problem that cannot be read, or none whose prompt fits; held-out sets that are not there.
     """
-    from environments.livecode.problems.prompts import PromptError, prompt_builder
-    from environments.livecode.problems.sampler import load_set
+    from environments.livecode.problems.prompts import prompt_builder
+    from environments.livecode.problems.sampler import check_sets, load_set
 
     run = processes.environment
     problems = load_set(run.env.problems, run.env.seed)
     try:
         fit, too_long = prompt_builder(run.env, tokenizer(run)).fitting(problems)
-    except PromptError as error:
+        if run.evaluation.every:
+            check_sets(run.evaluation_sets)
+    except ConfigError as error:
         raise ConfigError(in_own_words(str(error))) from None
     return len(fit), len(too_long)
 

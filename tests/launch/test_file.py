@@ -54,6 +54,18 @@ def test_the_written_file_fits_its_problems_and_the_memory(written, problems):
         check_problems(parts(config.model_copy(update={"context": 128}), API, [SERVER]))
 
 
+def test_a_held_out_set_that_is_not_there_is_said_before_anything_starts(written: Path) -> None:
+    config = load_launch(["--config", str(written), "--environment.evaluation.every", "10"])
+    with pytest.raises(ConfigError, match=r"every with problems .*no validation split.*evaluation\.problems"):
+        check_problems(parts(config, API, [SERVER]))
+    config = load_launch([
+        *("--config", str(written), "--environment.evaluation.every", "10"),
+        *("--environment.evaluation.problems", "[nothing.jsonl]"),
+    ])  # fmt: skip
+    with pytest.raises(ConfigError, match=r"nothing\.jsonl: cannot be read"):
+        check_problems(parts(config, API, [SERVER]))
+
+
 def test_every_number_in_the_file_is_explained_or_said_elsewhere(written):
     lines = written.read_text().splitlines()
     assert sum(" # " in line for line in lines) >= 20
