@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import PurePath
 from typing import Any
 
 from rich.console import Console
@@ -111,7 +112,9 @@ def interval(low: float, high: float) -> str:
 def evaluation_title(result: Mapping[str, Any]) -> str:
     """What was evaluated, and how it was sampled."""
     how = "greedy" if result["greedy"] else f"T {result['temperature']:g}, {result['n']} samples"
-    return f"{result['set'].removeprefix('warmup:').replace('_', ' ')}, {how}"
+    name = str(result["set"])
+    warmup = name.startswith("warmup:")
+    return f"{name.removeprefix('warmup:').replace('_', ' ') if warmup else PurePath(name).name}, {how}"
 
 
 def rate(result: Mapping[str, Any]) -> str:
