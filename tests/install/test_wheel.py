@@ -31,7 +31,13 @@ OF_AN_EXTRA = (
     "lm_eval",
     "inspect_ai",
 )
-BROUGHT_ALONG = {"h11": "uvicorn", "markupsafe": "jinja2", "tokenizers": "transformers", "pyyaml": "pydantic-settings"}
+BROUGHT_ALONG = {
+    "openenv": "openenv-core",
+    "h11": "uvicorn",
+    "markupsafe": "jinja2",
+    "tokenizers": "transformers",
+    "pyyaml": "pydantic-settings",
+}
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,7 @@ HOSTS: dict[str, tuple[list[str], bool]] = {
     "verifiers": (["verifiers==0.4.0"], False),
     "inspect": (["inspect-ai==0.3.285", "openai"], False),
     "lm_eval": (["lm-eval==0.4.13"], False),
+    "openenv": (["openenv-core==0.3.0"], False),
     "trl": (["trl==1.16.0"], True),
     "verl": (
         ["verl==0.9.1", "ray", "tensordict", "omegaconf", "hydra-core", "antlr4-python3-runtime==4.9.3", "codetiming",
@@ -58,7 +59,7 @@ def accepted(found: dict[str, Any]) -> dict[str, bool | None]:
     return {name: None if value is None else value > 0 for name, value in found["by_problem"].items()}
 
 
-@pytest.mark.parametrize("host", ["verifiers", "verl"])
+@pytest.mark.parametrize("host", ["verifiers", "verl", "openenv"])
 def test_a_trainer_gets_the_same_verdicts_and_no_reward_of_a_fault(host: str, wheel: Path, tmp_path: Path) -> None:
     found = driven(host, wheel, tmp_path)
     assert accepted(found) == EXPECTED
