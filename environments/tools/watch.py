@@ -12,6 +12,7 @@ import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -29,8 +30,8 @@ from environments.tools.watch_records import Watched
 HOST = "127.0.0.1"
 EVERY_S = 2.0
 """Between two looks at the files."""
-SHARE = 10
-"""A look that takes long is followed by a pause of so many times its length: at most this part of one core is used."""
+SHARE = 4
+"""What took long to read and tell is followed by a pause of so many times its length: a fifth of one core at most."""
 STILL_S = 15.0
 """A line to a quiet connection, so that one that was lost is noticed."""
 
@@ -43,16 +44,31 @@ class Feed:
         self.name = secrets.token_hex(4)
         """Of this start: positions of another one mean nothing."""
         self.changes = 0
+        self.closed = False
+        self._told_s = 0.0  # what it took to tell the last change
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._changed = asyncio.Condition()
         self._turn = asyncio.Lock()
 
     async def run(self) -> None:
-        """Looks at the files for ever."""
-        while True:
-            begun = time.monotonic()
+        """Looks at the files until `close`; the first look, which reads all that is there, costs no pause."""
+        self._loop = asyncio.get_running_loop()
+        while not self.closed:
             async with self._turn:
+                begun = time.monotonic()
                 await self._look()
-            await asyncio.sleep(max(self.every_s, SHARE * (time.monotonic() - begun)))
+                cost = time.monotonic() - begun + self._told_s if self.changes > 1 else 0.0
+            await asyncio.sleep(max(self.every_s, SHARE * cost))
+
+    def close(self) -> None:
+        """Ends every stream; a signal's handler may call it."""
+        self.closed = True
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._wake()))
+
+    async def _wake(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
 
     async def _look(self) -> None:
         if await asyncio.to_thread(self.watched.look):
@@ -77,11 +93,12 @@ class Feed:
             yield "event: reload\ndata: {}\n\n"
             return
         known, *seen = numbers
-        while True:
+        while not self.closed:
             if known != self.changes:
                 async with self._turn:
-                    known, position = self.changes, self._position()
+                    begun, known, position = time.monotonic(), self.changes, self._position()
                     text = await asyncio.to_thread(self._update, *seen)
+                    self._told_s = time.monotonic() - begun
                     seen = list(self.watched.position)
                 yield f"id: {position}\ndata: {text}\n\n"
             elif not await self._change_after(known):
@@ -91,7 +108,7 @@ class Feed:
         """Waits for a change, but no longer than STILL_S; whether there was one."""
         try:
             async with asyncio.timeout(STILL_S), self._changed:
-                return bool(await self._changed.wait_for(lambda: self.changes != known))
+                return bool(await self._changed.wait_for(lambda: self.closed or self.changes != known))
         except TimeoutError:
             return False
 
@@ -123,7 +140,21 @@ def application(watched: Watched, every_s: float = EVERY_S) -> Starlette:
         return StreamingResponse(feed.events(after), media_type="text/event-stream", headers=headers)
 
     hosts = Middleware(TrustedHostMiddleware, allowed_hosts=[HOST, "localhost"], www_redirect=False)
-    return Starlette(routes=[Route("/", page), Route("/events", events)], middleware=[hosts], lifespan=lifespan)
+    app = Starlette(routes=[Route("/", page), Route("/events", events)], middleware=[hosts], lifespan=lifespan)
+    app.state.feed = feed
+    return app
+
+
+class _Server(uvicorn.Server):
+    """Ends the streams at the signal that ends it, which would wait for them in vain otherwise."""
+
+    def __init__(self, config: uvicorn.Config, feed: Feed) -> None:
+        super().__init__(config)
+        self._feed = feed
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        self._feed.close()
 
 
 def serve(run: Path, port: int, most_rollouts: int, say: Callable[[str], Any] = print) -> None:
@@ -138,11 +169,10 @@ def serve(run: Path, port: int, most_rollouts: int, say: Callable[[str], Any] = 
     watched = Watched(run, most_rollouts)
     sock = bind(HOST, port)
     say(f"http://{HOST}:{sock.getsockname()[1]}  shows {run} as it goes on; Ctrl-C ends this and nothing else")
-    config = uvicorn.Config(
-        application(watched), log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=1
-    )
+    app = application(watched)
+    config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=5)
     try:
-        uvicorn.Server(config).run(sockets=[sock])
+        _Server(config, app.state.feed).run(sockets=[sock])
     except KeyboardInterrupt:
         pass
     finally:

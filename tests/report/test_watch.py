@@ -8,6 +8,9 @@ import fcntl
 import io
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 import time
 from collections import Counter
@@ -197,6 +200,20 @@ def test_a_page_that_comes_by_another_name_gets_nothing(run: Path) -> None:
         assert httpx.get(address).status_code == 200
         assert httpx.get(address, headers={"Host": "evil.example"}).status_code == 400
         assert httpx.post(address).status_code == 405
+
+
+def test_a_signal_ends_the_server_and_its_streams_without_a_word(run: Path) -> None:
+    command = [sys.executable, "-m", "environments.cli", "watch", str(run), "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        address = server.stdout.readline().split()[0]
+        after = httpx.get(address, timeout=60).text.split('"live":"/events?after=')[1].split('"')[0]
+        with httpx.stream("GET", f"{address}/events?after={after}", timeout=60) as stream:
+            assert stream.headers["content-type"].startswith("text/event-stream")
+            server.send_signal(signal.SIGINT)
+            assert list(stream.iter_lines()) == []
+        assert server.communicate(timeout=60)[1] == ""
+    assert server.returncode == 0
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="chromium is not installed: the page was not opened")
