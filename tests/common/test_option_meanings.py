@@ -187,7 +187,7 @@ def test_help_of_a_mode_shows_its_own_options() -> None:
     runner = CliRunner()
     shown = {mode: runner.invoke(cli.app, ["run-env", "livecode", mode, "--help"]).output for mode in cli.MODES}
     assert {mode: "--evaluation.n " in text for mode, text in shown.items()} == {
-        "serve": False, "process": False, "evaluate": True}  # fmt: skip
+        "serve": True, "process": False, "evaluate": True}  # fmt: skip
     assert "--process.groups " in shown["process"]
     assert all("[serve|process|evaluate]" in text for text in shown.values())
 
