@@ -74,6 +74,8 @@ class Case:
     groups: int = 2
     """For each rank: its micro-batches."""
     ranks: int = 1
+    adapter: int = 0
+    """Rank of an adapter that alone trains."""
 
     @property
     def tokens(self) -> int:
@@ -91,6 +93,8 @@ CASES = {
     "none, many short completions": Case("llama", True, 4, "none", 64, 200, 20, rollouts=16),
     "one micro-batch": Case("qwen3", False, 4, "full", 64, 128, 256, groups=1),
     "two ranks, full, untied": Case("qwen3", False, 4, "full", 64, 128, 256, ranks=2),
+    "adapter, full, untied": Case("qwen3", False, 4, "full", 64, 128, 256, adapter=16),
+    "adapter, none, tied": Case("llama", True, 4, "none", 64, 128, 256, adapter=64),
     "two ranks, none, tied": Case("llama", True, 4, "none", 64, 128, 256, ranks=2),
 }
 
@@ -111,6 +115,7 @@ def options(folder: Path, case: Case) -> TrainerConfig:
             "run_dir": folder / "run",
             "activation_checkpointing": case.checkpointing,
             "logprob_chunk": case.chunk,
+            "adapter": {"rank": case.adapter},
             "batch": {
                 "rollouts": case.rollouts * case.groups * case.ranks,
                 "group_size": case.rollouts,
@@ -164,6 +169,7 @@ def step(case: Case, folder: Path, parallel: Parallel) -> dict[str, float]:
         parallel,
         activation_checkpointing=config.activation_checkpointing,
         logprob_chunk=config.logprob_chunk,
+        adapter=config.adapter,
     )
     optimizer = PolicyOptimizer(policy, config.optimizer)
     live = LiveBytes()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+
 from pydantic import Field, model_validator
 
 from environments.common.settings import Section
@@ -25,6 +27,18 @@ class AdapterConfig(Section):
     def scaling(self) -> float:
         """Factor of the adapter's output."""
         return (2 * self.rank if self.alpha is None else self.alpha) / max(self.rank, 1)
+
+    def parameters(self, shapes: Mapping[str, Sequence[int]]) -> int:
+        """Numbers in the adapter of a model whose files hold tensors of these names and shapes."""
+        adapted = [
+            shape
+            for name, shape in shapes.items()
+            if len(shape) == 2
+            and name.split(".")[-2:-1]
+            and name.split(".")[-2] in self.targets
+            and name.endswith(".weight")
+        ]
+        return self.rank * sum(sum(shape) for shape in adapted)
 
     @model_validator(mode="after")
     def _fits_together(self) -> AdapterConfig:

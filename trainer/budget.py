@@ -53,15 +53,19 @@ class BudgetConfig(TrainerConfig):
 
 def report(config: BudgetConfig, model: PretrainedConfig, budget: Budget) -> Iterator[str]:
     """The lines that the command prints."""
-    from trainer.planning.fit import token_flops, tokens_per_second
+    from trainer.planning.fit import setup, token_flops, tokens_per_second
     from trainer.planning.timeline import FRAGMENTATION, GIB, RESERVED_GIB
     from trainer.planning.trace import sizes
 
     gpu = GPUS[config.gpu]
     count = sum(prod(shape) for shapes in (*sizes(model).blocks, sizes(model).root) for shape in shapes)
     peak = budget.peak
+    chosen = setup(config, config.gpus).adapter
+    adapter = sum(prod(shape) for shapes in sizes(model, chosen).adapters for shape in shapes)
     yield (
-        f"{config.model.name}, {count / 1e9:.2f} B parameters, on {config.gpus} x {config.gpu}: "
+        f"{config.model.name}, {count / 1e9:.2f} B parameters"
+        + (f" and an adapter of {adapter / 1e6:.1f} M" if adapter else "")
+        + f", on {config.gpus} x {config.gpu}: "
         f"context {config.batch.context}, packs of {config.batch.max_tokens} tokens, "
         f"activation_checkpointing {config.activation_checkpointing}, logprob_chunk {config.logprob_chunk}"
     )

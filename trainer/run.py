@@ -110,7 +110,11 @@ class Run:
         if config.weights.servers:
             with together(self.parallel):
                 publisher = make_publisher(
-                    config.weights, config.run_dir / "weights", self.parallel, initial=config.model
+                    config.weights,
+                    config.run_dir / "weights",
+                    self.parallel,
+                    initial=config.model,
+                    adapter=config.adapter,
                 )
             self.served = ServerSession(publisher, config, self.parallel, self.stop)
         with together(self.parallel):

@@ -93,14 +93,14 @@ def load_launch(argv: Sequence[str]) -> LaunchConfig:
     Raises:
         ConfigError: as `settings.load`.
     """
-    words, inner = _take_inner(argv)
+    words, inner = take_inner(argv)
     if not words:
         raise ConfigError(f"{PROGRAM}: needs a file: {PROGRAM} --config my-run.yaml; `atropos init` writes one")
     if not words[0].startswith("-"):  # the file without its flag
         words.insert(0, "--config")
     config = load(LaunchConfig, words, PROGRAM)
     for part, values in inner.items():
-        merged = _merge(getattr(config, part), values)
+        merged = merge(getattr(config, part), values)
         config = config.model_copy(update={part: merged})
     return config
 
@@ -122,7 +122,7 @@ def parts(config: LaunchConfig, api: str, servers: Sequence[str], where: str = P
     for part in PARTS:
         given = getattr(config, part)
         _refuse_shared(part, given, shared[part])
-        full[part] = _merge(_merge(defaults[part], given), shared[part])
+        full[part] = merge(merge(defaults[part], given), shared[part])
     return Parts(
         _checked(RunConfig, full["environment"], f"{where}: environment"),
         _checked(TrainerConfig, full["trainer"], f"{where}: trainer"),
@@ -183,10 +183,12 @@ def _defaults(config: LaunchConfig, on_cpu: bool) -> dict[str, dict[str, Any]]:
     }
     if on_cpu:  # vLLM serves fp32 there, and computes on the trainer's cores
         trainer["weights"] = {"dtype": "float32", "pause_while_training": True}
+    adapter = config.trainer.get("adapter")
+    rank = adapter.get("rank") if isinstance(adapter, dict) else None
     return {
         "environment": {"env": {"max_concurrent_rollouts": max(256, config.group_size)}},
         "trainer": trainer,
-        "server": {},
+        "server": {"max_lora_rank": rank} if rank else {},
     }
 
 
@@ -234,15 +236,16 @@ def in_own_words(message: str) -> str:
     return message
 
 
-def _merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested options, those of `above` over those of `below`."""
     merged = dict(below)
     for name, value in above.items():
         old = merged.get(name)
-        merged[name] = _merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        merged[name] = merge(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
 
 
-def _take_inner(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
+def take_inner(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
     """The words that are no flag of a part, and the parts' flags as nested mappings."""
     rest: list[str] = []
     inner: dict[str, dict[str, Any]] = {}
@@ -261,7 +264,7 @@ def _take_inner(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any
         nested: Any = yaml.safe_load(value)
         for name in reversed(path.replace("-", "_").split(".")):
             nested = {name: nested}
-        inner[part] = _merge(inner.get(part, {}), nested)
+        inner[part] = merge(inner.get(part, {}), nested)
     return rest, inner
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from environments.common.hub import model_folder
 from environments.common.run_folder import claim
 from environments.common.settings import ConfigError, load, write_yaml
+from environments.launch.config import merge, take_inner
 from environments.launch.demo_config import DemoConfig
 from environments.launch.disk import check_disk
 from environments.launch.display import Screen, evaluation_title, interval, percent
@@ -40,6 +41,7 @@ class Demo:
         )
         self.api = f"http://127.0.0.1:{config.api_port or free_port()}"
         self.server = config.server_url or f"http://127.0.0.1:{config.server_port or free_port()}"
+        self.adapter_rank = 0
 
     def run(self) -> int:
         """The whole demo.
@@ -62,6 +64,7 @@ class Demo:
         if self.run_dir.exists() and any(self.run_dir.iterdir()):
             raise ConfigError(f"run_dir {self.run_dir}: not empty; give a new folder, so that no run is overwritten")
         trainer = load(TrainerConfig, self._trainer_flags())
+        self.adapter_rank = trainer.adapter.rank
         self.run_dir.mkdir(parents=True, exist_ok=True)
         self.disk = check_disk(trainer)
         claim(self.run_dir)
@@ -74,7 +77,9 @@ class Demo:
         self.loop.begin_and_wait("api", api, "Atropos API server")
         if self.config.server_url is not None:
             return
-        served = ("--model", str(self.config.model), "--port", self.server.rpartition(":")[2])
+        served = ["--model", str(self.config.model), "--port", self.server.rpartition(":")[2]]
+        served += ["--max_lora_rank", str(self.adapter_rank)] if self.adapter_rank else []
+        served += flags(self.config.server)
         vllm = (*ATROPOS, "serve-model", "--config", str(self.config.server_config), *served)
         self.loop.begin_and_wait("vllm", Process(vllm, f"{self.server}/health"), f"vLLM with {self.config.model.name}")
 
@@ -87,6 +92,7 @@ class Demo:
             *("--env.shuffle_rewards", str(self.config.shuffle_rewards).lower()),
             *("--evaluation.every", str(self.config.eval_every or self.config.steps)),
             *("--evaluation.n", str(self.config.eval_samples), "--evaluation.seed", str(self.config.seed)),
+            *flags(self.config.environment),
         ]
 
     def _environment(self) -> Process:
@@ -99,6 +105,7 @@ class Demo:
             *("--run_dir", str(self.run_dir), "--steps", str(self.config.steps)),
             *("--seed", str(self.config.seed), "--api.url", self.api, "--weights.servers", self.server),
             *("--checkpoint.resume", "auto"),
+            *flags(self.config.trainer),
         ]
 
     def _trainer(self) -> Process:
@@ -140,9 +147,22 @@ class Demo:
         self.screen.say(f"  atropos demo --steps {2 * self.config.steps}       the same, trained longer")
 
 
+def flags(options: Mapping[str, Any], path: str = "") -> list[str]:
+    """Nested options as a command's flags."""
+    found: list[str] = []
+    for name, value in options.items():
+        if isinstance(value, Mapping):
+            found += flags(value, f"{path}{name}.")
+        else:
+            found += [f"--{path}{name}", value if isinstance(value, str) else json.dumps(value)]
+    return found
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the demo; 0 when it came to its end, 130 after Ctrl-C, 1 when a part of it failed."""
-    config = load(DemoConfig, argv, "atropos demo")
+    words, inner = take_inner(argv)
+    config = load(DemoConfig, words, "atropos demo")
+    config = config.model_copy(update={part: merge(getattr(config, part), values) for part, values in inner.items()})
     config = config.model_copy(update={"model": model_folder(config.model)})
     screen = Screen()
     demo = Demo(config, screen)

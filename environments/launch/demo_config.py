@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field, model_validator
 
@@ -32,6 +32,9 @@ class DemoConfig(Settings):
     environment_config: Path = Field(CONFIGS / "environment.yaml", description="The environment's options.")
     trainer_config: Path = Field(CONFIGS / "trainer.yaml", description="The trainer's options.")
     server_config: Path = Field(CONFIGS / "server.yaml", description="vLLM's options.")
+    environment: dict[str, Any] = Field({}, description="The environment's options over its file's.")
+    trainer: dict[str, Any] = Field({}, description="The trainer's over its file's: --trainer.adapter.rank 32.")
+    server: dict[str, Any] = Field({}, description="vLLM's over its file's.")
     eval_samples: int = Field(4, ge=1, description="Samples per held-out problem in an evaluation.")
     eval_every: int | None = Field(
         None, ge=1, description="Steps between held-out evaluations; empty: before the first and after the last only."

@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 
 from environments.common.errors import ConfigError
+from trainer.adapter_config import AdapterConfig
 from trainer.config import TrainerConfig
 
 _GIB = 2**30
@@ -37,22 +38,25 @@ class RunDiskUse:
         return self.checkpoint * self.checkpoints + self.export + self.exchange + int(_RECORDS_GIB * _GIB)
 
 
-def parameters(model: Path) -> int:
-    """How many numbers the safetensors files of a model's folder hold; 0 where there are none that can be read."""
-    count = 0
+def parameters(model: Path, adapter: AdapterConfig | None = None) -> int:
+    """How many numbers the safetensors files of a model's folder hold; 0 where there are none that can be read.
+
+    adapter: how many such an adapter of the model has, instead.
+    """
+    shapes: dict[str, list[int]] = {}
     for path in sorted(model.glob("*.safetensors")):
         try:
             with path.open("rb") as file:
                 header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
         except (OSError, ValueError, struct.error):
             return 0
-        count += sum(prod(tensor["shape"]) for name, tensor in header.items() if name != "__metadata__")
-    return count
+        shapes |= {name: tensor["shape"] for name, tensor in header.items() if name != "__metadata__"}
+    return sum(map(prod, shapes.values())) if adapter is None else adapter.parameters(shapes)
 
 
 def disk_use(config: TrainerConfig) -> RunDiskUse:
     """What the trainer's options lead to. At most two exchanged copies of the weights lie there at the same time."""
-    count = parameters(config.model)
+    count = parameters(config.model, config.adapter if config.adapter.rank else None)
     return RunDiskUse(
         checkpoint=count * _CHECKPOINT_BYTES,
         checkpoints=config.checkpoint.keep_last + 1,

@@ -22,8 +22,10 @@ from pydantic import Field, model_validator
 
 from environments.common.extras import missing
 from environments.common.hub import model_folder
+from environments.common.served_adapter import SERVED_ADAPTER, served_rank
 from environments.common.settings import ConfigError, Settings, load
 from environments.common.yarn import yarn_overrides
+from environments.launch.start_adapter import start_adapter
 
 PLUGIN = "atropos_livecode_disk_weights"
 """Entry point (group vllm.general_plugins) that registers the `disk` weight transfer engine."""
@@ -69,6 +71,13 @@ class ServeConfig(Settings):
     weight_transfer: Literal["disk", "nccl"] = Field(
         "disk", description="How new weights arrive: as the trainer's weights.backend says."
     )
+    max_lora_rank: int | None = Field(
+        None,
+        ge=1,
+        le=512,
+        description="Serve a LoRA adapter of at most this rank, as the trainer's adapter.rank; empty: all weights are "
+        "sent.",
+    )
     max_logprobs: int = Field(20, ge=1, description="Most log-probabilities a request may ask for at one position.")
     seed: int = Field(0, ge=0, description="vLLM's seed; a request's own seed comes first.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
@@ -85,6 +94,11 @@ class ServeConfig(Settings):
     def _fits_together(self) -> ServeConfig:
         if self.weight_transfer != "disk" and self.on_cpu:
             raise ValueError(f"weight_transfer {self.weight_transfer!r} needs a GPU: set weight_transfer: disk")
+        if self.max_lora_rank is not None and self.weight_transfer != "disk":
+            raise ValueError(
+                f"max_lora_rank {self.max_lora_rank} with weight_transfer {self.weight_transfer!r}: an adapter arrives "
+                "as files; set weight_transfer: disk"
+            )
         if self.tensor_parallel_size > 1 and self.on_cpu:
             raise ValueError(f"tensor_parallel_size {self.tensor_parallel_size} needs GPUs: set it to 1")
         return self
@@ -141,6 +155,10 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
         argv += ["--hf-overrides", json.dumps(yarn_overrides(config.model, config.yarn_factor, config.max_model_len))]
     if config.block_size is not None:
         argv += ["--block-size", str(config.block_size)]
+    if config.max_lora_rank is not None:
+        argv += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(served_rank(config.max_lora_rank))]
+        if not config.dry_run:
+            argv += ["--lora-modules", f"{SERVED_ADAPTER}={start_adapter(config.model)}"]
     if config.enforce_eager:
         argv.append("--enforce-eager")
     env = {
@@ -151,6 +169,8 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
+    if config.max_lora_rank is not None:
+        env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
     if config.on_cpu:
         argv += ["--kv-cache-memory-bytes", str(int(config.kv_cache_gib * 2**30))]
         # A prompt cut into chunks, from a request with a seed of its own, kills vLLM 0.32 on a CPU

@@ -50,7 +50,12 @@ def lora_config(config: AdapterConfig, base: Path) -> LoraConfig:
 
 
 def add_adapter(
-    model: PreTrainedModel, blocks: Sequence[nn.Module], config: AdapterConfig, base: Path, dtype: torch.dtype
+    model: PreTrainedModel,
+    blocks: Sequence[nn.Module],
+    config: AdapterConfig,
+    base: Path,
+    dtype: torch.dtype,
+    adapter_dtype: torch.dtype = torch.float32,
 ) -> None:
     """Puts the adapter into a model on the meta device and freezes everything else, which is then of `dtype`.
 
@@ -80,7 +85,7 @@ def add_adapter(
         inject_adapter_in_model(options, model, NAME)
     for name, weight in model.named_parameters():
         if LORA in name:
-            weight.data = weight.data.to(torch.float32)
+            weight.data = weight.data.to(adapter_dtype)
 
 
 @torch.no_grad()

@@ -46,12 +46,14 @@ def disk_use(config: TrainerConfig, shapes: Mapping[str, tuple[int, ...]]) -> Di
     # DCP writes a tensor under each of its names, and a tied head is one.
     tied = 0 if HEAD in shapes else max((prod(shape) for name, shape in shapes.items() if "embed" in name), default=0)
     saves = config.steps // config.checkpoint.every if config.checkpoint.every else 0
+    # An adapter is saved, sent and exported alone.
+    trained = config.adapter.parameters(shapes) if config.adapter.rank else parameters
     sends = bool(config.weights.servers) and config.weights.backend == "disk"
     return DiskUse(
-        checkpoint=parameters * _ADAM + tied * 4,
+        checkpoint=trained * _ADAM + (0 if config.adapter.rank else tied * 4),
         checkpoints=min(config.checkpoint.keep_last + 2, saves + 1),  # one more at the end, or when it is stopped
-        weights=parameters * _BYTES[config.weights.dtype] if sends else 0,
-        export=parameters * 4 * 2 if config.checkpoint.export else 0,
+        weights=trained * _BYTES[config.weights.dtype] if sends else 0,
+        export=trained * 4 * 2 if config.checkpoint.export else 0,
     )
 
 

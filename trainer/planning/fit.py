@@ -76,6 +76,7 @@ def setup(config: TrainerConfig, world_size: int, *, cuda: bool = True) -> Setup
         recompute_old=config.objective.old_logprobs == "recompute",
         dtype=torch.bfloat16 if cuda else torch.float32,
         varlen=cuda,
+        adapter=(config.adapter.rank, tuple(config.adapter.targets)) if config.adapter.rank else None,
     )
 
 

@@ -18,7 +18,7 @@ from transformers import PretrainedConfig
 
 from trainer.config import Recompute
 from trainer.model.attention import AttentionLayout, Span
-from trainer.planning.trace import Shape, Trace, block_trace, sizes, tail_trace
+from trainer.planning.trace import Adapter, Shape, Trace, block_trace, sizes, tail_trace
 
 GIB = 2**30
 FP32 = 4
@@ -51,6 +51,8 @@ class Setup:
     """What is computed in; weights, moments and the gradients' sums are fp32."""
     varlen: bool = True
     """Attention of a GPU; False: of a CPU."""
+    adapter: Adapter | None = None
+    """What alone trains: the model is then kept in `dtype`, without gradients and moments."""
 
 
 @dataclass(frozen=True)
@@ -121,15 +123,20 @@ class _Timeline:
     """One optimizer step, moment by moment."""
 
     def __init__(self, config: PretrainedConfig, setup: Setup, layout: AttentionLayout, trained: int) -> None:
-        found = sizes(config)
+        found = sizes(config, setup.adapter)
+        frozen = setup.adapter is not None
         self.world, self.many = setup.world_size, setup.world_size > 1
         self.item = setup.dtype.itemsize
         self.setup = setup
         self.block: Trace = block_trace(
-            config, layout, setup.dtype, setup.activation_checkpointing, varlen=setup.varlen
+            config, layout, setup.dtype, setup.activation_checkpointing, varlen=setup.varlen, adapter=setup.adapter
         )
-        self.tail: Trace = tail_trace(config, layout.total, trained, setup.dtype, setup.logprob_chunk)
-        self.blocks = [sum(self._padded(shape) for shape in shapes) for shapes in found.blocks]
+        self.tail: Trace = tail_trace(config, layout.total, trained, setup.dtype, setup.logprob_chunk, frozen=frozen)
+        own = [sum(self._padded(shape) for shape in shapes) for shapes in found.blocks]
+        adapters = [sum(self._padded(shape) for shape in shapes) for shapes in found.adapters] or [0] * len(own)
+        self.blocks = [sum(sizes) for sizes in zip(own, adapters, strict=True)]
+        self.trained = adapters if frozen else self.blocks
+        """Entries of each block that have a gradient."""
         self.root = sum(self._padded(shape) for shape in found.root)
         self.matrix = max(prod(shape) for shapes in (*found.blocks, found.root) for shape in shapes)
         tied = sum(len(shape) > 1 for shape in found.root) == 1
@@ -138,13 +145,17 @@ class _Timeline:
             head if tied else self.root - self._padded((config.vocab_size, config.hidden_size))
         )
         self.embedding_grad = self.item * head
-        self.shard = FP32 * (self.root + sum(self.blocks)) / self.world
+        self.root_trained = self.root
+        if frozen:
+            self.head_grad, self.embedding_grad, self.root_trained = 0, 0, 0
+        self.shard = FP32 * (self.root_trained + sum(self.trained)) / self.world
         self.hidden = self.item * layout.total * config.hidden_size
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         rotary = 2 * self.item * layout.total * head_dim
         batch = setup.micro_batches * (16 * layout.total + 32 * trained)
         self.fixed: Parts = {
             "weights (fp32, sharded)": self.shard,
+            "frozen weights (sharded)": self.item * (self.root + sum(own)) / self.world if frozen else 0,
             "AdamW's moments (fp32, sharded)": 2 * self.shard,
             "batch and positions": batch + rotary,
         }
@@ -211,7 +222,7 @@ class _Timeline:
         parts["log-probabilities"] = self.tail.backward
         yield self._moment("backward of log-probabilities", gradients, parts)
         for block in range(last, -1, -1):
-            reduced = FP32 * self.blocks[block + 1] if block < last else 0
+            reduced = FP32 * self.trained[block + 1] if block < last else 0
             own = {
                 "gradients of the head": self.head_grad,
                 "layer checkpoints": self.block.kept * block,
@@ -234,11 +245,11 @@ class _Timeline:
                     **self._whole(block - 1),
                     **own,
                     "activations outside of blocks": self.hidden,
-                    "gradient reduction": self._reduction(self.blocks[block]),
+                    "gradient reduction": self._reduction(self.trained[block]),
                 },
             )
             if not before:
-                gradients += FP32 * self.blocks[block] / self.world
+                gradients += FP32 * self.trained[block] / self.world
         yield self._moment(
             "backward of the embedding",
             gradients,
@@ -246,13 +257,13 @@ class _Timeline:
                 **self._whole(-1),
                 "gradients of embedding and head": self.head_grad + self.embedding_grad,
                 "activations outside of blocks": self.hidden,
-                "gradient reduction": FP32 * self.blocks[0],
+                "gradient reduction": FP32 * self.trained[0],
             },
         )
         yield self._moment(
             "backward of the embedding",
             gradients,
-            {"gradient reduction": self._reduction(self.root)},
+            {"gradient reduction": self._reduction(self.root_trained)},
         )
 
     def _reduction(self, entries: int) -> float:

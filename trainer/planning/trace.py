@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,14 +23,18 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from environments.common.errors import ConfigError
+from trainer.adapter_config import AdapterConfig
 from trainer.config import Recompute
 from trainer.model import attention
 from trainer.model.activation_checkpointing import recompute
+from trainer.model.adapter import add_adapter
 from trainer.model.attention import AttentionLayout
 from trainer.model.logprobs import token_logprobs
 from trainer.planning.live_bytes import LiveBytes
 
 Shape = tuple[int, ...]
+Adapter = tuple[int, tuple[str, ...]]
+"""Rank and targets of an adapter that alone trains."""
 
 
 class Untraceable(ConfigError):
@@ -44,6 +49,8 @@ class LayerSizes:
     """For each block."""
     root: tuple[Shape, ...]
     """What is in no block: embedding, last norm, head."""
+    adapters: tuple[tuple[Shape, ...], ...] = ()
+    """Of each block's adapter, which is not in `blocks`; () without one."""
 
 
 @dataclass(frozen=True)
@@ -60,37 +67,64 @@ class Trace:
     """Peak of the backward, with the gradients of activations and of this part's weights."""
 
 
-def sizes(config: PretrainedConfig) -> LayerSizes:
+def sizes(config: PretrainedConfig, adapter: Adapter | None = None) -> LayerSizes:
     """Shapes of all parameters, from the model built without memory."""
-    return _sizes(config.to_json_string(use_diff=False))
+    return _sizes(config.to_json_string(use_diff=False), adapter)
 
 
 @lru_cache(maxsize=16)
-def _sizes(config: str) -> LayerSizes:
+def _sizes(config: str, adapter: Adapter | None) -> LayerSizes:
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(_config(config), dtype=torch.float32)
     blocks = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
     inside = {id(weight) for block in blocks for weight in block.parameters()}
-    return LayerSizes(
-        tuple(tuple(tuple(weight.shape) for weight in block.parameters()) for block in blocks),
-        tuple(tuple(weight.shape) for weight in model.parameters() if id(weight) not in inside),
-    )
+    own = tuple(tuple(tuple(weight.shape) for weight in block.parameters()) for block in blocks)
+    root = tuple(tuple(weight.shape) for weight in model.parameters() if id(weight) not in inside)
+    if adapter is None:
+        return LayerSizes(own, root)
+    _adapt(model, adapter, torch.float32)
+    trained = ([weight for weight in block.parameters() if weight.requires_grad] for block in blocks)
+    return LayerSizes(own, root, tuple(tuple(tuple(weight.shape) for weight in weights) for weights in trained))
+
+
+def _adapt(model: PreTrainedModel, adapter: Adapter, dtype: torch.dtype) -> None:
+    blocks = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+    rank, targets = adapter
+    add_adapter(model, blocks, AdapterConfig(rank=rank, targets=list(targets)), Path("."), dtype, dtype)
 
 
 def block_trace(
-    config: PretrainedConfig, layout: AttentionLayout, dtype: torch.dtype, mode: Recompute, *, varlen: bool
+    config: PretrainedConfig,
+    layout: AttentionLayout,
+    dtype: torch.dtype,
+    mode: Recompute,
+    *,
+    varlen: bool,
+    adapter: Adapter | None = None,
 ) -> Trace:
     """One block on a pack. varlen: with a GPU's attention instead of a CPU's."""
-    return _block_trace(config.to_json_string(use_diff=False), layout, dtype, mode, varlen)
+    return _block_trace(config.to_json_string(use_diff=False), layout, dtype, mode, varlen, adapter)
 
 
-def tail_trace(config: PretrainedConfig, tokens: int, trained: int, dtype: torch.dtype, chunk: int) -> Trace:
-    """What follows the last block: norm, choice of `trained` of the positions, their log-probabilities by chunks."""
-    return _tail_trace(config.to_json_string(use_diff=False), tokens, trained, dtype, chunk)
+def tail_trace(
+    config: PretrainedConfig, tokens: int, trained: int, dtype: torch.dtype, chunk: int, *, frozen: bool = False
+) -> Trace:
+    """What follows the last block: norm, choice of `trained` of the positions, their log-probabilities by chunks.
+
+    frozen: the head has no gradient.
+    """
+    return _tail_trace(config.to_json_string(use_diff=False), tokens, trained, dtype, chunk, frozen)
 
 
 @lru_cache(maxsize=256)
-def _block_trace(config: str, layout: AttentionLayout, dtype: torch.dtype, mode: Recompute, varlen: bool) -> Trace:
+def _block_trace(
+    config: str,
+    layout: AttentionLayout,
+    dtype: torch.dtype,
+    mode: Recompute,
+    varlen: bool,
+    adapter: Adapter | None,
+) -> Trace:
     # Index tensors are made before, outside: how many there are depends on values.
     layout = AttentionLayout(layout.spans)
     here = torch.device("cpu")
@@ -100,8 +134,10 @@ def _block_trace(config: str, layout: AttentionLayout, dtype: torch.dtype, mode:
         for span in layout.spans:
             if span.completions:
                 layout.batch(span, here)
-    with _one_block(config, dtype, FakeTensorMode(allow_non_fake_inputs=True)) as model:
+    with _one_block(config, dtype, FakeTensorMode(allow_non_fake_inputs=True), adapter) as model:
         [block] = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
+        if adapter is not None:
+            _into_fake_memory(model)
         recompute(block, mode)
         position = torch.zeros(1, layout.total, dtype=torch.int64)
         base: Any = model.base_model
@@ -123,10 +159,21 @@ def _block_trace(config: str, layout: AttentionLayout, dtype: torch.dtype, mode:
         return _traced(run, model, [position, *rotary], (1, layout.total, model.config.hidden_size), dtype)
 
 
+def _into_fake_memory(model: PreTrainedModel) -> None:
+    """A model of the meta device as fake tensors: peft cannot put its layers into one of fake tensors."""
+    for part in model.modules():
+        for name, weight in list(part.named_parameters(recurse=False)):
+            fake = torch.zeros(weight.shape, dtype=weight.dtype)
+            setattr(part, name, torch.nn.Parameter(fake, requires_grad=weight.requires_grad))
+        for name, buffer in list(part.named_buffers(recurse=False)):
+            setattr(part, name, torch.zeros(buffer.shape, dtype=buffer.dtype))
+
+
 @lru_cache(maxsize=256)
-def _tail_trace(config: str, tokens: int, trained: int, dtype: torch.dtype, chunk: int) -> Trace:
+def _tail_trace(config: str, tokens: int, trained: int, dtype: torch.dtype, chunk: int, frozen: bool) -> Trace:
     # On the meta device: five times as fast over many chunks, and no operation here depends on the device.
     with _one_block(config, dtype, torch.device("meta")) as model:
+        model.requires_grad_(not frozen)
         base: Any = model.base_model
         norm, head = base.norm, model.get_output_embeddings().weight
         places = torch.zeros(trained, dtype=torch.int64)
@@ -140,11 +187,18 @@ def _tail_trace(config: str, tokens: int, trained: int, dtype: torch.dtype, chun
 
 
 @contextmanager
-def _one_block(config: str, dtype: torch.dtype, shapes: AbstractContextManager[Any]) -> Iterator[PreTrainedModel]:
+def _one_block(
+    config: str, dtype: torch.dtype, shapes: AbstractContextManager[Any], adapter: Adapter | None = None
+) -> Iterator[PreTrainedModel]:
     one = _config(config)
     one.num_hidden_layers = 1
+    if adapter is not None:
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(one, dtype=dtype, attn_implementation=attention.NAME).eval()
+        _adapt(model, adapter, dtype)
     with shapes, no_init_weights():
-        model = AutoModelForCausalLM.from_config(one, dtype=dtype, attn_implementation=attention.NAME).eval()
+        if adapter is None:
+            model = AutoModelForCausalLM.from_config(one, dtype=dtype, attn_implementation=attention.NAME).eval()
         blocks = sum(isinstance(part, GradientCheckpointingLayer) for part in model.modules())
         missing = [name for name in ("norm", "rotary_emb") if not hasattr(model.base_model, name)]
         if blocks != 1 or missing:

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -66,6 +67,8 @@ class DiskPublisher:
         initial: model folder that the servers started with, to count the first publication's changed share.
     """
 
+    ADAPTER: ClassVar[str | None] = None
+
     def __init__(
         self,
         servers: Sequence[str],
@@ -79,7 +82,7 @@ class DiskPublisher:
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"weights.dtype = {dtype!r}: choose one of {', '.join(DTYPES)}")
-        self.servers = [WeightServer(server, deadline_s) for server in servers]
+        self.servers = [WeightServer(server, deadline_s, self.ADAPTER) for server in servers]
         self.folder = folder.resolve()
         self.parallel = parallel
         self.dtype = DTYPES[dtype]
@@ -116,11 +119,40 @@ class DiskPublisher:
         have finished their own update by then. Ranks other than rank 0 get None.
         """
         started = time.perf_counter()
-        tensors = checkpoint_tensors(weights, self.dtype)
+        tensors = self._tensors(weights)
         with together(self.parallel) if self.parallel else nullcontext():
             if self.parallel is None or self.parallel.is_main:
                 return self._publish(tensors, version, prompt, started)
         return None
+
+    # -- what an adapter's publisher does otherwise ----------------------------------------------------------
+
+    def _tensors(self, weights: Mapping[str, torch.Tensor] | torch.nn.Module) -> dict[str, torch.Tensor]:
+        """What is served, on rank 0's CPU; a collective."""
+        return checkpoint_tensors(weights, self.dtype)
+
+    def _save(self, tensors: dict[str, torch.Tensor], folder: Path) -> None:
+        save_file(tensors, str(folder / SINGLE))
+        ordinary_mode(folder / SINGLE)
+
+    def _files(self, folder: Path) -> list[Path]:
+        return checkpoint_files(folder)
+
+    def _send(self, update: ServerUpdate, written: Path, version: str, prompt: Sequence[int] | None) -> None:
+        """From the pause to the resume."""
+        server = update.server
+        if server.was_started_again():
+            self._initialised.discard(server.url)
+        if server.url not in self._initialised:
+            update.phase("init", "/init_weight_transfer_engine", {"init_info": {}})
+            self._initialised.add(server.url)
+        update.start()
+        self._reading[server.url] = written  # one that hangs goes on reading as soon as it can
+        update.phase("update", "/update_weights", {"update_info": {"folder": str(written)}})
+        self._reading.pop(server.url)
+        update.finish(version, prompt)
+
+    # -- the way of a publication ----------------------------------------------------------------------------
 
     def _publish(
         self, tensors: dict[str, torch.Tensor], version: int, prompt: Sequence[int] | None, started: float
@@ -201,8 +233,7 @@ class DiskPublisher:
         partial = self.folder / f".{target.name}.partial"
         try:
             partial.mkdir(parents=True)
-            save_file(tensors, str(partial / SINGLE))
-            ordinary_mode(partial / SINGLE)
+            self._save(tensors, partial)
             partial.rename(target)
         except (OSError, SafetensorError) as error:
             shutil.rmtree(partial, ignore_errors=True)
@@ -213,7 +244,7 @@ class DiskPublisher:
         if self._last is None:
             return None
         changed = total = 0
-        for path in checkpoint_files(self._last):
+        for path in self._files(self._last):
             with safe_open(str(path), framework="pt") as old:
                 for name in old.keys():  # noqa: SIM118  (not a mapping)
                     if name in tensors:
@@ -232,16 +263,7 @@ class DiskPublisher:
         update = ServerUpdate(server, self._half_loaded)
         try:
             update.pause(self.pause_mode)
-            if server.was_started_again():
-                self._initialised.discard(server.url)
-            if server.url not in self._initialised:
-                update.phase("init", "/init_weight_transfer_engine", {"init_info": {}})
-                self._initialised.add(server.url)
-            update.start()
-            self._reading[server.url] = written  # one that hangs goes on reading as soon as it can
-            update.phase("update", "/update_weights", {"update_info": {"folder": str(written)}})
-            self._reading.pop(server.url)
-            update.finish(version, prompt)
+            self._send(update, written, version, prompt)
         except WeightSyncError as error:
             raise update.given_up(error) from error
         return update

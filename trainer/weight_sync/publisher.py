@@ -3,8 +3,8 @@
     publisher = make_publisher(config.weights, run_dir / "weights", parallel, initial=config.model)
     stats = publisher.publish(policy, version=step)
 
-Two ways: `disk` writes a folder that both sides see, `nccl` sends from GPU to GPU. Routes are in vllm_routes.py, an
-update's phases in update_phases.py, the proof in logprob_check.py.
+Two ways: `disk` writes a folder that both sides see (an adapter alone where one trains), `nccl` sends from GPU to GPU.
+Routes are in vllm_routes.py, an update's phases in update_phases.py, the proof in logprob_check.py.
 """
 
 from __future__ import annotations
@@ -13,9 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
+from trainer.adapter_config import AdapterConfig
 from trainer.config import WeightsConfig
 from trainer.model.policy import Policy
 from trainer.parallel import Parallel
+from trainer.weight_sync.adapter import AdapterPublisher
 from trainer.weight_sync.disk import DiskPublisher, checkpoint_tensors
 from trainer.weight_sync.logprob_check import probe, verify_sync
 from trainer.weight_sync.nccl import NcclPublisher
@@ -23,6 +25,7 @@ from trainer.weight_sync.nccl_group import NcclUnavailable
 from trainer.weight_sync.vllm_routes import PauseMode, Probe, PublishStats, WeightSyncError
 
 __all__ = [
+    "AdapterPublisher",
     "DiskPublisher",
     "NcclPublisher",
     "NcclUnavailable",
@@ -69,11 +72,17 @@ class WeightPublisher(Protocol):
 
 
 def make_publisher(
-    config: WeightsConfig, folder: Path, parallel: Parallel, *, initial: Path | None = None
+    config: WeightsConfig,
+    folder: Path,
+    parallel: Parallel,
+    *,
+    initial: Path | None = None,
+    adapter: AdapterConfig | None = None,
 ) -> WeightPublisher:
     """The publisher of `weights.backend`, on every rank.
 
-    folder: where `disk` writes. initial: the model folder that the servers started with. Raises NcclUnavailable when
+    folder: where `disk` writes. initial: the model folder that the servers started with. adapter: with a rank, its
+    adapter is sent alone. Raises NcclUnavailable when
     this machine cannot use `nccl`.
     """
     if config.backend == "nccl":
@@ -84,6 +93,17 @@ def make_publisher(
             pause_mode=config.pause_mode,
             deadline_s=config.deadline_s,
             address=config.nccl_address,
+        )
+    if adapter is not None and adapter.rank and initial is not None:
+        return AdapterPublisher(
+            config.servers,
+            folder,
+            adapter,
+            initial,
+            parallel=parallel,
+            dtype=config.dtype,
+            pause_mode=config.pause_mode,
+            deadline_s=config.deadline_s,
         )
     return DiskPublisher(
         config.servers,

@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, TypeVar
 
 from trainer.weight_sync.vllm_routes import OPEN, UNCHANGED, PauseMode, Probe, RouteCall, WeightServer, WeightSyncError
@@ -69,12 +70,26 @@ class ServerUpdate:
             self.phase("start", "/start_weight_update", {})
         self.unsafe = True
 
-    def finish(self, version: str, prompt: Sequence[int] | None = None) -> None:
+    def load_adapter(self, name: str, folder: Path) -> None:
+        """Loads an adapter's files over the one of that name; running requests go on with the new one."""
+        body = {"lora_name": name, "lora_path": str(folder), "load_inplace": True}
+        self.unsafe = True
+        try:
+            self.phase("update", "/v1/load_lora_adapter", body)
+        except WeightSyncError as error:
+            if error.gone or error.late:
+                raise
+            # vLLM reads and checks all of an adapter before it lets go of the old one.
+            raise WeightSyncError(error.server, error.phase, f"{error.reason} ({UNCHANGED})") from error
+
+    def finish(self, version: str, prompt: Sequence[int] | None = None, *, opened: bool = True) -> None:
         """What follows a whole transfer: finish, clear the cache, name the version, resume.
 
-        prompt: the server samples greedily after it as soon as it is resumed; the result is in `probe`.
+        prompt: the server samples greedily after it as soon as it is resumed; the result is in `probe`. opened: whether
+        the transfer was begun by `start`, and has to be ended.
         """
-        self.phase("finish", "/finish_weight_update", {"weight_version": version})
+        if opened:
+            self.phase("finish", "/finish_weight_update", {"weight_version": version})
         if not self.phase("reset_cache", "/reset_prefix_cache?reset_running_requests=true")["success"]:
             raise WeightSyncError(self.server.url, "reset_cache", "vLLM kept the old weights' cache")
         self.phase("version", "/update_weight_version", {"new_version": version})

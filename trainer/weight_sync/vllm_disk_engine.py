@@ -105,6 +105,12 @@ class DiskWeightTransferEngine(WeightTransferEngine[DiskInitInfo, DiskUpdateInfo
 
     def _checked(self, folder: Path) -> list[Path]:
         """The folder's weight files, when they fit the served model; else WeightFolderError."""
+        if any(".base_layer." in name for name, _ in self.model.named_parameters()):
+            raise WeightFolderError(
+                "this server was started with --enable-lora, which keeps its weights under other names: whole weights "
+                "cannot be loaded. Start it without max_lora_rank and --enable-lora, or train an adapter "
+                f"(adapter.rank) ({UNCHANGED})"
+            )
         try:
             files = checkpoint_files(folder)
             new = _shapes(files)

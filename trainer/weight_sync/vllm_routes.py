@@ -149,10 +149,14 @@ class RouteCall(Generic[T]):
 
 
 class WeightServer:
-    """The control routes of the vLLM server at `url`; every call ends within `deadline_s`."""
+    """The control routes of the vLLM server at `url`; every call ends within `deadline_s`.
 
-    def __init__(self, url: str, deadline_s: float) -> None:
+    adapter: the name of the adapter that is probed; None: the model.
+    """
+
+    def __init__(self, url: str, deadline_s: float, adapter: str | None = None) -> None:
         self.url = url.rstrip("/")
+        self.adapter = adapter
         self.deadline_s = deadline_s
         # A connection for each call: vLLM closes them after errors and when idle, and a call must not be sent twice.
         limits = httpx.Limits(max_keepalive_connections=0)
@@ -170,6 +174,28 @@ class WeightServer:
             raise WeightSyncError(self.url, "health", reason, gone=True)
         if answer.status_code != httpx.codes.OK:
             reason = f"HTTP {answer.status_code}: weights.servers names something else than a vLLM server"
+            raise WeightSyncError(self.url, "health", reason)
+        self._check_adapter()
+
+    def _check_adapter(self) -> None:
+        """A server takes adapters or whole weights, by how it was started; WeightSyncError for the wrong kind."""
+        try:
+            entries = self._http.get("/v1/models").json()["data"]
+            served = {entry["id"] for entry in entries}
+            adapters = [entry["id"] for entry in entries if entry.get("parent")]
+        except (httpx.HTTPError, ValueError, LookupError, TypeError, AttributeError):
+            return  # the environment's check is the one that says what is wrong with this route
+        if self.adapter is not None and self.adapter not in served:
+            reason = (
+                "adapter.rank is set, and the server has no adapter to load over: start it by `atropos serve-model "
+                "--max_lora_rank N` with adapter.rank as N, or set adapter.rank: 0"
+            )
+            raise WeightSyncError(self.url, "health", reason)
+        if self.adapter is None and adapters:
+            reason = (
+                f"it serves the adapter {adapters[0]}, and adapter.rank is 0: whole weights do not fit a server with "
+                "--enable-lora; start it without max_lora_rank, or set adapter.rank"
+            )
             raise WeightSyncError(self.url, "health", reason)
 
     def ask(self, phase: str, path: str, timeout: float | None = None) -> dict[str, Any]:
@@ -203,7 +229,8 @@ class WeightServer:
         except httpx.TransportError as error:
             raise WeightSyncError(self.url, phase, f"{type(error).__name__}: {error}", gone=True) from error
         if answer.status_code == httpx.codes.OK:
-            found: dict[str, Any] = answer.json()
+            # The route that loads adapters answers in plain words.
+            found: dict[str, Any] = {} if answer.text.startswith("Success") else answer.json()
             return found
         reason = f"HTTP {answer.status_code}: {answer.text[:600]}"
         if phase == "init" and any(words in answer.text for words in _OTHER_BACKEND):
@@ -278,6 +305,8 @@ class WeightServer:
         if seed is not None:
             sampling["seed"] = seed
         body = {"token_ids": list(prompt), "sampling_params": sampling, "priority": priority}
+        if self.adapter is not None:
+            body["model"] = self.adapter
         choice = self.post(phase, "/inference/v1/generate", body, sent=sent)["choices"][0]
         return Probe(
             tokens=choice["token_ids"],

@@ -251,12 +251,13 @@ class CompletionClient:
 
     async def _ask(self, server: VllmServer, body: dict[str, Any], timeout: float) -> Choice:
         if not server.completions:
-            return await self._post(server, GENERATE, body, timeout)
+            named = body if server.adapter is None else body | {"model": server.adapter}
+            return await self._post(server, GENERATE, named, timeout)
         # This route does not say which weights drew a token: the version from before counts for all of them.
         version = await server.label(self._http)
         if version is None and server.state.silent:
             raise RetryLater(f"{server.url} does not say which weights it serves")
-        request = {"model": server.model, "prompt": body["token_ids"], "return_token_ids": True}
+        request = {"model": server.adapter or server.model, "prompt": body["token_ids"], "return_token_ids": True}
         choice = await self._post(server, COMPLETIONS, request | _for_completions(body["sampling_params"]), timeout)
         try:
             return from_completions(choice, version)

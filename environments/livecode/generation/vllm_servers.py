@@ -20,6 +20,7 @@ import httpx
 
 from environments.common.errors import LivecodeError
 from environments.common.http_clients import BUSY, is_busy, pause_s
+from environments.common.served_adapter import SERVED_ADAPTER
 from environments.livecode.generation.server_state import ServerEvent, ServerState, after
 from environments.livecode.generation.vllm_responses import Choice, Unusable, best_logprob
 
@@ -75,6 +76,7 @@ class VllmServer:
     down_until: float = 0.0
     busy_until: float = 0.0  # it has asked to be left alone until then
     model: str | None = None
+    adapter: str | None = None  # what is sampled instead of the model, where the server has one
     completions: bool = False  # it lacks the route that samples from token ids
     check_at: float = 0.0  # not checked again before
     asked_at: float = 0.0
@@ -266,7 +268,10 @@ class ServerChecks:
             raise ServerAway(f"servers: {server.url}/v1/models says {models.status_code}. See vLLM's log.")
         if models.status_code == 200:
             try:
-                entry = models.json()["data"][0]
+                entries = models.json()["data"]
+                entry = entries[0]
+                served = {row.get("id") for row in entries}
+                server.adapter = SERVED_ADAPTER if SERVED_ADAPTER in served else None
                 server.model, limit = entry.get("id"), entry.get("max_model_len")
                 limit = None if limit is None else int(limit)
             except (ValueError, LookupError, TypeError, AttributeError) as error:
