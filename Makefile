@@ -82,4 +82,4 @@ format: $(READY) ## rewrites the sources in the project's format
 	@$(BIN)/ruff check --fix . ; $(BIN)/ruff format .
 
 clean:           ## removes the environment, models and caches; runs/ stays
-	rm -rf $(VENV) models build *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-hosts models build *.egg-info .coverage* .pytest_cache .mypy_cache .ruff_cache
