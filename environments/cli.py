@@ -365,6 +365,10 @@ _PROGRAMS = (
         *("select", TOOLS, "environments.tools.select_checkpoint"),
         "Choose a run's best checkpoint by serving and evaluating them: --run DIR --evaluation FILE --serving FILE ...",
     ),
+    (
+        *("replay", TOOLS, "trainer.replay_command"),
+        "A recorded training step again: RUN --step N, bit for bit, or as if with other trainer options.",
+    ),
     ("budget", TOOLS, "trainer.budget", "Memory and speed of a training configuration, before a GPU is asked for."),
 )
 """Programs that read their own options: name, group, module with `main(argv)`, sentence."""

@@ -266,6 +266,12 @@ class TrainerConfig(Settings):
         description="Memory of one device that the run has to fit in, in GiB; empty: what a GPU has free, and no check "
         "on a CPU; 0: no check. See `atropos budget`.",
     )
+    keep_batches: int = Field(
+        0,
+        ge=0,
+        description="Newest batches kept in run_dir/batches with fingerprints of the step's tensors, for `atropos "
+        "replay`; 0: none.",
+    )
     use_wandb: bool = Field(False, description="Log to Weights & Biases as Atropos does, beside metrics.jsonl.")
     trackers: list[str] = Field(
         [],

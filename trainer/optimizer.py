@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -40,6 +41,8 @@ class PolicyOptimizer:
         self.config = config
         self.total = total
         self.updates = 0
+        self.watch: Callable[[str], None] = lambda phase: None
+        """Called with "gradient" before an update, before clipping, and with "weights" after it."""
         self.parameters = [weight for weight in policy.parameters() if weight.requires_grad]
         matrices = [weight for weight in self.parameters if weight.ndim >= 2]
         vectors = [weight for weight in self.parameters if weight.ndim < 2]
@@ -74,6 +77,7 @@ class PolicyOptimizer:
 
         A gradient that is zero everywhere updates nothing: AdamW's moments would move every weight without a signal.
         """
+        self.watch("gradient")
         norm = clip_grad_norm(self.parameters, self.config.max_grad_norm)
         if not norm < float("inf"):
             self.zero_grad()
@@ -88,6 +92,7 @@ class PolicyOptimizer:
         for group in self.adamw.param_groups:
             group["lr"] = lr
         self.adamw.step()
+        self.watch("weights")
         self.zero_grad()
         self.updates += 1
         return UpdateStats(norm, lr)

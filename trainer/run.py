@@ -34,6 +34,7 @@ from trainer.parallel import all_reduce_sums, broadcast, distributed, together
 from trainer.planning import disk_use
 from trainer.planning.fit import check_memory
 from trainer.process.signals import StopRequest
+from trainer.replay_store import StepRecorder
 from trainer.start import RecordError, RunStart, taken
 from trainer.step import Batch, describe, prepare, set_old_logprobs, take_steps
 from trainer.tracking import Tracker, tracking
@@ -136,6 +137,7 @@ class Run:
             config.run_dir / "checkpoints", self.parallel, keep_last=config.checkpoint.keep_last
         )
         opened.callback(self.checkpoints.close)
+        self.recorder = StepRecorder(config.run_dir, config.keep_batches, self.policy, self.optimizer, self.parallel)
         self._restore()
         with together(self.parallel):
             if self.client is not None:
@@ -270,6 +272,7 @@ class Run:
                 self._check_alignment(batch)
         with self._timed("seconds_old_logprobs"):
             set_old_logprobs(batch, self.policy, self.config, self.parallel)
+        self.recorder.prepared(groups, batch)
         return batch
 
     def _check_alignment(self, batch: Batch) -> None:
@@ -304,6 +307,7 @@ class Run:
         self._step_started = time.monotonic()
         row: dict[str, Any] = {"step": self.step, "time": time.time(), "tokens_trained": batch.tokens}
         row |= self.metrics.reduce(self.parallel.control)
+        self.recorder.write(self.step, self.config, row, left_out)
         if self.parallel.is_main:
             # Which groups made these weights: written before a checkpoint has them, so that an audit finds each once.
             dropped = {**batch.dropped, **left_out}

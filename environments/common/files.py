@@ -15,6 +15,13 @@ def write_text(path: Path, text: str) -> None:
     _sync(path.parent)
 
 
+def publish_file(path: Path, data: bytes) -> None:
+    """Writes or replaces a file in one step; after a crash it may be the old one."""
+    beside = path.with_name(f".{path.name}.new")
+    beside.write_bytes(data)
+    beside.replace(path)
+
+
 def ordinary_mode(path: Path) -> None:
     """Gives a file the mode that open() would give a new one here; safetensors writes for the owner alone."""
     path.chmod(0o666 & ~_umask())

@@ -15,6 +15,11 @@ _ADAM = 3 * 4
 """Bytes of one parameter in a checkpoint: fp32 weight and both moments."""
 _BYTES = {"float32": 4, "bfloat16": 2}
 HEAD = "lm_head.weight"
+_TOKEN = 5 + 9
+"""Bytes of a token in a stored batch before compression: its id and its log-probability, as msgpack writes them."""
+_FINGERPRINT = 160
+_STEP = 64 * 2**10
+"""Configuration, metrics and names beside the tokens of a stored batch."""
 WEIGHT_VERSIONS = 2
 """In the exchange folder of backend `disk`: the last one, and the one being written."""
 
@@ -27,11 +32,18 @@ class DiskUse:
     checkpoints: int
     weights: int
     export: int
+    batch: int = 0
+    batches: int = 0
 
     @property
     def total(self) -> int:
         """Largest use at any time."""
-        return self.checkpoint * self.checkpoints + self.weights * WEIGHT_VERSIONS + self.export
+        return (
+            self.checkpoint * self.checkpoints
+            + self.weights * WEIGHT_VERSIONS
+            + self.export
+            + self.batch * self.batches
+        )
 
 
 def disk_use(config: TrainerConfig, shapes: Mapping[str, tuple[int, ...]]) -> DiskUse:
@@ -54,7 +66,15 @@ def disk_use(config: TrainerConfig, shapes: Mapping[str, tuple[int, ...]]) -> Di
         checkpoints=min(config.checkpoint.keep_last + 2, saves + 1),  # one more at the end, or when it is stopped
         weights=trained * _BYTES[config.weights.dtype] if sends else 0,
         export=trained * 4 * 2 if config.checkpoint.export else 0,
+        batch=_batch(config, len(shapes) * (3 if config.adapter.rank else 1)) if config.keep_batches else 0,
+        batches=min(config.keep_batches + 1, config.steps) if config.keep_batches else 0,
     )
+
+
+def _batch(config: TrainerConfig, tensors: int) -> int:
+    """A stored batch at its longest, as if nothing were saved by compression."""
+    phases = 1 + 2 * config.objective.optimizer_steps_per_batch
+    return config.batch.rollouts * (config.batch.context * _TOKEN + 200) + phases * tensors * _FINGERPRINT + _STEP
 
 
 def line(use: DiskUse, folder: Path) -> str:
@@ -64,6 +84,7 @@ def line(use: DiskUse, folder: Path) -> str:
         f"{use.checkpoints} checkpoints of {_size(use.checkpoint)} each, the best and one being written included",
         f"{WEIGHT_VERSIONS} weight versions of {_size(use.weights)}" if use.weights else "",
         f"export {_size(use.export)} (half of it while it is replaced)" if use.export else "",
+        f"{use.batches} stored batches of {_size(use.batch)} before compression" if use.batches else "",
     ]
     short = f"; that may not be enough: lower checkpoint.keep_last, or free {_size(use.total - free)}"
     return (
