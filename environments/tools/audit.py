@@ -9,6 +9,7 @@ trained.jsonl by the trainer.
 from __future__ import annotations
 
 import json
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -36,6 +37,8 @@ class Audit:
     counts: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
+    """Where lines about a group or a step stand."""
 
     def lines(self) -> list[str]:
         """For a terminal: counts, notes, then the verdict."""
@@ -46,8 +49,16 @@ class Audit:
         if not self.violations:
             return [*shown, "proved: each group once or counted, each reward a verdict's"]
         more = len(self.violations) - _SHOWN
-        shown += [f"VIOLATION: {one}" for one in self.violations[:_SHOWN]]
+        for one in self.violations[:_SHOWN]:
+            shown += [f"VIOLATION: {one}", f"  see: {self.command(one)}"]
         return shown + ([f"... and {more} more"] if more > 0 else [])
+
+    def command(self, violation: str) -> str:
+        """What shows the records that a violation is about: those of its group, else the steps' own."""
+        kind, _, rest = violation.partition(" ")
+        if kind == "group":
+            return shlex.join(["grep", "-F", rest.partition(":")[0], *map(str, self.files)])
+        return shlex.join(["tail", "-n", "5", *map(str, self.files)])
 
 
 def audit(run: Path, environments: Sequence[Path] = (), journal: Path | None = None) -> Audit:
@@ -73,6 +84,8 @@ def audit(run: Path, environments: Sequence[Path] = (), journal: Path | None = N
     sent, known = _generated(folders, found, damaged)
     outbox = {group_id for folder in folders for group_id in _outbox(folder)}
     steps = _lineage(run, found, damaged)
+    beside = [run / "trained.jsonl", *(folder / "environment.jsonl" for folder in folders)]
+    found.files = [path for path in beside if path.is_file()]
     store = _store(journal or run / "api.journal", required=journal is not None)
     if store is None:
         found.notes.append("no API journal: what is neither trained nor in an outbox may wait there")

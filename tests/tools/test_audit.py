@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +70,16 @@ class Run:
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     return Run(tmp_path)
+
+
+def test_each_violation_comes_with_the_command_that_shows_its_records(run: Run) -> None:
+    run.made[2]["scores"] = [1.0, 1.0]
+    lines = audit(run.write()).lines()
+    at = next(place for place, line in enumerate(lines) if line.startswith("VIOLATION: group g2:"))
+    command = lines[at + 1].removeprefix("  see: ")
+    shown = subprocess.run(shlex.split(command), capture_output=True, text=True, check=True).stdout
+    assert "[1.0, 1.0]" in shown
+    assert "trained.jsonl" in shown
 
 
 def test_a_sound_run_is_proved_and_counted(run: Run) -> None:
