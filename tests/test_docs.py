@@ -72,7 +72,7 @@ OTHERS = {"--config", "--help", "--nproc-per-node"}  # of every command with a f
 def typed() -> Iterator[tuple[str, list[str]]]:
     """(page, words) of each `atropos` command in a block of a page."""
     for page in PAGES:
-        for line in re.findall(r"(?m)^    ((?:[A-Z_]+=\S+ )*atropos .*)$", page.read_text(encoding="utf-8")):
+        for line in re.findall(r"(?m)^(?:    )?((?:[A-Z_]+=\S+ )*atropos .*)$", page.read_text(encoding="utf-8")):
             words = shlex.split(re.split(r"\s#\s", line)[0].rstrip("\\& ").replace("[", " ").replace("]", " "))
             while "=" in words[0]:
                 words.pop(0)

@@ -79,7 +79,7 @@ async def test_rows_that_repeat_a_problem_are_judged_once(tmp_path: Path) -> Non
     tests = [{"input": given, "output": wanted} for given, wanted in sums()]
     reference = TestStore(tmp_path / "tests").put(tests)
     row = {
-        "fn_name": None, "solutions": [CODE], "readings": [],
+        "fn_name": None, "solutions": [CODE], "readings": [], "checker": None,
         "tests_sha256": reference["sha256"], "tests_count": reference["count"],
     }  # fmt: skip
     ticks: list[None] = []
