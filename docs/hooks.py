@@ -6,7 +6,7 @@ import os
 import re
 from pathlib import Path
 
-import reference
+import reference_pages
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
@@ -19,7 +19,7 @@ _LINK = re.compile(r"\]\(((?:\.\./)+[^)#\s]+)(#[^)\s]*)?\)")
 
 def on_files(files: Files, *, config: MkDocsConfig) -> Files:
     """Add the generated pages and the files that pages link to outside docs/."""
-    for path, text in reference.pages().items():
+    for path, text in reference_pages.pages().items():
         files.append(File.generated(config, path, content=f"---\nhide: [toc]\n---\n\n{text}"))
     linked = {target for file in list(files.documentation_pages()) for target in _outside(file)}
     linked |= {target for path in linked if path.suffix == ".md" for target in _linked_by(ROOT / path)}

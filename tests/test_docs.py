@@ -119,7 +119,7 @@ def test_every_page_is_in_the_site() -> None:
 def test_the_reference_names_every_option_command_and_metric() -> None:
     sys.path.insert(0, str(ROOT / "docs"))
     try:
-        pages = importlib.import_module("reference").pages()
+        pages = importlib.import_module("reference_pages").pages()
     finally:
         sys.path.pop(0)
     for model, page in ((RunConfig, "environment"), (TrainerConfig, "trainer"), (LaunchConfig, "train")):
