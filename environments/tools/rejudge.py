@@ -81,7 +81,7 @@ class Comparison:
         ]
         for one in self.changed[:most]:
             shown.append(f"{one['key']} ({one['problem_id']}): {one['before']} -> {one['after']}")
-            shown += [f"    {when}: {one[name]}" for when, name in (("was", "was"), ("now", "now")) if one[name]]
+            shown += [f"    {when}: {one[when]}" for when in ("was", "now") if one[when]]
         if len(self.changed) > most:
             shown.append(f"... and {len(self.changed) - most} more")
         if self.groups:

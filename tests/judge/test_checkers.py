@@ -211,6 +211,11 @@ def test_a_right_result_may_be_much_longer_than_the_expected_one(judge: Judge) -
     assert called(judge, "[n] * 500_000", "[]", size)["status"] == "accepted"
 
 
+def test_a_result_that_would_fill_the_judges_memory_is_not_read(judge: Judge) -> None:
+    assert called(judge, "[n] * 5_000_000", "[]", {"code": "pass"})["status"] == "output_limit_exceeded"
+    assert called(judge, "[2, 1]", "[1, 2]", ITEMS)["status"] == "accepted"
+
+
 @pytest.mark.parametrize("semantics", ["process", "official"])
 def test_a_checker_holds_under_both_semantics(judge: Judge, semantics: str) -> None:
     assert called(judge, "[2, 1]", "[1, 2]", ITEMS, semantics=semantics)["status"] == "accepted"

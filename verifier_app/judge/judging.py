@@ -36,6 +36,7 @@ COMPILE_LIMIT_S = 15.0
 OFFICIAL = "verifier_app.judge.languages.python.official"
 WAITING = ("epoll", "add_reader", "connect_read_pipe", "Selector")  # with these a program may wait for its input
 MESSAGE_CHARS = 300
+CHECKED_RESULT = 4 << 20  # bytes of a call's result for a checker, and eight times the expected one's
 UNCHECKED = "unchecked"  # a test that ended well and whose output a checker has to see
 ONE_PROGRAMS = (
     "checker_failed",
@@ -275,8 +276,9 @@ def run_test(zygote: ZygoteHandle, request: Request, index: int) -> TestResult |
     call = request.fn_name is not None
     limit = request.time_limit_s
     cap = OUTPUT_CAP
-    if call and request.checker is None:
-        # the answer's JSON is at most so long: a digit may stand for a number of 309 digits
+    if call and request.checker is not None:  # all of it is read here, whatever the expected value is
+        cap = min(cap, CHECKED_RESULT + 8 * len(request.tests.outputs[index]))
+    elif call:  # the answer's JSON is at most so long: a digit may stand for a number of 309 digits
         cap = min(cap, 400 * len(request.tests.outputs[index]) + value_codec.MAX_INT_BITS // 2)
     waits = any(word in request.code for word in WAITING)
     pump = ProcessIO(request.tests.inputs[index].encode("utf-8", "surrogatepass"), call, cap, waits)
