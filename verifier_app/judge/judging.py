@@ -234,6 +234,7 @@ class Judge:
                     before = checker.seconds
                     result.status, result.message = checker.check(index, result.output)
                     starved += checker.seconds - before
+                    result.output = result.output[: request.keep_output_bytes]  # not those of all tests until the end
                 rollout.results.append(result)
                 if result.status != "accepted" and request.stop_at_first_failure:
                     break
