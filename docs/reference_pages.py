@@ -16,6 +16,7 @@ from environments.launch.demo_config import DemoConfig
 from environments.launch.serve_model import ServeConfig
 from environments.livecode.config import RunConfig
 from environments.livecode.problems.problem import Problem
+from environments.tools.plan.config import PlanConfig
 from environments.tools.select_checkpoint import SelectConfig
 from trainer.budget import BudgetConfig
 from trainer.config import TrainerConfig
@@ -30,6 +31,7 @@ OPTIONS: dict[str, tuple[str, type[BaseModel]]] = {
     "demo": ("atropos demo", DemoConfig),
     "select": ("atropos select", SelectConfig),
     "budget": ("atropos budget", BudgetConfig),
+    "plan": ("atropos plan", PlanConfig),
 }
 
 

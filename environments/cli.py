@@ -370,6 +370,10 @@ _PROGRAMS = (
         "A recorded training step again: RUN --step N, bit for bit, or as if with other trainer options.",
     ),
     ("budget", TOOLS, "trainer.budget", "Memory and speed of a training configuration, before a GPU is asked for."),
+    (
+        *("plan", TOOLS, "environments.tools.plan.command"),
+        "What a recipe does on a cluster, simulated: steps an hour, idle parts, money, the bottleneck.",
+    ),
 )
 """Programs that read their own options: name, group, module with `main(argv)`, sentence."""
 

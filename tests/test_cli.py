@@ -101,7 +101,7 @@ PROGRAMS = (
         "warmup",
         "pretrained",
     ),
-    *("report", "watch", "export", "audit", "rejudge", "verify", "select", "replay", "budget", "metrics"),
+    *("report", "watch", "export", "audit", "rejudge", "verify", "select", "replay", "budget", "plan", "metrics"),
 )
 
 HELP = """

@@ -19,6 +19,7 @@ from environments.common.flags import option_names
 from environments.launch.config import LaunchConfig
 from environments.launch.serve_model import ServeConfig
 from environments.livecode.config import RunConfig
+from environments.tools.plan.config import PlanConfig
 from environments.tools.select_checkpoint import SelectConfig
 from trainer.budget import BudgetConfig
 from trainer.config import TrainerConfig
@@ -64,7 +65,7 @@ def test_every_row_of_the_rooms_names_files_that_are_in_them() -> None:
 
 MODELS = {
     "run-env": RunConfig, "serve-model": ServeConfig, "run-trainer": TrainerConfig, "train": LaunchConfig,
-    "select": SelectConfig, "budget": BudgetConfig,
+    "select": SelectConfig, "budget": BudgetConfig, "plan": PlanConfig,
 }  # fmt: skip
 OTHERS = {"--config", "--help", "--nproc-per-node"}  # of every command with a file, and torchrun's
 

@@ -30,6 +30,7 @@ finally:
         ("demo --help", 0),
         ("serve-model --help", 0),
         ("select --help", 0),
+        ("plan --help", 0),
         ("audit /nowhere", 2),
     ],
 )
