@@ -9,10 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import gzip
-import itertools
 import logging
-import random
-import time
 from typing import Any
 
 import httpx
@@ -24,6 +21,7 @@ from atroposlib.envs.server_handling.server_baseline import APIServerConfig
 from environments.common import worker_threads
 from environments.common.errors import LivecodeError
 from environments.common.http_clients import is_busy, pause_s
+from environments.common.retry import Failure, Retry, RetryLater
 from environments.livecode.config import LivecodeEnvConfig
 
 logger = logging.getLogger(__name__)
@@ -138,33 +136,34 @@ class CompatBaseEnv(BaseEnv):
             ApiUnreachable: eight tries failed, and for ten minutes where the server had been reached before.
             AtroposError: a 4xx.
         """
-        pause, started = 0.25, time.monotonic()
-        wait_s = 0.0
-        for attempt in itertools.count(1):
+
+        async def attempt() -> Any:
             try:
                 response = await self.api.request(method, path, **request)
             except httpx.TransportError as error:
-                reason = f"{type(error).__name__} {error}".strip()
-                wait_s = 0.0
-            else:
-                if response.status_code < 400:
-                    self._reached = True
-                    return response.json()
-                wait_s = pause_s(response.headers, 0.0)
-                reason = f"status {response.status_code}: {response.text[:500]}"
-                if response.status_code == 404:
-                    reason += "; start the server by `atropos run-api`"
-                if not is_busy(response.status_code) or response.status_code == httpx.codes.CONFLICT:
-                    raise AtroposError(f"{self.config.rollout_server_url}{path} refuses: {reason}")
-            if attempt >= _TRIES and not (self._reached and time.monotonic() - started < _AWAY_S):
-                raise ApiServerUnreachable(
-                    f"env.rollout_server_url = {self.config.rollout_server_url}: {path} failed {attempt} times, the "
-                    f"last: {reason}. Is `atropos run-api` running there?"
-                )
-            logger.warning("%s%s: %s; trying again", self.config.rollout_server_url, path, reason)
-            await asyncio.sleep(max(pause * random.uniform(0.5, 1.0), wait_s))
-            pause = min(pause * 2, _LONGEST_PAUSE_S)
-        raise AssertionError("unreachable: count() does not end")
+                raise RetryLater(f"{url}: {type(error).__name__} {error}".strip()) from error
+            if response.status_code < 400:
+                self._reached = True
+                return response.json()
+            reason = f"status {response.status_code}: {response.text[:500]}"
+            if response.status_code == 404:
+                reason += "; start the server by `atropos run-api`"
+            if not is_busy(response.status_code) or response.status_code == httpx.codes.CONFLICT:
+                raise AtroposError(f"{url} refuses: {reason}")
+            raise RetryLater(f"{url}: {reason}", wait_s=pause_s(response.headers, 0.0))
+
+        def give_up(failure: Failure) -> bool:
+            return failure.tries >= _TRIES and not (self._reached and failure.elapsed_s < _AWAY_S)
+
+        url = f"{self.config.rollout_server_url}{path}"
+        try:
+            return await Retry(0.25, _LONGEST_PAUSE_S, give_up=give_up).call_async(attempt)
+        except RetryLater as error:
+            reason = str(error).removeprefix(f"{url}: ")
+            raise ApiServerUnreachable(
+                f"env.rollout_server_url = {self.config.rollout_server_url}: {path} failed {error.tries} times, the "
+                f"last: {reason}. Is `atropos run-api` running there?"
+            ) from error
 
     async def register_env(self) -> None:
         """Registers once the trainer is there.

@@ -14,16 +14,18 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
-from itertools import count
 from types import TracebackType
 from typing import Any
 
 import httpx
 import torch.distributed as dist
 
+from environments.common.retry import Failure, Retry, RetryLater
 from trainer.data.scored_groups import BatchError, Reading, ScoredGroup, parse_group
 
 log = logging.getLogger(__name__)
+
+_ALONE = (1.0, 1.0)  # pauses of one trainer, which nobody else could fall into step with
 
 
 class ApiUnreachable(BatchError):
@@ -229,30 +231,34 @@ class AtroposClient:
         on_wait: Callable[[float], None] | None = None,
     ) -> dict[str, Any]:
         """One request, tried again after connection failures and 5xx; its JSON object."""
-        started = time.monotonic()
-        for attempt in count(1):
+
+        def attempt() -> dict[str, Any]:
             try:
                 response = self._http.request(method, self._url + path, json=body)
-                if response.status_code < 500:
-                    self._reached = True
-                    return self._read(response)
-                trouble = f"HTTP {response.status_code} {response.text[:200]}".rstrip()
             except httpx.TransportError as error:
-                trouble = f"{type(error).__name__}: {error}"
-            pause = self._pause_s * 2 ** min(attempt - 1, 4)
-            late = deadline is not None and time.monotonic() + pause >= deadline
-            waited = time.monotonic() - started
-            if late or (attempt >= self._attempts and (not self._reached or waited >= self._away_s)):
-                raise ApiUnreachable(
-                    f"{method} {self._url}{path} failed {attempt} times, at last with {trouble}: check "
-                    "that the Atropos "
-                    "API server runs there (its log says why it fails)"
-                )
-            log.warning("%s %s%s: %s; again in %.1f s", method, self._url, path, trouble, pause)
+                raise RetryLater(f"{type(error).__name__}: {error}") from error
+            if response.status_code >= 500:
+                raise RetryLater(f"HTTP {response.status_code} {response.text[:200]}".rstrip())
+            self._reached = True
+            return self._read(response)
+
+        def give_up(failure: Failure) -> bool:
+            return failure.tries >= self._attempts and not (self._reached and failure.elapsed_s < self._away_s)
+
+        def waits(failure: Failure) -> None:
+            log.warning("%s %s%s: %s; again in %.1f s", method, self._url, path, failure.error, failure.pause_s)
             if on_wait is not None:
-                on_wait(waited)
-            time.sleep(pause)
-        raise AssertionError("unreachable: count() does not end")
+                on_wait(failure.elapsed_s)
+
+        left = None if deadline is None else deadline - time.monotonic()
+        tries = Retry(self._pause_s, 16 * self._pause_s, _ALONE, give_up=give_up, deadline_s=left, on_retry=waits)
+        try:
+            return tries.call(attempt)
+        except RetryLater as error:
+            raise ApiUnreachable(
+                f"{method} {self._url}{path} failed {error.tries} times, at last with {error}: check that the Atropos "
+                "API server runs there (its log says why it fails)"
+            ) from error
 
     def _read(self, response: httpx.Response) -> dict[str, Any]:
         if response.status_code == 409:  # the two sides do not fit: the server says in what

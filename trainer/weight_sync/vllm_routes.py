@@ -19,6 +19,7 @@ import httpx
 import torch
 
 from environments.common.errors import LivecodeError
+from environments.common.retry import Retry, RetryLater
 
 logger = logging.getLogger(__name__)
 
@@ -316,13 +317,17 @@ class WeightServer:
 
     def try_resume(self, attempts: int = 3) -> None:
         """Resumes after a failure, without raising; a few seconds at most."""
-        for attempt in range(attempts):
+
+        def resume() -> None:
             try:
                 self._http.post("/resume", timeout=2.0)
-                return
             except httpx.TransportError as error:
-                logger.warning("resume of %s after a failed update, attempt %d: %s", self.url, attempt + 1, error)
-                time.sleep(0.2 * 2**attempt)
+                raise RetryLater(f"resume of {self.url} after a failed update: {error}") from error
+
+        try:
+            Retry(0.2, 1.0, give_up=lambda failure: failure.tries >= attempts).call(resume)
+        except RetryLater as error:
+            logger.warning("%s; given up after %d tries", error, error.tries)
 
 
 def check_all(servers: Sequence[WeightServer], *, resumed: bool, wait_s: float = 0.0) -> None:

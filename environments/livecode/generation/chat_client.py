@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import time
@@ -12,6 +11,7 @@ from typing import Any
 import httpx
 
 from environments.common.http_clients import is_busy, pause_s, remote_client, shown, whole
+from environments.common.retry import Failure, Retry, RetryLater
 from environments.livecode.generation.completions import Completion, RetryCounters, SamplingParams
 from environments.livecode.generation.vllm_responses import is_final
 from environments.livecode.generation.vllm_servers import RolloutDeadlineExceeded, ServerRefused
@@ -24,7 +24,7 @@ _LONGEST_PAUSE_S = 30.0
 _STRANGE_ANSWERS = 5  # in a row, of one request, that are no chat completion at all: then it is another kind of server
 
 
-class _NoAnswer(RuntimeError):
+class _NoAnswer(RetryLater):
     """An answer with status 200 that holds none. `strange`: it is no chat completion and no error either."""
 
     def __init__(self, message: str, *, strange: bool = False) -> None:
@@ -70,8 +70,7 @@ class ChatClient:
             ServerRefused: a request that no try can serve.
             RolloutDeadlineExceeded: `deadline_s` passed; the last failure stands in the message.
         """
-        started, pause, last = time.monotonic(), 0.5, "no answer"
-        strange = 0
+        started, strange = time.monotonic(), 0
         body: dict[str, Any] = {
             "model": self.model,
             "messages": prompt.messages,
@@ -81,36 +80,49 @@ class ChatClient:
         }
         if sampling.seed is not None:
             body["seed"] = sampling.seed
+
+        async def attempt() -> Completion:
+            nonlocal strange
+            try:
+                response = await self._post(body, max(self.deadline_s - (time.monotonic() - started), 0.0))
+                return self._sample(response, time.monotonic() - started)
+            except _NoAnswer as error:
+                error.wait_s = pause_s(response.headers, 0.0)
+                strange = strange + 1 if error.strange else 0
+                if strange == _STRANGE_ANSWERS:
+                    raise ServerRefused(
+                        f"{self._shown}{CHAT}: {error}. evaluation.route chat needs a server with OpenAI's routes."
+                    ) from None
+                raise
+
+        tries = Retry(0.5, _LONGEST_PAUSE_S, deadline_s=self.deadline_s, on_retry=self._failed)
         self.running += 1
         try:
-            while (left := self.deadline_s - (time.monotonic() - started)) > 0:
-                wait_s = 0.0
-                try:
-                    response = await self._http.post(self.url + CHAT, json=body, timeout=left)
-                    if response.status_code == 200:
-                        return self._sample(response, time.monotonic() - started)
-                except httpx.HTTPError as error:
-                    last = f"{type(error).__name__} {error}"
-                except _NoAnswer as error:
-                    last, wait_s = str(error), pause_s(response.headers, 0.0)
-                    strange = strange + 1 if error.strange else 0
-                    if strange == _STRANGE_ANSWERS:
-                        raise ServerRefused(
-                            f"{self._shown}{CHAT}: {last}. evaluation.route chat needs a server with OpenAI's routes."
-                        ) from None
-                else:
-                    last = f"status {response.status_code}: {response.text[:300]}"
-                    wait_s = pause_s(response.headers, 0.0)
-                    if not is_busy(response.status_code):
-                        raise ServerRefused(f"{self._shown}{CHAT}: {last}")
-                if self.counters.resubmitted_failure == 0:
-                    logger.warning("%s: a request is sent again: %s", self._shown, last)
-                self.counters.resubmitted_failure += 1
-                await asyncio.sleep(min(max(pause, wait_s), max(left, 0.0)))
-                pause = min(2 * pause, _LONGEST_PAUSE_S)
+            return await tries.call_async(attempt)
+        except RetryLater as error:
+            raise RolloutDeadlineExceeded(
+                f"no answer from {self._shown} within {self.deadline_s:g} s: {error}"
+            ) from None
         finally:
             self.running -= 1
-        raise RolloutDeadlineExceeded(f"no answer from {self._shown} within {self.deadline_s:g} s: {last}")
+
+    def _failed(self, failure: Failure) -> None:
+        if self.counters.resubmitted_failure == 0:
+            logger.warning("%s: a request is sent again: %s", self._shown, failure.error)
+        self.counters.resubmitted_failure += 1
+
+    async def _post(self, body: dict[str, Any], timeout: float) -> httpx.Response:
+        """A response with status 200. Raises RetryLater or ServerRefused for another one."""
+        try:
+            response = await self._http.post(self.url + CHAT, json=body, timeout=timeout)
+        except httpx.HTTPError as error:
+            raise RetryLater(f"{type(error).__name__} {error}") from error
+        if response.status_code == 200:
+            return response
+        reason = f"status {response.status_code}: {response.text[:300]}"
+        if not is_busy(response.status_code):
+            raise ServerRefused(f"{self._shown}{CHAT}: {reason}")
+        raise RetryLater(reason, wait_s=pause_s(response.headers, 0.0))
 
     def _sample(self, response: httpx.Response, seconds: float) -> Completion:
         """The answer in a response with status 200.

@@ -16,7 +16,9 @@ from typing import Any
 import httpx
 
 from environments.common import worker_threads
+from environments.common.endpoints import least_loaded
 from environments.common.http_clients import BUSY, is_busy, pause_s
+from environments.common.retry import Retry, RetryLater
 from environments.livecode.generation.server_state import ServerEvent, ServerState
 from environments.livecode.generation.vllm_responses import (
     Choice,
@@ -27,9 +29,8 @@ from environments.livecode.generation.vllm_responses import (
     sampled,
 )
 from environments.livecode.generation.vllm_servers import (
-    BUSY_S,
+    BACKOFF_S,
     UNNAMED,
-    RetryLater,
     RolloutDeadlineExceeded,
     RolloutError,
     ServerAway,
@@ -38,6 +39,7 @@ from environments.livecode.generation.vllm_servers import (
     VllmServer,
     keepalive,
     parse_version,
+    while_busy,
 )
 from environments.livecode.problems.prompts import Prompt
 
@@ -50,7 +52,6 @@ _LANE = 64  # requests of one connection pool
 _READING = 4  # answers of one server that are received at the same time; its others wait there
 _STALL_S = 10.0  # longest silence in the middle of one: the server has all of it when it begins
 _COOLDOWN_S = 5.0  # a server that failed is left alone for so long
-_BACKOFF_S = (0.2, 5.0)  # first and longest pause between two tries of one rollout
 
 
 @dataclass(frozen=True)
@@ -187,51 +188,66 @@ class CompletionClient:
             RolloutDeadlineExceeded: `deadline_s` passed; the last failure stands in the message.
         """
         started = time.monotonic()
+        until = started + self.deadline_s
         body = {"token_ids": prompt, "sampling_params": sampling.as_json()}
-        pause, last = _BACKOFF_S[0], "no server answered"
+
+        async def attempt() -> Completion:
+            choice = await self._finished(await self._free_server(until), body, until)
+            return await worker_threads.answers(self._sample, choice, time.monotonic() - started)
+
+        try:
+            tries = Retry(
+                *BACKOFF_S, deadline_s=self.deadline_s, on_retry=lambda _: None
+            )  # `_failed` has the log's line
+            return await tries.call_async(attempt)
+        except RetryLater as error:
+            raise RolloutDeadlineExceeded(f"no rollout within {self.deadline_s:g} s: {error}") from None
+
+    async def _free_server(self, until: float) -> VllmServer:
+        """The server to ask next, once there is one that has the run's weights and wants to be asked."""
         while True:
-            left = self.deadline_s - (time.monotonic() - started)
-            if left <= 0:
-                raise RolloutDeadlineExceeded(f"no rollout within {self.deadline_s:g} s: {last}")
-            server = self._least_loaded()
+            now, server = time.monotonic(), self._least_loaded()
             if server is None:
-                last = "every server was started again and waits for the current weights, or is not ready"
-                await asyncio.sleep(min(_WAIT_FOR_WEIGHTS_S, max(left, 0.0)))
-                continue
-            if (busy := server.busy_until - time.monotonic()) > 0:  # and so is every other one
-                await asyncio.sleep(min(busy + random.uniform(0.0, _BACKOFF_S[0]), left))
-                continue
-            server.running += 1
-            try:
-                choice = await self._ask_while_heard(server, body, left)
-                server.on(ServerEvent.HEARD)
-                if choice.finish_reason in ("stop", "length"):
-                    self._check_current(server, choice)
-                    return await worker_threads.answers(self._sample, choice, time.monotonic() - started)
-                # An abort or an engine error is not the model's answer.
-                self.counters.resubmitted_abort += 1
-                last = f"{server.url}: finish_reason {choice.finish_reason!r}"
-            except RetryLater as error:
-                self.counters.resubmitted_failure += 1
-                last, now = str(error), time.monotonic()
-                if server.down_until < now:  # one line for the server, not one for each of its rollouts
-                    logger.warning("a server is in trouble, its rollouts are sent again: %s", last)
-                server.down_until = now + _COOLDOWN_S
-                server.busy_until = now + error.wait_s
-            finally:
-                server.running -= 1
-            await asyncio.sleep(min(pause * random.uniform(0.5, 1.0), max(left, 0.0)))
-            pause = min(pause * 2, _BACKOFF_S[1])
+                reason = "every server was started again and waits for the current weights, or is not ready"
+                pause = _WAIT_FOR_WEIGHTS_S
+            elif server.busy_until > now:  # and so is every other one
+                reason, pause = server.busy_reason, server.busy_until - now + random.uniform(0.0, BACKOFF_S[0])
+            else:
+                return server
+            if now >= until:
+                raise RetryLater(reason)
+            await asyncio.sleep(min(pause, until - now))
 
     def _least_loaded(self) -> VllmServer | None:
         """The server to ask next; None when none has the run's weights."""
         now = time.monotonic()
         current = [one for one in self._servers if one.state.eligible and not one.left_behind]
+        return least_loaded(current, lambda one: (one.busy_until > now, one.down_until > now or one.is_silent))
 
-        def load(server: VllmServer) -> tuple[tuple[bool, bool], int]:
-            return (server.busy_until > now, server.down_until > now or server.is_silent), server.running
+    async def _finished(self, server: VllmServer, body: dict[str, Any], until: float) -> Choice:
+        """A server's whole answer. Raises RetryLater where there is none; it is counted here."""
+        server.running += 1
+        try:
+            choice = await self._ask_while_heard(server, body, max(until - time.monotonic(), 0.0))
+            server.on(ServerEvent.HEARD)
+            if choice.finish_reason in ("stop", "length"):
+                self._check_current(server, choice)
+                return choice
+        except RetryLater as error:
+            self._failed(server, error)
+            raise
+        finally:
+            server.running -= 1
+        # An abort or an engine error is not the model's answer.
+        self.counters.resubmitted_abort += 1
+        raise RetryLater(f"{server.url}: finish_reason {choice.finish_reason!r}")
 
-        return min(current, key=load, default=None)
+    def _failed(self, server: VllmServer, error: RetryLater) -> None:
+        self.counters.resubmitted_failure += 1
+        if not server.is_down:  # one line for the server, not one for each of its rollouts
+            logger.warning("a server is in trouble, its rollouts are sent again: %s", error)
+        server.leave_alone(_COOLDOWN_S)
+        server.busy_until, server.busy_reason = time.monotonic() + error.wait_s, str(error)
 
     def _check_current(self, server: VllmServer, choice: Choice) -> None:
         """A server that came back samples from the weights of its start until it gets the current ones."""
@@ -360,15 +376,7 @@ class CompletionClient:
 
     async def _first_answer(self, server: VllmServer, request: dict[str, Any]) -> Choice:
         """The answer to a check's request, once the server does not say any more that it has too much to do."""
-        until, pause = time.monotonic() + BUSY_S, _BACKOFF_S[0]
-        while True:
-            try:
-                return await self._ask(server, request, 120.0)
-            except RetryLater as error:
-                if not error.busy or time.monotonic() > until:
-                    raise
-                await asyncio.sleep(max(pause, error.wait_s))
-                pause = min(2 * pause, _BACKOFF_S[1])
+        return await while_busy().call_async(lambda: self._ask(server, request, 120.0))
 
 
 def _whole(server: VllmServer, choice: Choice) -> Choice:

@@ -13,13 +13,16 @@ import logging
 import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
 
+from environments.common.endpoints import Endpoint
 from environments.common.errors import LivecodeError
 from environments.common.http_clients import BUSY, is_busy, pause_s
+from environments.common.retry import Failure, Retry, RetryLater
 from environments.common.served_adapter import SERVED_ADAPTER
 from environments.livecode.generation.server_state import ServerEvent, ServerState, after
 from environments.livecode.generation.vllm_responses import Choice, Unusable, best_logprob
@@ -33,6 +36,7 @@ _SILENT_S = 300.0  # of one that does not say it while others do: its rollouts g
 _RECENT_S = 30.0  # for so long a missed answer speaks against a server; an evaluation asks only once
 _CHECK_AGAIN_S = 10.0  # until a server is asked again that was not ready, or not fit, when it was checked
 _WAIT_FOR_FIRST_S = 5.0
+BACKOFF_S = (0.2, 5.0)  # first and longest pause between two tries of one request
 BUSY_S = 60.0  # for so long a check asks a server again that says that it is busy
 _ASK_AGAIN_S = 1.0
 _SAY_AGAIN_S = 60.0
@@ -54,27 +58,14 @@ class RolloutDeadlineExceeded(RolloutError):
     """No server finished the rollout before its deadline."""
 
 
-class RetryLater(RuntimeError):
-    """This try failed on the server's side; another one may succeed.
-
-    busy: the server is there and says that it has too much to do. wait_s: for so long it wants to be left alone.
-    """
-
-    def __init__(self, message: str, *, busy: bool = False, wait_s: float = 0.0) -> None:
-        super().__init__(message)
-        self.busy, self.wait_s = busy, wait_s
-
-
 @dataclass
-class VllmServer:
+class VllmServer(Endpoint):
     """One server's address, its state (server_state.py has the table), and the times until which it is left alone."""
 
-    url: str
-    running: int = 0
     state: ServerState = ServerState.SERVING
     since: float = 0.0  # when it became silent, or apart
-    down_until: float = 0.0
     busy_until: float = 0.0  # it has asked to be left alone until then
+    busy_reason: str = ""
     model: str | None = None
     adapter: str | None = None  # what is sampled instead of the model, where the server has one
     completions: bool = False  # it lacks the route that samples from token ids
@@ -239,13 +230,18 @@ class ServerChecks:
 
     async def _get(self, url: str) -> httpx.Response:
         """The answer, once the server does not say any more that it has too much to do."""
-        until, pause = time.monotonic() + BUSY_S, 0.2
-        while True:
+        response = httpx.Response(httpx.codes.SERVICE_UNAVAILABLE)
+
+        async def ask() -> None:
+            nonlocal response
             response = await self._http.get(url, timeout=10.0)
-            if response.status_code not in BUSY or time.monotonic() > until:
-                return response
-            await asyncio.sleep(pause_s(response.headers, pause))
-            pause = min(2 * pause, _WAIT_FOR_FIRST_S)
+            if response.status_code in BUSY:
+                reason = f"{url} says {response.status_code}"
+                raise RetryLater(reason, busy=True, wait_s=pause_s(response.headers, 0.0))
+
+        with suppress(RetryLater):
+            await while_busy().call_async(ask)
+        return response
 
     async def _check(self, server: VllmServer, context: int, need_versions: bool) -> None:
         server.completions = False
@@ -311,6 +307,15 @@ class ServerChecks:
                 f"servers: {server.url} gives log-probabilities before the temperature. "
                 "Start vLLM with --logprobs-mode processed_logprobs."
             )
+
+
+def while_busy() -> Retry:
+    """How a check is repeated: for BUSY_S, and only while the server says that it has too much to do."""
+
+    def give_up(failure: Failure) -> bool:
+        return not failure.error.busy or failure.elapsed_s > BUSY_S
+
+    return Retry(*BACKOFF_S, give_up=give_up)
 
 
 def parse_version(version: Any) -> int:

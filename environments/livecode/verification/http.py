@@ -7,16 +7,15 @@ import hashlib
 import json
 import logging
 import os
-import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 import httpx
 
+from environments.common.endpoints import Endpoint, least_loaded
 from environments.common.http_clients import is_busy, pause_s, remote_client
 from environments.livecode.verification.base import Unreachable, Verdict, VerifierError
 from environments.livecode.verification.judge_requests import LEAST_WAIT_S, wait_s
@@ -36,13 +35,6 @@ from environments.livecode.verification.uploads import LargeTestSet, TestSetUplo
 logger = logging.getLogger(__name__)
 
 COOLDOWN_S = 5.0
-
-
-@dataclass
-class _Service:
-    url: str
-    running: int = 0
-    down_until: float = 0.0
 
 
 class HttpVerifier:
@@ -65,7 +57,7 @@ class HttpVerifier:
             raise ValueError("env.verifier_urls: empty; give the address of at least one service")
         self.deadline_s = deadline_s
         self.causes: Counter[str] = Counter()
-        self._services = [_Service(url.rstrip("/")) for url in urls]
+        self._services = [Endpoint(url.rstrip("/")) for url in urls]
         self._bound = asyncio.Semaphore(concurrency)
         self._streak = Streak()
         self._sets = TestSetUploads()
@@ -92,13 +84,13 @@ class HttpVerifier:
     ) -> None:
         await self._http.aclose()
 
-    async def _check(self, service: _Service) -> bool:
+    async def _check(self, service: Endpoint) -> bool:
         try:
             await self._http.get(service.url + "/health", timeout=10.0)
             metrics = await self._http.get(service.url + "/metrics", timeout=10.0)
         except httpx.HTTPError as error:
             logger.warning("verifier %s does not answer (%s)", service.url, type(error).__name__)
-            service.down_until = time.monotonic() + COOLDOWN_S
+            service.leave_alone(COOLDOWN_S)
             return False
         if metrics.status_code == 401:
             await self._http.aclose()
@@ -124,19 +116,16 @@ class HttpVerifier:
             VerifierError, VerifierUnusable: there is no verdict, or a wrong one.
         """
         for service in self._services:
-            if service.down_until <= time.monotonic():
+            if not service.is_down:
                 await self_test(partial(self._tested, service), service.url)
 
-    async def _tested(self, service: _Service, request: dict[str, Any]) -> Verdict:
+    async def _tested(self, service: Endpoint, request: dict[str, Any]) -> Verdict:
         ask = partial(self._post, service, request)
         return await until_deadline(ask, self.deadline_s or LEAST_WAIT_S, self.causes, Streak(3))
 
-    def _least_loaded(self) -> _Service:
-        now = time.monotonic()
-        return min(self._services, key=lambda service: (service.down_until > now, service.running))
-
     async def _ask(self, request: dict[str, Any], large: LargeTestSet | None) -> Verdict:
-        service = self._least_loaded()
+        service = least_loaded(self._services)
+        assert service is not None  # __init__ refuses an empty list
         service.running += 1
         try:
             seen = self._sets.uploads(service.url, large) if large else 0
@@ -157,15 +146,14 @@ class HttpVerifier:
                 raise RetryVerification("test_set_missing", str(error), broken=True) from None
         except RetryVerification as error:
             if error.broken:
-                now = time.monotonic()
-                service.down_until = now + max(COOLDOWN_S, error.wait_s)
-                if any(other.down_until <= now for other in self._services):
+                service.leave_alone(max(COOLDOWN_S, error.wait_s))
+                if not all(other.is_down for other in self._services):
                     error.wait_s = 0.0  # another one is asked meanwhile
             raise
         finally:
             service.running -= 1
 
-    async def _post(self, service: _Service, request: dict[str, Any]) -> Verdict:
+    async def _post(self, service: Endpoint, request: dict[str, Any]) -> Verdict:
         body = json.dumps(request).encode()
         headers = {"Content-Type": "application/json"}
         answer = await self._send(service, "POST", "/verify", content=body, headers=headers)
@@ -180,7 +168,7 @@ class HttpVerifier:
             raise RetryVerification("another_request", f"{service.url}: {reason}", broken=True)
         return verdict
 
-    async def _send(self, service: _Service, method: str, path: str, **content: Any) -> dict[str, Any]:
+    async def _send(self, service: Endpoint, method: str, path: str, **content: Any) -> dict[str, Any]:
         try:
             response = await self._http.request(method, service.url + path, **content)
             answer = response.json()

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from environments.common.retry import Failure, Retry, RetryLater
 from environments.livecode.problems.problem import ProblemError
 from environments.livecode.verification.base import DeadlineExceeded, JudgeFault, Unreachable, Verdict, VerifierError
 from environments.livecode.verification.judge_requests import wait_s
@@ -101,20 +101,32 @@ async def with_retries(
         VerifierError: a fault that repeating cannot mend, or that five tries did not mend.
         DeadlineExceeded: `deadline_s` passed.
     """
+
+    async def attempt() -> Verdict:
+        try:
+            return await call()
+        except JudgeError as error:
+            if error.kind == "judge_fault":
+                raise JudgeFault(str(error)) from error
+            if error.kind in PERMANENT:
+                raise VerifierError(str(error)) from error
+            raise RetryLater(str(error)) from error
+
+    def failed(failure: Failure) -> None:
+        if isinstance(failure.error.__cause__, JudgeError):
+            on_retry(failure.error.__cause__)
+
+    tries = Retry(
+        _FIRST_PAUSE_S,
+        8 * _FIRST_PAUSE_S,
+        jitter=(0.5, 1.5),
+        give_up=lambda failure: failure.tries >= _ATTEMPTS,
+        on_retry=failed,
+    )
     try:
         async with asyncio.timeout(deadline_s):
-            for attempt in range(_ATTEMPTS):
-                try:
-                    return await call()
-                except JudgeError as error:
-                    if error.kind == "judge_fault":
-                        raise JudgeFault(str(error)) from error
-                    if error.kind in PERMANENT:
-                        raise VerifierError(str(error)) from error
-                    if attempt == _ATTEMPTS - 1:
-                        raise Unreachable(f"{_ATTEMPTS} tries, the last: {error}") from error
-                    on_retry(error)
-                await asyncio.sleep(_FIRST_PAUSE_S * 2**attempt * random.uniform(0.5, 1.5))
+            return await tries.call_async(attempt)
+    except RetryLater as error:
+        raise Unreachable(f"{error.tries} tries, the last: {error}") from error
     except TimeoutError:
         raise DeadlineExceeded(f"no verdict within {deadline_s:g} s") from None
-    raise AssertionError("unreachable: the last try returns or raises")

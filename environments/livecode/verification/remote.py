@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import random
+import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn, TypeVar
 
+from environments.common.retry import Failure, Retry, RetryLater
 from environments.livecode.verification.base import (
     DeadlineExceeded,
     JudgeFault,
@@ -22,12 +23,14 @@ from verifier_app.judge.protocol import STATUSES
 
 T = TypeVar("T")
 
+logger = logging.getLogger(__name__)
+
 BACKOFF_S = (0.1, 5.0)  # first and longest pause between two tries
 SANDBOXES_IN_A_ROW = 12  # that did not start, and no verdict between them: the place cannot judge
 UNUSABLE = frozenset({"unauthorized", "weak_isolation"})  # faults that every further request meets too
 
 
-class RetryVerification(RuntimeError):
+class RetryVerification(RetryLater):
     """This try failed on the service's side.
 
     Args:
@@ -37,8 +40,8 @@ class RetryVerification(RuntimeError):
     """
 
     def __init__(self, kind: str, message: str, *, broken: bool = False, wait_s: float = 0.0) -> None:
-        super().__init__(message)
-        self.kind, self.broken, self.wait_s = kind, broken, wait_s
+        super().__init__(message, wait_s=wait_s)
+        self.kind, self.broken = kind, broken
 
 
 class NoVerdict(VerifierError):
@@ -73,38 +76,45 @@ class Streak:
 async def until_deadline(
     attempt: Callable[[], Awaitable[T]], deadline_s: float, causes: Counter[str], streak: Streak
 ) -> T:
-    """The first result of `attempt`, with growing pauses that differ between callers after each TryAgain.
+    """The first result of `attempt`, tried again with growing pauses after each RetryVerification.
 
     Raises:
         DeadlineExceeded: none in time; the message ends with the last failure. Counted as "deadline".
         VerifierUnusable: too many sandboxes failed.
     """
-    last, asked = None, 0
-    began = time.monotonic()
+    last: str | None = None
+    asked, began = 0, time.monotonic()
+
+    async def one() -> T:
+        nonlocal last, asked, began
+        asked, began = asked + 1, time.monotonic()
+        try:
+            result = await attempt()
+        except RetryVerification as error:
+            last = str(error)
+            causes[error.kind] += 1
+            streak.failed(error)
+            raise
+        except JudgeFault:
+            causes["judge_fault"] += 1
+            raise
+        streak.judged()
+        return result
+
     try:
         async with asyncio.timeout(deadline_s):
-            pause = BACKOFF_S[0]
-            while True:
-                asked, began = asked + 1, time.monotonic()
-                try:
-                    result = await attempt()
-                    streak.judged()
-                    return result
-                except RetryVerification as error:
-                    last = error
-                    causes[error.kind] += 1
-                    streak.failed(error)
-                except JudgeFault:
-                    causes["judge_fault"] += 1
-                    raise
-                await asyncio.sleep(max(pause * random.uniform(0.5, 1.5), last.wait_s))
-                pause = min(2 * pause, BACKOFF_S[1])
+            return await Retry(*BACKOFF_S, jitter=(0.5, 1.5), on_retry=_note).call_async(one)
     except TimeoutError:
         causes["deadline"] += 1
         waited = f"call {asked} had no answer for {time.monotonic() - began:.1f} s"
         raise DeadlineExceeded(
             f"no verdict within {deadline_s:g} s: {f'{last}; {waited}' if last else waited}"
         ) from None
+
+
+def _note(failure: Failure) -> None:
+    """At this level, since they are counted by their cause: a busy service refuses thousands."""
+    logger.debug("%s; trying again in %.1f s", failure.error, failure.pause_s)
 
 
 def tests_of(request: dict[str, Any]) -> int:
@@ -118,7 +128,7 @@ def read_verdict(answer: Any, where: str, tests: int | None) -> Verdict:
     tests: None where it is not said which request the answer is on.
 
     Raises:
-        TestSetMissing, TryAgain, VerifierError: by the error's kind; an answer of another form is NoVerdict.
+        TestSetMissing, RetryVerification, VerifierError: by the error's kind; an answer of another form is NoVerdict.
         VerifierUnusable: no request will be judged there.
     """
     fault = answer.get("error") if isinstance(answer, dict) else None
