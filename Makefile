@@ -27,7 +27,7 @@ FAST_TESTS := tests/common tests/test_cli.py tests/test_dependencies.py tests/te
     prompts.py staleness.py) \
   $(addprefix tests/trainer/test_,advantages.py config.py metrics.py objectives.py packing.py)
 
-.PHONY: recipe-rehearsal coverage browser docs gvisor help setup demo test test-slow lint format clean
+.PHONY: recipe-rehearsal coverage browser docs gvisor uml help setup demo test test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -59,13 +59,19 @@ gvisor: | $(READY)
 	  { echo "test: fetching runsc for the tests inside gVisor" && sh requirements/gvisor.sh $(VENV)/gvisor >/dev/null 2>&1; } || \
 	  echo "test: no runsc: the tests that run the judge inside gVisor do not run"
 
+# Control groups of version 2 are tested in a kernel of our own, since they are the host's to offer.
+uml: | $(READY)
+	@[ -x $(VENV)/uml/linux.uml ] || command -v linux.uml >/dev/null 2>&1 || \
+	  { echo "test: fetching user-mode Linux" && sh requirements/uml.sh $(VENV)/uml >/dev/null 2>&1; } || \
+	  echo "test: no user-mode Linux: the test of control groups of version 2 does not run"
+
 test: lint $(if $(FAST),,browser gvisor) $(MODEL)/complete.json  ## lint, types and tests; FAST=1: a part, before each commit
 	@$(PYTEST) -m "not slow" $(if $(FAST),$(FAST_TESTS)) $(ARGS)
 
 coverage: browser gvisor $(MODEL)/complete.json  ## the tests again, with the lines and branches that they reach
 	@$(PYTEST) -m "not slow" --cov --cov-report term:skip-covered --cov-report html:build/coverage $(ARGS)
 
-test-slow: $(READY) gvisor $(MODEL)/complete.json  ## the tests that take longer, each with its reason
+test-slow: $(READY) gvisor uml $(MODEL)/complete.json  ## the tests that take longer, each with its reason
 	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
 
 docs: $(READY)   ## the documentation site, in build/site

@@ -18,6 +18,8 @@ from typing import Any
 
 from verifier_app.judge.channel import Channel, ChannelClosed
 from verifier_app.judge.languages.python.packages import entries
+from verifier_app.judge.layers.cgroup import Usage
+from verifier_app.judge.layers.memory_group import MemoryGroup
 from verifier_app.judge.procfs import fields_of
 from verifier_app.judge.protocol import JudgeError
 from verifier_app.judge.shared_memory import Loose
@@ -154,7 +156,7 @@ class ZygoteHandle:
         self.report: dict[str, Any] = {}
         self.proc = -1
         self.scratch: list[int] = []  # descriptors of the zygote's tmpfs folders
-        self.usage = -1  # descriptor of what its cgroup has allocated
+        self.usage: Usage | MemoryGroup | None = None  # its cgroup's count
         self.own_namespace = False
         self.loose: Loose | None = None  # its files, where it has no folders of its own
         self.reaped_s = 0.0  # CPU time of the processes that it waited for
@@ -174,7 +176,8 @@ class ZygoteHandle:
         self.report = message["ready"]
         self.own_namespace = message["own_namespace"]
         self.proc = fds.pop(0) if self.own_namespace else os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
-        self.usage = fds.pop(0) if message["usage"] else -1
+        if message["counts"]:
+            self.usage = MemoryGroup(fds.pop(0)) if message["counts"] == "group" else Usage(fds.pop(0))
         self.scratch = fds
         if message["loose"] is not None:
             folder, shared, uid = message["loose"]
@@ -233,6 +236,15 @@ class ZygoteHandle:
                 return None
             return {"compiled": False, "message": "the compiler crashed on this source"}
 
+    def settle(self, memory_bytes: int) -> None:
+        """It is ready for its tests, which may hold so much together; where the kernel counts it sees to that too."""
+        if isinstance(self.usage, MemoryGroup):
+            self.usage.settle(memory_bytes)
+
+    def outgrown(self) -> bool:
+        """Whether the kernel killed it with its test, for what they held together."""
+        return isinstance(self.usage, MemoryGroup) and self.open and self.usage.outgrown()
+
     def cpu_s(self) -> float:
         """CPU time of the zygote itself; 0 for one that is gone."""
         return sum(map(int, self._stat()[11:13])) / TICK
@@ -249,7 +261,9 @@ class ZygoteHandle:
         if self.open:
             self.open = False
             self.channel.close()
-            for fd in [self.proc, self.usage, *self.scratch]:
+            if self.usage is not None:
+                self.usage.close()
+            for fd in [self.proc, *self.scratch]:
                 if fd >= 0:
                     os.close(fd)
             self.status = self.template.end(self.pid)

@@ -256,6 +256,8 @@ class Judge:
                 zygote.close()
                 raise
             if loaded is not None:
+                if loaded["compiled"]:
+                    zygote.settle(request.memory_limit_mb << 20)
                 return zygote, None if loaded["compiled"] else loaded["message"]
         raise JudgeError("sandbox_failed", "the sandbox was killed twice while it compiled the program")
 
@@ -292,7 +294,10 @@ def run_test(zygote: ZygoteHandle, request: Request, index: int) -> TestResult |
             reason = pump.run(zygote.channel.fileno(), watch.seconds_left, watch.check)
             ended = None if reason else Ended(*zygote.channel.recv()[0])
         except ChannelClosed:
-            return None
+            if not zygote.outgrown():
+                return None
+            reason, ended = "memory_limit_exceeded", None
+            watch.peak_bytes = max(watch.peak_bytes, memory)  # at least
         wall = watch.wall_s
         result = TestResult(index, reason or "", wall, fair_s=max(0.0, wall - watch.starved_s))
         if reason is not None:
@@ -321,6 +326,11 @@ def run_test(zygote: ZygoteHandle, request: Request, index: int) -> TestResult |
             result.output = bytes(pump.data[: request.keep_output_bytes])
             result.value = shown_result(request, index, pump.data) if call else None
         signalled = os.WIFSIGNALED(ended.status) and os.WTERMSIG(ended.status) == signal.SIGKILL
+        if signalled and zygote.outgrown():
+            result.status, result.message = (
+                "memory_limit_exceeded",
+                stop_message("memory_limit_exceeded", request, watch),
+            )
         result.killed = signalled and result.status == "runtime_error"
         return result
     finally:

@@ -28,6 +28,7 @@ from verifier_app.judge.languages.python.prelude import RECURSION_LIMIT, STACK_B
 from verifier_app.judge.layers import syscalls
 from verifier_app.judge.layers.capabilities import HostCapabilities
 from verifier_app.judge.layers.limits import Limits
+from verifier_app.judge.layers.memory_group import MemoryGroups
 from verifier_app.judge.layers.sandbox import Sandbox, descendants, make_scratch, remove_scratch, sweep_tree, sweep_uid
 from verifier_app.judge.zygote import Zygote
 
@@ -88,7 +89,7 @@ class Template:
 
     def __init__(self, channel: Channel, ground: HostCapabilities) -> None:
         self.channel, self.ground = channel, ground
-        self.zygotes: dict[int, tuple[int, str | None]] = {}  # pid -> uid, scratch folder
+        self.zygotes: dict[int, tuple[int, str | None, str | None]] = {}  # pid -> uid, scratch folder, memory group
         self.count = 0
 
     def serve(self) -> None:
@@ -108,27 +109,32 @@ class Template:
         ground = self.ground
         self.count += 1
         uid = ground.uid_for(self.count)
+        group = None if ground.groups is None else str(self.count)
         try:
+            if group is not None:
+                self._groups.make(group)
             scratch = None if ground.root else make_scratch()
             pid = ground.fork_in_namespace() if ground.pid else os.fork()
         except OSError as error:
             os.close(fd)
+            if group is not None:
+                self._groups.remove(group)
             return {"error": f"no zygote: {error}"}
         if pid == 0:
             try:
                 self.channel.close()
-                become_zygote(channel_from_fd(fd), ground, config, uid, scratch)
+                become_zygote(channel_from_fd(fd), ground, config, uid, scratch, group)
             finally:
                 os._exit(1)
         os.close(fd)
-        self.zygotes[pid] = uid, scratch
+        self.zygotes[pid] = uid, scratch, group
         return {"pid": pid}
 
     def _end(self, pid: int) -> int | None:
         """Kill a zygote and everything it holds; return when it is gone, with how it ended (as wait gives it)."""
         if pid not in self.zygotes:
             return None
-        uid, scratch = self.zygotes.pop(pid)
+        uid, scratch, group = self.zygotes.pop(pid)
         status = None
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
@@ -136,9 +142,16 @@ class Template:
             status = os.waitpid(pid, 0)[1]
         if not self.ground.pid:  # its children were handed to this process, the next subreaper
             self._bury(uid)
+        if group is not None:
+            self._groups.remove(group)
         if scratch is not None:
             remove_scratch(scratch, uid if self.ground.uid else None)
         return status
+
+    @property
+    def _groups(self) -> MemoryGroups:
+        assert self.ground.groups is not None
+        return self.ground.groups
 
     def _bury(self, uid: int) -> None:
         """Kill and collect every descendant that belongs to no living zygote; return when none is left."""
@@ -158,18 +171,19 @@ class Template:
 
 
 def become_zygote(
-    channel: Channel, ground: HostCapabilities, config: dict[str, Any], uid: int, scratch: str | None
+    channel: Channel, ground: HostCapabilities, config: dict[str, Any], uid: int, scratch: str | None, group: str | None
 ) -> None:
     """The forked half of spawn: confine, tell the judge, serve."""
     syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
-        box = Sandbox(ground, config["memory_mb"], uid, scratch)
+        box = Sandbox(ground, config["memory_mb"], uid, scratch, group)
     except Exception as error:  # whatever it is, the judge's answer must name it
         channel.send({"error": f"the sandbox does not close: {type(error).__name__}: {error}"})
         return
     fds = [box.proc] if box.own_proc else []
-    fds += [box.usage] if box.usage >= 0 else []
-    ready = {"ready": box.report, "own_namespace": box.own_proc, "usage": box.usage >= 0, "loose": box.loose}
+    counts = next((name for name in ("group", "usage") if getattr(box, name) >= 0), None)
+    fds += [getattr(box, counts)] if counts else []
+    ready = {"ready": box.report, "own_namespace": box.own_proc, "counts": counts, "loose": box.loose}
     channel.send(ready, fds + box.tmpfs)
     Zygote(channel, sys.modules["__main__"], box).serve()
 

@@ -18,7 +18,8 @@ import select
 import time
 from collections.abc import Iterable, Sequence
 
-from verifier_app.judge.layers import cgroup
+from verifier_app.judge.layers.cgroup import Usage
+from verifier_app.judge.layers.memory_group import MemoryGroup
 from verifier_app.judge.procfs import below, everything, fields_of, listing, read
 from verifier_app.judge.shared_memory import SHARES_KNOWN, Hidden, Loose, own_bytes, socket_bytes
 
@@ -244,7 +245,7 @@ class Watchdog:
 
     scratch: descriptors of its tmpfs folders, whose contents count as memory; loose: its files where it has none of its
     own; control: descriptor on which the zygote answers; reaped_s: CPU time of what the zygote waited for before;
-    usage: descriptor of what its cgroup has allocated, where there is one.
+    usage: its cgroup's count, where there is one.
     """
 
     def __init__(
@@ -261,7 +262,7 @@ class Watchdog:
         own_network: bool = False,
         control: int = -1,
         reaped_s: float = 0.0,
-        usage: int = -1,
+        usage: Usage | MemoryGroup | None = None,
     ) -> None:
         self.proc, self.root, self.own_namespace = proc, root, own_namespace
         self.time_limit_s, self.memory_bytes, self.scratch = time_limit_s, memory_bytes, scratch
@@ -364,8 +365,8 @@ class Watchdog:
 
     def _held(self, seen: ProcessTreeSample) -> int:
         """Bytes that the test's processes and files hold. What is shared counts once where that decides."""
-        if self.usage >= 0:
-            return cgroup.used_bytes(self.usage)
+        if self.usage is not None:
+            return self.usage.used_bytes(self.memory_bytes)
         usages = map(os.fstatvfs, self.scratch)
         files = sum(usage.f_frsize * (usage.f_blocks - usage.f_bfree) for usage in usages)
         if self.loose is not None and seen.sizes:

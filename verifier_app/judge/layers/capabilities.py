@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from typing import NoReturn
 
-from verifier_app.judge.layers import cgroup, landlock, rootfs, seccomp, syscalls
+from verifier_app.judge.layers import cgroup, landlock, memory_group, rootfs, seccomp, syscalls
 
 UID_BASE = 1_000_000_000  # far above accounts; below 2**31
 UID_SPAN = 1 << 30
@@ -25,6 +25,7 @@ class HostCapabilities:
         self.root = False  # a private root in a mount namespace
         self.landlock = 0  # its version
         self.cgroup = False  # tried only where the kernel does not say what processes share
+        self.groups: memory_group.MemoryGroups | None = None  # of version 2
         self.reasons: dict[str, str] = {}
         self.interpreter: list[str] = []
         self.uid_base, self.uid_span = UID_BASE, UID_SPAN
@@ -54,9 +55,12 @@ class HostCapabilities:
             self.landlock = 0
         self.ipc = self._works("ipc namespace", lambda: syscalls.unshare(syscalls.CLONE_NEWIPC))
         self.net = self._works("net namespace", lambda: syscalls.unshare(syscalls.CLONE_NEWNET))
+        place = self._place_of_groups()
         if self._works("mount namespace", lambda: self._try_root()):
             rootfs.build(self.interpreter, self.packages, self.entries)
             self.root = True
+        if place is not None:
+            self._find_groups(place)
         self.pid = self._try("pid namespace", self._try_pid)
         if self.root and not os.path.exists("/proc/self/smaps_rollup"):
             self.cgroup = self._works("cgroup", self._try_cgroup)
@@ -118,6 +122,24 @@ class HostCapabilities:
     def _try_cgroup(self) -> None:
         syscalls.unshare(syscalls.CLONE_NEWNS)
         cgroup.join(f"probe-{os.getpid()}", 1)
+
+    def _place_of_groups(self) -> int | None:
+        """Where groups of version 2 can be made; looked for while the host's root is there."""
+        try:
+            return memory_group.find()
+        except (OSError, ValueError) as error:
+            self.reasons["cgroup2"] = str(getattr(error, "strerror", None) or error)
+            return None
+
+    def _find_groups(self, place: int) -> None:
+        """Use them where the kernel counts in them. Without a private root a program's files lie on disks, and are not
+        told from what is read: there the watch counts."""
+        groups, name = memory_group.MemoryGroups(place), "probe"
+        if self.root and self._try("cgroup2", lambda: groups.make(name)):
+            self.groups = groups if self._works("cgroup2", lambda: memory_group.try_counting(groups, name)) else None
+            groups.remove(name)
+        if self.groups is None:
+            os.close(place)
 
     def fork_in_namespace(self) -> int:
         """fork(2) whose child is pid 1 of a new pid namespace; this process itself stays as it is.

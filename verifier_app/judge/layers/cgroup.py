@@ -42,9 +42,19 @@ def join(name: str, tasks: int) -> int:
     return usage
 
 
-def used_bytes(usage: int) -> int:
-    """What the group has allocated now."""
-    return int(os.pread(usage, 32, 0))
+class Usage:
+    """The judge's view of such a group's memory; `fd` is what `join` returned."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def used_bytes(self, enough: int) -> int:
+        """What the group has allocated now, whether that is more than `enough` or not."""
+        return int(os.pread(self.fd, 32, 0))
+
+    def close(self) -> None:
+        """Let go of it."""
+        os.close(self.fd)
 
 
 def _write(path: str, value: int) -> None:

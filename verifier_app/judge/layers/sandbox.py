@@ -46,16 +46,22 @@ def address_space_bytes() -> int:
 class Sandbox:
     """One rollout's sandbox. `uid` is its own, `pid` the zygote's number outside its namespace."""
 
-    def __init__(self, ground: HostCapabilities, memory_mb: int, uid: int, scratch: str | None) -> None:
+    def __init__(
+        self, ground: HostCapabilities, memory_mb: int, uid: int, scratch: str | None, group: str | None = None
+    ) -> None:
         self.ground, self.uid = ground, uid
         self.layers = ["rlimits"]
         self.missing: dict[str, str] = {}  # what this host lacks -> why, or what covers for it
         self.own_proc = False
-        self.usage = -1  # descriptor of what its cgroup has allocated
+        self.usage = self.group = -1  # descriptors: of what its cgroup has allocated; of its group of version 2
         self.path_fds_end = PATH_FD
         self.memory_bytes = memory_mb << 20
         self.address_space = address_space_bytes() + self.memory_bytes
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        if group is not None and ground.groups is not None:
+            self.group = ground.groups.join(group)
+            os.close(ground.groups.folder)
+            self.layers.append("cgroup2")
         self._namespaces(memory_mb, scratch)
         self.proc = os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
         self.folders = [os.open(folder, os.O_RDONLY | os.O_DIRECTORY) for folder in self.scratch]
@@ -121,7 +127,7 @@ class Sandbox:
                 self.layers.append(name)
         if flags:
             syscalls.unshare(flags)
-        if ground.cgroup:
+        if ground.cgroup and self.group < 0:
             self.usage = cgroup.join(f"rollout-{self.uid}-{os.urandom(4).hex()}", MAX_TASKS + 1)
             self.layers.append("cgroup")
         elif "cgroup" in ground.reasons:
