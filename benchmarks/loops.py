@@ -22,11 +22,12 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.workload import padded_batches
 from environments.common.rewards import group_advantages
-from trainer.config import BatchConfig, ObjectiveConfig, TrainerConfig
+from trainer.config import BatchConfig, TrainerConfig
 from trainer.data.scored_groups import ScoredGroup
 from trainer.metrics import Metrics
 from trainer.model.policy import Policy
 from trainer.objective.objectives import denominators, policy_loss
+from trainer.objective_config import ObjectiveConfig
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel
 from trainer.planning.live_bytes import LiveBytes

@@ -37,13 +37,14 @@ from trainer.data.scored_groups import Rollout, ScoredGroup
 from trainer.metrics import Metrics
 from trainer.model.logprobs import token_logprobs
 from trainer.model.policy import Policy
+from trainer.model.reference import Reference
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel, distributed
 from trainer.planning.fit import setup
 from trainer.planning.flops import step_flops
 from trainer.planning.live_bytes import LiveBytes
 from trainer.planning.timeline import plan
-from trainer.step import accumulate_gradient, prepare, set_old_logprobs
+from trainer.step import accumulate_gradient, prepare, set_old_logprobs, set_reference_logprobs
 
 MIB = 2**20
 ROOT = Path(__file__).resolve().parents[1]
@@ -76,6 +77,8 @@ class Case:
     ranks: int = 1
     adapter: int = 0
     """Rank of an adapter that alone trains."""
+    reference: str = "none"
+    """As objective.reference."""
 
     @property
     def tokens(self) -> int:
@@ -95,6 +98,9 @@ CASES = {
     "two ranks, full, untied": Case("qwen3", False, 4, "full", 64, 128, 256, ranks=2),
     "adapter, full, untied": Case("qwen3", False, 4, "full", 64, 128, 256, adapter=16),
     "adapter, none, tied": Case("llama", True, 4, "none", 64, 128, 256, adapter=64),
+    "frozen reference, full, untied": Case("qwen3", False, 4, "full", 64, 128, 256, reference="frozen"),
+    "running mean, full, tied": Case("llama", True, 4, "full", 64, 128, 256, reference="ema"),
+    "two ranks, frozen reference": Case("llama", True, 4, "none", 64, 128, 256, ranks=2, reference="frozen"),
     "two ranks, none, tied": Case("llama", True, 4, "none", 64, 128, 256, ranks=2),
 }
 
@@ -116,6 +122,7 @@ def options(folder: Path, case: Case) -> TrainerConfig:
             "activation_checkpointing": case.checkpointing,
             "logprob_chunk": case.chunk,
             "adapter": {"rank": case.adapter},
+            "objective": {"reference": case.reference},
             "batch": {
                 "rollouts": case.rollouts * case.groups * case.ranks,
                 "group_size": case.rollouts,
@@ -172,14 +179,21 @@ def step(case: Case, folder: Path, parallel: Parallel) -> dict[str, float]:
         adapter=config.adapter,
     )
     optimizer = PolicyOptimizer(policy, config.optimizer)
+    reference = Reference(config, policy) if case.reference != "none" else None
     live = LiveBytes()
     live.count([*policy.parameters(), *policy.buffers()])
+    if reference is not None and reference.own is not None:
+        live.count([*reference.own.parameters(), *reference.own.buffers()])
     steps: list[dict[str, float]] = []
     for _ in range(2 if case.ranks == 1 else 6):
         peaks = {}
         with live:
             batch = prepare(batch_groups, config, parallel)
             [part] = batch.parts
+            live.reset_peak()
+            if reference is not None:
+                set_reference_logprobs(batch, reference)
+            peaks["reference"] = live.peak
             live.reset_peak()
             set_old_logprobs(batch, policy, config, parallel)
             peaks["old"] = live.peak
@@ -188,6 +202,8 @@ def step(case: Case, folder: Path, parallel: Parallel) -> dict[str, float]:
             peaks["train"] = live.peak
             live.reset_peak()
             optimizer.step()
+            if reference is not None:
+                reference.follow()
             peaks["update"] = live.peak
         steps.append(peaks)
     found: dict[str, float] = {phase: min(peaks[phase] for peaks in steps[1:]) for phase in steps[0]}
@@ -200,6 +216,7 @@ def step(case: Case, folder: Path, parallel: Parallel) -> dict[str, float]:
     chosen = replace(setup(config, parallel.world_size, cuda=False), micro_batches=case.groups)
     budget = plan(model, chosen, layout, trained)
     phases = {moment.phase: moment.total for moment in budget.phases}
+    found["predicted reference"] = phases.get("reference's log-probabilities", 0.0)
     found["predicted old"] = phases["old log-probabilities"]
     found["predicted train"] = max(size for name, size in phases.items() if "ward" in name)
     found["predicted update"] = phases["update"]
@@ -311,7 +328,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found = run(name, Path(folder))
         row: dict[str, Any] = {"case": name, **asdict(case), "tokens": case.tokens}
-        for phase in ("old", "train", "update"):
+        for phase in ("old", "train", "update", *(["reference"] if case.reference != "none" else [])):
             row[f"{phase}_mib"] = round(found[phase] / MIB, 1)
             row[f"{phase}_predicted_mib"] = round(found[f"predicted {phase}"] / MIB, 1)
         row["tokens_per_cpu_s"] = round(case.tokens * case.groups / found["seconds"], 1)

@@ -86,8 +86,9 @@ def report(config: BudgetConfig, model: PretrainedConfig, budget: Budget) -> Ite
         f"estimate: {rate:,.0f} tokens/s in all, at an assumed MFU of {config.mfu:.0%} of {gpu.bf16_flops / 1e12:.0f} "
         f"TFLOP/s; {batch / rate:,.0f} s for {config.batch.rollouts} rollouts that are all as long as the context"
     )
+    of = "its old" if config.objective.reference == "none" else "its old and its reference's"
     yield (
-        f"{train / 1e9:.1f} GFLOP a token to train (causal, nothing computed twice) and {old / 1e9:.1f} for its old "
+        f"{train / 1e9:.1f} GFLOP a token to train (causal, nothing computed twice) and {old / 1e9:.1f} for {of} "
         "log-probability; sampling is vLLM's and not in it"
     )
 

@@ -40,6 +40,7 @@ from trainer.checkpoint_folder import (
     read_meta,
 )
 from trainer.model.policy import Policy
+from trainer.model.reference import Reference
 from trainer.model.weight_files import fingerprint
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel, barrier, broadcast, together
@@ -83,7 +84,14 @@ class Checkpoints:
         self._pending: Future[None] | None = None
         self._durable: int | None = None
 
-    def save(self, policy: Policy, optimizer: PolicyOptimizer, step: int, extra: dict[str, Any] | None = None) -> Path:
+    def save(
+        self,
+        policy: Policy,
+        optimizer: PolicyOptimizer,
+        step: int,
+        extra: dict[str, Any] | None = None,
+        reference: Reference | None = None,
+    ) -> Path:
         """Begins to write the state after `step`; returns the folder that it will have.
 
         Waits for the save before it, and raises CheckpointError when that one failed. extra: anything JSON, from rank
@@ -105,11 +113,12 @@ class Checkpoints:
             "world_size": self.parallel.world_size,
             "shapes": _shapes(policy),
             "adapter": _adapter(policy),
+            "reference": bool(reference and reference.state()),
             "extra": extra or {},
         }
         with together(self.parallel):
             torch.save(_random_state(), partial / f"random-{self.parallel.rank}.pt")
-        writing = dcp.async_save(_state(policy, optimizer), checkpoint_id=partial, process_group=self._group)
+        writing = dcp.async_save(_state(policy, optimizer, reference), checkpoint_id=partial, process_group=self._group)
         self._pending = self._finisher.submit(self._finish, writing, partial, final, meta)
         return final
 
@@ -152,15 +161,21 @@ class Checkpoints:
         self._finisher.shutdown(wait=True)
 
     def load(
-        self, which: str, policy: Policy, optimizer: PolicyOptimizer | None, folder: Path | None = None
+        self,
+        which: str,
+        policy: Policy,
+        optimizer: PolicyOptimizer | None,
+        folder: Path | None = None,
+        reference: Reference | None = None,
     ) -> Restored:
         """Puts a checkpoint's state in place. which: "latest", "best", a name in this folder (or in `folder`, another
         run's), or a path.
 
         An optimizer gets its moments and count of updates from the checkpoint; its options stay the configuration's.
         optimizer None: its moments, its schedule and the random state are left alone, as for the beginning of a new
-        stage. The random state of a rank that did not save is left as it is. Raises CheckpointError when there is
-        none, it is incomplete, or it belongs to another model.
+        stage. reference: a running mean is read as it was; for None, and for a frozen one, nothing is. The random state
+        of a rank that did not save is left as it is. Raises CheckpointError when there is none, it is incomplete, or it
+        belongs to another model.
         """
         here: Any = self._find(folder or self.folder, which) if self.parallel.is_main else None
         found = broadcast(here, self.parallel)
@@ -171,7 +186,12 @@ class Checkpoints:
             meta = read_meta(path)
             _check_adapter(path, meta.get("adapter"), _adapter(policy))
             _check_shapes(path, meta, _shapes(policy))
-        state = _state(policy, optimizer)
+            if reference is not None and reference.state() and not meta.get("reference"):
+                raise UnusableCheckpoint(
+                    f"checkpoint {path} has no running mean of the policy, which objective.reference ema goes on with; "
+                    "set objective.reference to none or frozen, or begin another run with init_from"
+                )
+        state = _state(policy, optimizer, reference)  # a mean's own shards are in it, and are read into
         try:
             dcp.load(state, checkpoint_id=path, process_group=self._group)
         except CheckpointException as error:
@@ -221,9 +241,11 @@ def _reason(error: CheckpointException) -> str:
     return f"{type(first).__name__}: {first}".removesuffix(": ")
 
 
-def _state(policy: Policy, optimizer: PolicyOptimizer | None) -> dict[str, Any]:
+def _state(policy: Policy, optimizer: PolicyOptimizer | None, reference: Reference | None) -> dict[str, Any]:
     model, moments = get_state_dict(policy.model, optimizer.adamw if optimizer else (), options=_options(policy))
-    return {"model": model, "optimizer": moments} if optimizer else {"model": model}
+    found = {"model": model, "optimizer": moments} if optimizer else {"model": model}
+    mean = reference.state() if reference else {}
+    return {**found, "reference": mean} if mean else found
 
 
 def _options(policy: Policy) -> StateDictOptions:

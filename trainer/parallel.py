@@ -20,7 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from environments.common.errors import LivecodeError
@@ -86,21 +86,33 @@ def distributed(deadline_s: float = 600.0, device: str | None = None) -> Iterato
         dist.destroy_process_group()
 
 
-def shard(root: nn.Module, blocks: Iterable[nn.Module], parallel: Parallel, dtype: torch.dtype | None = None) -> None:
+def shard(
+    root: nn.Module,
+    blocks: Iterable[nn.Module],
+    parallel: Parallel,
+    dtype: torch.dtype | None = None,
+    *,
+    frozen: bool = False,
+    offload: bool = False,
+) -> None:
     """Shards each block and then what is left of `root` over all ranks, in place.
 
     dtype: the computation's type; the masters stay as they are and gradients are reduced in fp32. None: as stored.
     The root stays whole between forward and backward: its head is used again when log-probabilities are recomputed.
+    frozen: there is no backward, so nothing stays whole. offload: shards are kept in the host's memory, pinned for a
+    GPU.
     """
     precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
     # With one rank nothing is saved by giving a block's weights back before its backward.
-    reshard = parallel.world_size > 1
+    reshard = parallel.world_size > 1 or frozen
     options: dict[str, Any] = {"mesh": parallel.mesh, "mp_policy": precision}
+    if offload:
+        options["offload_policy"] = CPUOffloadPolicy(pin_memory=parallel.device.type == "cuda")
     sharded = [fully_shard(block, reshard_after_forward=reshard, **options) for block in blocks]
     for block, following in pairwise(sharded):
         # Asked for before the block computes, so that a slow host does not let the GPU wait for the next weights.
         block.set_modules_to_forward_prefetch([following])
-    fully_shard(root, reshard_after_forward=False, **options)
+    fully_shard(root, reshard_after_forward=frozen, **options)
 
 
 def all_reduce_sums(values: Mapping[str, float | int], parallel: Parallel) -> dict[str, float | int]:

@@ -18,16 +18,18 @@ import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
+from environments.common.errors import ConfigError
 from environments.common.hub import model_folder
 from trainer.checkpoint_folder import complete_checkpoints, find_checkpoint
 from trainer.checkpoints import Checkpoints
 from trainer.config import TrainerConfig
 from trainer.metrics import Metrics
 from trainer.model.policy import Policy
-from trainer.optimizer import PolicyOptimizer
+from trainer.model.reference import Reference
 from trainer.parallel import Parallel, all_reduce_sums, together
 from trainer.replay_store import FOLDER, Digests, StepRecorder, StoredStep, comparable, read_step, versions
-from trainer.step import describe, prepare, set_old_logprobs, take_steps
+from trainer.step import describe, prepare, set_old_logprobs, set_reference_logprobs, take_steps
+from trainer.training_state import TrainingState
 
 
 @dataclass(frozen=True)
@@ -92,26 +94,16 @@ class Replay:
         torch.manual_seed(config.seed)
         if self.parallel.device.type == "cpu":
             torch.set_num_threads(self.stored[-1].threads)  # sums are cut by threads: their order is in the bits
-        with together(self.parallel):
-            self.policy = Policy(
-                self.model,
-                self.parallel,
-                activation_checkpointing=config.activation_checkpointing,
-                logprob_chunk=config.logprob_chunk,
-                compile_blocks=config.compile,
-                context=config.batch.context,
-                adapter=config.adapter,
-                seed=config.seed,
-            )
-        self.optimizer = PolicyOptimizer(self.policy, config.optimizer, config.updates)
+        state = TrainingState(config, self.model, self.parallel)
+        self.policy, self.optimizer, self.reference = state.policy, state.optimizer, state.reference
         checkpoints = Checkpoints(self.run / "checkpoints", self.parallel)
         try:
             if self.begin:
-                checkpoints.load(f"step-{self.begin:08d}", self.policy, self.optimizer)
+                state.resume(checkpoints, f"step-{self.begin:08d}")
             elif config.init_from.run is not None:
                 stage = config.init_from
                 path = find_checkpoint(Path(str(stage.run)) / "checkpoints", stage.select)
-                checkpoints.load(str(path), self.policy, self.optimizer if stage.optimizer == "keep" else None)
+                state.begin_with(checkpoints, str(path), stage.optimizer)
         finally:
             checkpoints.close()
 
@@ -129,14 +121,28 @@ class Replay:
             self._sum_gradients(gradient)
         metrics = Metrics()
         batch = prepare(stored.groups, config, self.parallel)
+        if self.reference is not None:
+            set_reference_logprobs(batch, self.reference)
         set_old_logprobs(batch, self.policy, config, self.parallel)
         recorder.prepared(stored.groups, batch)
-        take_steps(batch, self.policy, self.optimizer, config, self.parallel, metrics)
+        take_steps(batch, self.policy, self.optimizer, config, self.parallel, metrics, self.reference)
         if self.parallel.is_main:
             describe(batch, stored.step - 1, metrics)
         row = comparable(metrics.reduce(self.parallel.control))
         update = {name: value - before[name] for name, value in _local(self.policy).items()} if tensors else {}
         return Taken(recorder.digests(), row, dict(batch.dropped), gradient, update)
+
+    def refer(self, config: TrainerConfig) -> None:
+        """Takes the reference that other options ask for; ConfigError for a mean that the run did not keep."""
+        was, now = self.config.objective, config.objective
+        if was.reference == now.reference and was.reference_decay == now.reference_decay:
+            return
+        if now.reference == "ema":
+            raise ConfigError(
+                "objective.reference ema: a running mean depends on every step before, and the run kept "
+                f"{'another' if was.reference == 'ema' else 'none'}; give none or frozen"
+            )
+        self.reference = None if now.reference == "none" else Reference(config, self.policy)
 
     def _sum_gradients(self, into: dict[str, Tensor]) -> None:
         record = self.optimizer.watch
@@ -230,8 +236,9 @@ def replay_as_if(
     first = Replay(run, step, parallel, say)
     other = config(first.config)
     before = first.take(first.stored[-1], first.config, tensors=True)
-    del first.policy, first.optimizer
+    del first.policy, first.optimizer, first.reference
     second = Replay(run, step, parallel, say)
+    second.refer(other)
     after = second.take(second.stored[-1], other, tensors=True)
     pairs = (before.gradient, after.gradient), (before.update, after.update)
     return AsIf(before, after, *(number for pair in pairs for number in _compared(*pair, parallel)))

@@ -3,7 +3,8 @@
     batches/step-00000012.bin    zlib over msgpack: `StoredStep`, of the step that made weight version 12
 
 A fingerprint tells whether two tensors are equal bit for bit; it reads a tensor once, on its own device. Phases come in
-the order of the step: weights before, batch, old log-probabilities, then gradient and weights of each optimizer step.
+the order of the step: weights before, batch, old log-probabilities and the reference's, then gradient and weights of
+each optimizer step.
 """
 
 from __future__ import annotations
@@ -120,6 +121,8 @@ class StepRecorder:
                 name = f"part {number}, micro-batch {place}"
                 self._add("batch", ((f"{name}, {field}", getattr(micro, field)) for field in _OF_MICRO_BATCH))
                 self._add("old log-probabilities", [(name, part.old_logprobs[place])])
+                if part.reference_logprobs:
+                    self._add("reference's log-probabilities", [(name, part.reference_logprobs[place])])
 
     def _optimizer_step(self, phase: str) -> None:
         """Called by the optimizer with "gradient" before and "weights" after it updates."""

@@ -27,17 +27,16 @@ from trainer.data.scored_groups import BatchError, Reading, ScoredGroup
 from trainer.metrics import Metrics
 from trainer.model.export import check_export, save_adapter, save_hf
 from trainer.model.loading import stored_shapes
-from trainer.model.policy import Policy
 from trainer.objective.alignment import measure
-from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import all_reduce_sums, broadcast, distributed, together
 from trainer.planning import disk_use
 from trainer.planning.fit import check_memory
 from trainer.process.signals import StopRequest
 from trainer.replay_store import StepRecorder
 from trainer.start import RecordError, RunStart, taken
-from trainer.step import Batch, describe, prepare, set_old_logprobs, take_steps
+from trainer.step import Batch, describe, prepare, set_old_logprobs, set_reference_logprobs, take_steps
 from trainer.tracking import Tracker, tracking
+from trainer.training_state import TrainingState
 from trainer.weight_sync.publisher import make_publisher
 from trainer.weight_sync.session import ServerSession, ServersRecovered
 
@@ -121,18 +120,8 @@ class Run:
         with together(self.parallel):
             if self.parallel.is_main:
                 self._reach_out(opened)
-        with together(self.parallel):
-            self.policy = Policy(
-                config.model,
-                self.parallel,
-                activation_checkpointing=config.activation_checkpointing,
-                logprob_chunk=config.logprob_chunk,
-                compile_blocks=config.compile,
-                context=config.batch.context,
-                adapter=config.adapter,
-                seed=config.seed,
-            )
-        self.optimizer = PolicyOptimizer(self.policy, config.optimizer, config.updates)
+        self.state = TrainingState(config, config.model, self.parallel)
+        self.policy, self.optimizer, self.reference = self.state.policy, self.state.optimizer, self.state.reference
         self.checkpoints = Checkpoints(
             config.run_dir / "checkpoints", self.parallel, keep_last=config.checkpoint.keep_last
         )
@@ -151,12 +140,12 @@ class Run:
         if begin.checkpoint is None:
             return
         stage = self.config.init_from
-        kept = self.optimizer if begin.resumed or stage.optimizer == "keep" else None
-        self.checkpoints.load(str(begin.checkpoint), self.policy, kept)
         if begin.resumed:
+            self.state.resume(self.checkpoints, str(begin.checkpoint))
             self.step = self._saved = begin.step
             log.info("resumed after step %d", self.step)
         else:
+            self.state.begin_with(self.checkpoints, str(begin.checkpoint), stage.optimizer)
             log.info("began with %s, optimizer: %s", begin.checkpoint, stage.optimizer)
 
     def _reach_out(self, opened: ExitStack) -> None:
@@ -270,6 +259,9 @@ class Run:
         if not self._aligned and batch.parts:
             with self._timed("seconds_alignment"):
                 self._check_alignment(batch)
+        if self.reference is not None:
+            with self._timed("seconds_reference"):
+                set_reference_logprobs(batch, self.reference)
         with self._timed("seconds_old_logprobs"):
             set_old_logprobs(batch, self.policy, self.config, self.parallel)
         self.recorder.prepared(groups, batch)
@@ -286,7 +278,9 @@ class Run:
     def optimize(self, batch: Batch) -> None:
         """One optimizer step for each part of the batch that has a gradient; the others are skipped and counted."""
         with self._timed("seconds_train"):
-            taken = take_steps(batch, self.policy, self.optimizer, self.config, self.parallel, self.metrics)
+            taken = take_steps(
+                batch, self.policy, self.optimizer, self.config, self.parallel, self.metrics, self.reference
+            )
         if not taken:
             log.warning("step %d: nothing in the batch has a gradient, skipped", self.step)
 
@@ -352,7 +346,8 @@ class Run:
     def _save(self) -> None:
         with self._timed("seconds_checkpoint"):
             # The lease is this step's: a resumed trainer rolls the API server back to it.
-            self.checkpoints.save(self.policy, self.optimizer, self.step, {"lease": {"step": self.step}})
+            lease = {"lease": {"step": self.step}}
+            self.checkpoints.save(self.policy, self.optimizer, self.step, lease, self.reference)
         self._saved = self.step
 
     def _acknowledge(self) -> None:

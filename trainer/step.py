@@ -18,6 +18,7 @@ from trainer.data.scored_groups import ScoredGroup
 from trainer.metrics import Metrics, group_stats
 from trainer.model.packing import MicroBatch, pack
 from trainer.model.policy import Policy
+from trainer.model.reference import Reference
 from trainer.objective.objectives import (
     Denominators,
     Objective,
@@ -57,6 +58,8 @@ class OptimizerBatch:
     counts: Denominators
     old_logprobs: list[Tensor] = field(default_factory=list)
     """fp32 [K] for each micro-batch."""
+    reference_logprobs: list[Tensor] = field(default_factory=list)
+    """The same of the reference; none where there is none."""
 
 
 @dataclass
@@ -156,6 +159,15 @@ def set_old_logprobs(batch: Batch, policy: Policy, config: TrainerConfig, parall
     batch.tokens = sum(part.counts.tokens for part in batch.parts)
 
 
+def set_reference_logprobs(batch: Batch, reference: Reference) -> None:
+    """Fills in the reference's log-probabilities. A collective.
+
+    Before `set_old_logprobs`: then no weight of the policy is whole beside the reference's.
+    """
+    for part in batch.parts:
+        part.reference_logprobs = [reference.logprobs(micro) for micro in part.micro_batches]
+
+
 def _counts_of_kept(part: OptimizerBatch, mismatch: OffPolicy, parallel: Parallel) -> Denominators:
     """N and S of what the mask keeps. Sequences that never count (overlong, excluded) were not packed."""
     sequences = tokens = 0
@@ -181,7 +193,8 @@ def accumulate_gradient(
     options = config.objective
     mismatch = chosen_mismatch(config)
     found = Ratios(0.0, 0.0, 0.0, 0.0)
-    for micro, old in zip(part.micro_batches, part.old_logprobs, strict=True):
+    references: Sequence[Tensor | None] = part.reference_logprobs or [None] * len(part.micro_batches)
+    for micro, old, held_to in zip(part.micro_batches, part.old_logprobs, references, strict=True):
         logprob, entropy = policy.logprobs(micro)
         loss, stats = policy_loss(
             chosen,
@@ -195,6 +208,7 @@ def accumulate_gradient(
             sampler_logprob=micro.sampler_logprob,
             mismatch=mismatch,
             kl_coefficient=options.kl_coefficient,
+            reference_logprob=held_to,
         )
         (loss * parallel.world_size).backward()
         metrics.update(stats)
@@ -212,11 +226,13 @@ def take_steps(
     config: TrainerConfig,
     parallel: Parallel,
     metrics: Metrics,
+    reference: Reference | None = None,
 ) -> int:
     """One optimizer step for each part that has a gradient; returns how many were taken. A collective.
 
     A part whose sequences are all masked, or whose gradient is zero on every weight of every rank, takes none: AdamW's
-    moments would move the weights without a signal. Such parts are counted. Raises ClippedBeforeUpdate.
+    moments would move the weights without a signal. Such parts are counted. The reference follows each step that was
+    taken. Raises ClippedBeforeUpdate.
     """
     taken: list[OptimizerBatch] = []
     updated = False
@@ -231,6 +247,8 @@ def take_steps(
         metrics.add("grad_norm", update.grad_norm)
         if update.taken:
             updated = True
+            if reference is not None:
+                reference.follow()
             metrics.add("learning_rate", update.lr)
             taken.append(part)
     metrics.add("optimizer_steps", len(taken))

@@ -18,6 +18,7 @@ model run_dir steps seed activation_checkpointing compile logprob_chunk memory_g
 init_from.run init_from.select init_from.optimizer
 adapter.rank adapter.alpha adapter.targets adapter.dropout
 objective.name objective.clip_low objective.clip_high objective.dual_clip objective.kl_coefficient
+objective.reference objective.reference_decay objective.reference_offload
 objective.old_logprobs objective.importance_weight objective.tis_cap
 objective.icepop_low objective.icepop_high objective.sequence_mask_low objective.sequence_mask_high
 objective.optimizer_steps_per_batch
@@ -46,6 +47,11 @@ def test_the_set_of_options_is_frozen():
         (["--objective.old_logprobs", "sampler", "--objective.importance_weight", "icepop"], ["recompute"]),
         (["--objective.name", "gspo"], ["differs from grpo only by", "optimizer_steps_per_batch to 2"]),
         (["--objective.name", "gspo+"], ["differs from dapo only by", "objective.name to dapo"]),
+        (["--objective.reference", "ema", "--adapter.rank", "4"], ["is its base", "objective.reference: frozen"]),
+        (
+            ["--objective.reference", "frozen", "--objective.reference_offload", "true", "--adapter.rank", "4"],
+            ["objective.reference_offload with adapter.rank 4", "leave it out"],
+        ),
         (["--batch.rollouts", "20", "--batch.group_size", "8"], ["not divisible", "set rollouts to 16 or 24"]),
         (["--batch.max_tokens", "512", "--batch.context", "640"], ["max_tokens 512 < context 640"]),
         (

@@ -66,6 +66,22 @@ def test_bounds_that_bound_nothing_are_refused(bound: str, value: str) -> None:
         objective(optimizer_steps_per_batch="2", **{bound: value})
 
 
+@pytest.mark.parametrize("reference", ["none", "frozen", "ema"])
+def test_options_of_a_reference_that_is_not_there_are_refused(reference: str) -> None:
+    if reference == "none":
+        with pytest.raises(ConfigError, match=r"kl_coefficient 0.01 has no effect.*or set reference: frozen"):
+            objective(kl_coefficient="0.01")
+        with pytest.raises(ConfigError, match=r"reference_offload True has no effect: there is no reference"):
+            objective(reference_offload="true")
+    else:
+        objective(reference=reference, reference_offload="true", kl_coefficient="0.01")
+    if reference == "ema":
+        objective(reference=reference, reference_decay="0.5")
+    else:
+        with pytest.raises(ConfigError, match=r"reference_decay 0.5 has no effect.*set reference: ema"):
+            objective(reference=reference, reference_decay="0.5")
+
+
 def test_a_share_of_no_decay_is_refused() -> None:
     load(TrainerConfig, [*BASE, "--optimizer.decay", "cosine", "--optimizer.decay_share", "0.5"])
     with pytest.raises(ConfigError, match=r"decay_share 0.5 has no effect with decay none"):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.trainer.objective_ranks import MAX_TOKENS, NAMES
+from tests.trainer.objective_ranks import HELD, MAX_TOKENS, NAMES
 
 Gradients = dict[Any, dict[str, Tensor]]
 
@@ -39,8 +39,10 @@ def worlds(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("baseline", ["include", "exclude"])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    ("name", "baseline"),
+    [(name, baseline) for name in NAMES for baseline in ("include", "exclude")] + [("held", kind) for kind in HELD],
+)
 def test_the_gradient_does_not_depend_on_how_the_batch_was_cut(
     worlds: dict[int, Gradients], name: str, baseline: str
 ) -> None:
@@ -52,7 +54,14 @@ def test_the_gradient_does_not_depend_on_how_the_batch_was_cut(
             assert ours.keys() == reference.keys()
             for key, expected in reference.items():
                 relative = float((ours[key] - expected).norm() / expected.norm())
-                assert relative <= 1e-5, f"world {world}, {tokens} tokens, {key}: {relative}"
+                # Two updates before it, "held" begins at weights that already differ by rounding.
+                limit = 5e-5 if name == "held" else 1e-5
+                assert relative <= limit, f"world {world}, {tokens} tokens, {key}: {relative}"
+
+
+def test_where_a_reference_is_kept_changes_nothing(worlds: dict[int, Gradients]) -> None:
+    here, there = (worlds[2]["held", kind, MAX_TOKENS[0]] for kind in ("frozen", "frozen, offloaded"))
+    assert all(torch.equal(here[key], there[key]) for key in here)
 
 
 def test_no_two_objectives_have_the_same_gradient(worlds: dict[int, Gradients]) -> None:

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 import torch
 
+from environments.common.errors import ConfigError
 from tests.trainer.test_run import ROOT, api_server, post_groups, start_trainer
 from trainer.checkpoints import Checkpoints
 from trainer.config import TrainerConfig
@@ -26,6 +27,7 @@ from trainer.replay import Replay, replay, replay_as_if
 from trainer.replay_command import main, other_options
 from trainer.replay_store import FOLDER, fingerprint, mixed_sum, read_step, stored_steps
 
+HELD = ("--objective.reference", "ema", "--objective.reference_decay", "0.5", "--objective.kl_coefficient", "0.1")
 TWO_UPDATES = ("--objective.optimizer_steps_per_batch", "2", "--keep_batches", "5")
 
 
@@ -48,7 +50,7 @@ def train(folder: Path, model: Path, ranks: int, stops: tuple[int, ...], *flags:
 @pytest.fixture(scope="module")
 def resumed(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One rank, stopped after the first step and gone on with."""
-    return train(tmp_path_factory.mktemp("resumed"), models["llama"], 1, (1,))
+    return train(tmp_path_factory.mktemp("resumed"), models["llama"], 1, (1,), *HELD)
 
 
 @pytest.fixture
@@ -145,6 +147,12 @@ def test_a_step_as_if_by_another_objective_compares_gradients_and_updates(resume
     assert half.after.gradient.keys() == full.after.gradient.keys()
     for name, update in full.after.update.items():
         assert torch.allclose(half.after.update[name] * 2, update, atol=2e-6)
+    free = other("--objective.reference", "none", "--objective.reference_decay", "0.99")
+    assert free.before.metrics["kl_reference"] > 0
+    assert free.after.metrics["kl_reference"] is None
+    assert 0 < free.gradient_cosine < 1
+    with pytest.raises(ConfigError, match="a running mean depends on every step before, and the run kept another"):
+        other("--objective.reference_decay", "0.9")
     gspo = other("--objective.name", "gspo+")
     assert gspo.before.metrics["loss"] == same.before.metrics["loss"]
     assert 0 < gspo.gradient_cosine < 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,8 @@ class Policy(nn.Module):
         context: int | None = None,
         adapter: AdapterConfig | None = None,
         seed: int = 0,
+        frozen: Literal["fp32", "computed"] | None = None,
+        offload: bool = False,
     ) -> None:
         """Shards the model of a local folder (safetensors) and reads this rank's part of it.
 
@@ -54,6 +56,8 @@ class Policy(nn.Module):
         compile_blocks: torch.compile each block by itself. context: the longest prompt + completion in tokens, which
         the model's attention and rotary frequencies are checked for before its weights are read; None: no check.
         adapter: with a rank, a LoRA adapter trains and the model's own weights are frozen; `seed` is its start's.
+        frozen: no weight trains, and they are kept in fp32 or in the type that is computed with; nothing of them stays
+        whole after a forward. offload: they are kept in CPU memory (of a frozen model only).
 
         Raises UnsupportedModel and UnsupportedAttention.
         """
@@ -63,12 +67,18 @@ class Policy(nn.Module):
         self.path = Path(model_path)
         self.adapter = adapter if adapter is not None and adapter.rank else None
         self.model = build(self.path)
+        if frozen:
+            self.model.requires_grad_(False)
         self.blocks = [part for part in self.model.modules() if isinstance(part, GradientCheckpointingLayer)]
         _check(self.model, self.blocks)
         if context is not None:
             check_context(self.model, context)
         if compute_dtype is None and parallel.device.type == "cuda":
             compute_dtype = torch.bfloat16
+        self.compute_dtype = compute_dtype
+        if frozen == "computed":
+            for weight in self.model.parameters():
+                weight.data = weight.data.to(compute_dtype or torch.float32)
         if self.adapter is not None:
             lora.add_adapter(self.model, self.blocks, self.adapter, self.path, compute_dtype or torch.float32)
         for block in self.blocks:
@@ -78,8 +88,12 @@ class Policy(nn.Module):
                 block.forward = torch.compile(block.forward, dynamic=True)
             recompute(block, activation_checkpointing)
         self.eval()
-        shard(self, self.blocks, parallel, compute_dtype)
-        fill(self.model, self.path, parallel.device)
+        shard(self, self.blocks, parallel, compute_dtype, frozen=frozen is not None, offload=offload)
+        fill(self.model, self.path, torch.device("cpu") if offload else parallel.device)
+        if offload:  # the weights only: rotary frequencies are used on the device
+            for part in self.model.modules():
+                for name, value in list(part.named_buffers(recurse=False)):
+                    part._buffers[name] = value.to(parallel.device)
         if self.adapter is not None:
             lora.initialise(self.model, seed)
 

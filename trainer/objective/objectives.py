@@ -103,6 +103,7 @@ def policy_loss(
     sampler_logprob: Tensor | None = None,
     mismatch: OffPolicy | None = None,
     kl_coefficient: float = 0.0,
+    reference_logprob: Tensor | None = None,
 ) -> tuple[Tensor, Stats]:
     """Local sum of the objective over one packed micro-batch / D, and its statistics as local sums with counts.
 
@@ -113,7 +114,8 @@ def policy_loss(
     sampler_logprob [K]: given when the old log-probabilities are the trainer's own; None, or the very tensor that
     is `old_logprob`, when they are the sampler's, whose weight is then 1. With a sequence ratio the loss of a token
     is s_i's, so a sequence is weighed by the mean of its tokens' weights.
-    kl_coefficient: of k3 = exp(q) - q - 1, q = old_logprob - logprob, per token with the objective's own weights
+    reference_logprob [K]: of the policy that the KL term holds to; None: the old one.
+    kl_coefficient: of k3 = exp(q) - q - 1, q = reference_logprob - logprob, per token with the objective's own weights
     (overlong sequences included).
 
     Raises ValueError for half precision (1 + 3e-4 is 1.0 in bf16), for shapes that do not fit, and for a
@@ -121,6 +123,10 @@ def policy_loss(
     """
     mismatch = mismatch or OffPolicy()
     _check(chosen, logprob, old_logprob, sequence, advantage, length)
+    if reference_logprob is not None and reference_logprob.shape != logprob.shape:
+        raise ValueError(
+            f"reference_logprob {tuple(reference_logprob.shape)}, logprob {tuple(logprob.shape)}: pass packed [K] twice"
+        )
     old = old_logprob.detach().double()
     new = logprob.double()
     if sampler_logprob is None or sampler_logprob is old_logprob:
@@ -141,9 +147,9 @@ def policy_loss(
     if of_sequence:
         per_token = per_token[sequence]
     per_token = per_token * weight
+    held_to = old if reference_logprob is None else reference_logprob.detach().double()
     if kl_coefficient:
-        away = torch.where(keep, old - new, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-        per_token = per_token + kl_coefficient * (away.expm1() - away)
+        per_token = per_token + kl_coefficient * _k3(held_to, new, keep)
     if chosen.reduction == "sequence_mean":
         per_token = per_token / length.clamp(min=1)[sequence]
     loss = torch.where(keep, per_token, 0.0).sum() / divisor(chosen, counts, max_length)
@@ -153,7 +159,15 @@ def policy_loss(
         stats = _clip_stats(chosen, token_ratio, ratio, advantage, sequence, length, keep, kept)
         stats |= _distance_stats(difference, trainer, sampler, token_ratio * weight, keep)
         stats["loss"] = (loss.detach(), 1)
+        if reference_logprob is not None:
+            stats["kl_reference"] = (_sum(_k3(held_to, new, keep)), keep.sum())
     return loss.float(), stats
+
+
+def _k3(anchor: Tensor, new: Tensor, keep: Tensor) -> Tensor:
+    """exp(q) - q - 1 with q = anchor - new, 0 where not kept: at least 0, and KL(new, anchor) over tokens of `new`."""
+    away = torch.where(keep, anchor - new, 0.0).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
+    return away.expm1() - away
 
 
 def check_before_update(chosen: Objective, outside: float, limit: float = 0.5) -> None:

@@ -60,9 +60,11 @@ def disk_use(config: TrainerConfig, shapes: Mapping[str, tuple[int, ...]]) -> Di
     saves = config.steps // config.checkpoint.every if config.checkpoint.every else 0
     # An adapter is saved, sent and exported alone.
     trained = config.adapter.parameters(shapes) if config.adapter.rank else parameters
+    # A running mean is saved once, without the tied head's second name.
+    mean = parameters * 4 if config.objective.reference == "ema" else 0
     sends = bool(config.weights.servers) and config.weights.backend == "disk"
     return DiskUse(
-        checkpoint=trained * _ADAM + (0 if config.adapter.rank else tied * 4),
+        checkpoint=trained * _ADAM + (0 if config.adapter.rank else tied * 4) + mean,
         checkpoints=min(config.checkpoint.keep_last + 2, saves + 1),  # one more at the end, or when it is stopped
         weights=trained * _BYTES[config.weights.dtype] if sends else 0,
         export=trained * 4 * 2 if config.checkpoint.export else 0,

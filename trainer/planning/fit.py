@@ -64,6 +64,7 @@ def model_config(folder: Path) -> PretrainedConfig:
 def setup(config: TrainerConfig, world_size: int, *, cuda: bool = True) -> Setup:
     """What of the options decides about memory. cuda: bf16 and flash attention, as on a GPU; else fp32 on a CPU."""
     batch, steps = config.batch, config.objective.optimizer_steps_per_batch
+    chosen = config.objective.reference
     tokens = -(-batch.rollouts * batch.context // steps)
     return Setup(
         world_size=world_size,
@@ -76,17 +77,24 @@ def setup(config: TrainerConfig, world_size: int, *, cuda: bool = True) -> Setup
         recompute_old=config.objective.old_logprobs == "recompute",
         dtype=torch.bfloat16 if cuda else torch.float32,
         varlen=cuda,
+        reference="base" if config.adapter.rank and chosen != "none" else chosen,
+        reference_offload=config.objective.reference_offload,
         adapter=(config.adapter.rank, tuple(config.adapter.targets)) if config.adapter.rank else None,
     )
 
 
 def token_flops(model: PretrainedConfig, config: TrainerConfig) -> tuple[float, float]:
-    """Operations for one packed token of full-length sequences: (training, old log-probabilities)."""
+    """Operations for one packed token of full-length sequences: (training, log-probabilities without gradient).
+
+    The latter are the old ones where they are recomputed, and the reference's.
+    """
     layout = full_layout(config.batch.context, config.batch.max_tokens)
     trained = layout.total - sum(span.prompt for span in layout.spans)
     counts = (layout.total, attended_pairs(layout), trained)
-    old = flops(model, *counts, backward=False) if config.objective.old_logprobs == "recompute" else 0.0
-    return flops(model, *counts, backward=True) / layout.total, old / layout.total
+    forwards = (config.objective.old_logprobs == "recompute") + (config.objective.reference != "none")
+    return flops(model, *counts, backward=True) / layout.total, forwards * flops(
+        model, *counts, backward=False
+    ) / layout.total
 
 
 def tokens_per_second(token: float, gpus: int, peak: float, mfu: float) -> float:

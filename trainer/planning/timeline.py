@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import ceil, prod
+from typing import Literal
 
 import torch
 from transformers import PretrainedConfig
@@ -51,6 +52,10 @@ class Setup:
     """What is computed in; weights, moments and the gradients' sums are fp32."""
     varlen: bool = True
     """Attention of a GPU; False: of a CPU."""
+    reference: Literal["none", "frozen", "ema", "base"] = "none"
+    """A model of its own, kept in `dtype` (frozen) or fp32 (ema); base: the policy without its adapter."""
+    reference_offload: bool = False
+    """Whether its shards are on the host."""
     adapter: Adapter | None = None
     """What alone trains: the model is then kept in `dtype`, without gradients and moments."""
 
@@ -157,8 +162,14 @@ class _Timeline:
             "weights (fp32, sharded)": self.shard,
             "frozen weights (sharded)": self.item * (self.root + sum(own)) / self.world if frozen else 0,
             "AdamW's moments (fp32, sharded)": 2 * self.shard,
+            "reference (sharded)": self._reference_bytes(),
             "batch and positions": batch + rotary,
         }
+
+    def _reference_bytes(self) -> float:
+        if self.setup.reference not in ("frozen", "ema") or self.setup.reference_offload:
+            return 0.0
+        return (FP32 if self.setup.reference == "ema" else self.item) * (self.root + sum(self.blocks)) / self.world
 
     def _padded(self, shape: Shape) -> int:
         """Entries after every rank's rows were made as many as the first one's."""
@@ -166,7 +177,9 @@ class _Timeline:
 
     def step(self) -> Iterator[PhaseMemory]:
         """Every moment that can be the largest one."""
-        if self.setup.recompute_old:
+        if self.setup.reference in ("frozen", "ema"):
+            yield from self._referred()
+        if self.setup.recompute_old or self.setup.reference == "base":
             yield from self._forward("old log-probabilities", 0.0, grad=False)
         before = self.shard if self.setup.micro_batches > self.setup.optimizer_steps else 0.0
         yield from self._forward("forward", before, grad=True)
@@ -213,6 +226,16 @@ class _Timeline:
         parts["layer checkpoints"] = kept * (last + 1)
         parts["log-probabilities"] = self.tail.forward if grad else self.tail.evaluated
         yield self._moment(phase, gradients, parts)
+
+    def _referred(self) -> Iterator[PhaseMemory]:
+        """The reference's forward: of the policy nothing is whole, of the reference only what computes."""
+        phase = "reference's log-probabilities"
+        root = {"whole weights of embedding and head": float(self.item * self.root)}
+        for number, size in enumerate(self.blocks):
+            parts = {**root, "whole weights of blocks in flight": float(self.item * size * (3 if self.many else 1))}
+            parts |= {"one block": self.block.evaluated, "activations outside of blocks": self.hidden if number else 0}
+            yield self._moment(phase, 0.0, parts)
+        yield self._moment(phase, 0.0, {**root, "log-probabilities": self.tail.evaluated})
 
     def _backward(self, before: float) -> Iterator[PhaseMemory]:
         last = len(self.blocks) - 1
