@@ -63,11 +63,12 @@ def expect(name: str, value: Tensor, device: str, dtype: torch.dtype, shape: tup
         raise WrongCall(f"{name}: {found}, expected {(device, dtype, shape)}")
 
 
-def _heads(device: torch.device, *, grad: bool) -> list[Tensor]:
-    return [
+def _heads(device: torch.device, *, grad: bool) -> tuple[Tensor, Tensor, Tensor]:
+    query, keys, values = (
         torch.empty(LAYOUT.total, heads, WIDTH, device=device, dtype=torch.bfloat16, requires_grad=grad)
         for heads in (HEADS, KEY_HEADS, KEY_HEADS)
-    ]
+    )
+    return query, keys, values
 
 
 def _layout() -> AttentionLayout:
@@ -117,14 +118,17 @@ def kernel_calls() -> None:
 
 def _model(device: torch.device) -> PreTrainedModel:
     with device, no_init_weights():
-        return AutoModelForCausalLM.from_config(
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(
             Qwen3Config(**SHAPES["tiny"]), dtype=torch.bfloat16, attn_implementation=attention.NAME
-        ).eval()
+        )
+        model.eval()
+        return model
 
 
 def _hidden(model: PreTrainedModel, ids: Tensor, layout: AttentionLayout, **asked: bool) -> Tensor:
     out = model.base_model(input_ids=ids, position_ids=ids, use_cache=False, layout=layout, **asked)
-    return out.last_hidden_state[0]
+    hidden: Tensor = out.last_hidden_state[0]
+    return hidden
 
 
 def _asked() -> dict[str, Any]:

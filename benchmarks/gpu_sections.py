@@ -18,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
 from benchmarks.gpu_calls import check_all
 from benchmarks.loops import GIB, PackedLoop, Phases, free, relative_error, trainer_config
 from benchmarks.workload import SHAPES, Lengths, draw_lengths, make_groups, write_model
 from trainer.checkpoints import Checkpoints
+from trainer.config import Recompute
 from trainer.data.scored_groups import ScoredGroup
-from trainer.model.activation_checkpointing import Recompute
 from trainer.model.attention import AttentionLayout, Span, grouped_attention, varlen_attention
 from trainer.model.logprobs import token_logprobs
 from trainer.model.packing import MicroBatch, pack
@@ -200,6 +201,7 @@ def _backward(policy: Policy, micros: Sequence[MicroBatch]) -> tuple[dict[Any, T
 
 def _taken(weight: Tensor) -> Tensor:
     gradient, weight.grad = weight.grad, None
+    assert isinstance(gradient, DTensor)
     return gradient.full_tensor().clone()
 
 
@@ -255,7 +257,8 @@ def against_transformers(check: Check) -> dict[str, Any]:
     free(check.device)
     plain = AutoModelForCausalLM.from_pretrained(
         check.model(shape), dtype=torch.bfloat16, attn_implementation="sdpa", local_files_only=True
-    ).to(check.device)
+    )
+    nn.Module.to(plain, check.device)
     away = []
     for (_, place), mine in zip(whole.origin, ours, strict=True):
         completion = groups[0].rollouts[place].completion

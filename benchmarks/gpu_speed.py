@@ -150,7 +150,8 @@ def packed_against_padded(check: Check) -> dict[str, Any]:
     case = Case(shape, context, check.folder, check.parallel, _options(check, shape, context))
     case.round()
     found = case.result(peak_flops(check.device)[0])
-    return {"case": f"{shape}, {context}"} | found["padded_over_packed"]
+    ratios: dict[str, Any] = found["padded_over_packed"]
+    return {"case": f"{shape}, {context}"} | ratios
 
 
 def recomputation_speed(check: Check) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
@@ -158,7 +158,8 @@ class PaddedLoop:
         self.device = parallel.device
         self.model = AutoModelForCausalLM.from_pretrained(
             config.model, dtype=torch.float32, attn_implementation="sdpa", local_files_only=True
-        ).to(self.device)
+        )
+        nn.Module.to(self.model, self.device)
         self.model.gradient_checkpointing_enable({"use_reentrant": False})
         self.model.train()  # checkpointing does nothing otherwise; Qwen3 has no dropout
         self.model.config.use_cache = False

@@ -177,7 +177,7 @@ def with_heartbeat(mode: Mode, heart: Heartbeat, out: Path, reference: dict[str,
 
     async def measured(env_class: type[LivecodeEnv], config: RunConfig) -> Any:
         tasks = [asyncio.create_task(heart.beat())]
-        product = environment.build_verifier
+        product: Callable[[LivecodeEnvConfig], Verifier] = vars(environment)["build_verifier"]
 
         def kept(config: LivecodeEnvConfig) -> Verifier:
             verifier = product(config)
@@ -191,7 +191,8 @@ def with_heartbeat(mode: Mode, heart: Heartbeat, out: Path, reference: dict[str,
             heart.in_flight = True
             begin(env, group)
 
-        environment.build_verifier, LivecodeEnv._begin = kept, begun  # type: ignore[method-assign]
+        vars(environment)["build_verifier"] = kept
+        LivecodeEnv._begin = begun  # type: ignore[method-assign, assignment]
         try:
             return await mode(env_class, config)
         finally:
@@ -206,9 +207,8 @@ def main() -> int:
     """The environment's own exit code."""
     reference = os.environ.get("WITH_REFERENCE")
     request = json.loads(Path(reference).read_text()) if reference else None
-    command.MODES["serve"] = with_heartbeat(
-        command.MODES["serve"], Heartbeat(stacks=request is None), Path(sys.argv[1]), request
-    )
+    modes: dict[str, Any] = command.MODES
+    modes["serve"] = with_heartbeat(modes["serve"], Heartbeat(stacks=request is None), Path(sys.argv[1]), request)
     return command.run_command(LivecodeEnv, "serve", sys.argv[2:])
 
 

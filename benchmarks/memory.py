@@ -108,7 +108,7 @@ CASES = {
 def write_model(folder: Path, case: Case) -> None:
     """A random model of the case's kind."""
     torch.manual_seed(0)
-    sizes = {**SIZES, "num_hidden_layers": case.layers, "tie_word_embeddings": case.tied}
+    sizes: dict[str, Any] = {**SIZES, "num_hidden_layers": case.layers, "tie_word_embeddings": case.tied}
     model = LlamaForCausalLM(LlamaConfig(**sizes)) if case.kind == "llama" else Qwen3ForCausalLM(Qwen3Config(**sizes))
     model.save_pretrained(folder)
 
@@ -205,7 +205,7 @@ def step(case: Case, folder: Path, parallel: Parallel) -> dict[str, float]:
             if reference is not None:
                 reference.follow()
             peaks["update"] = live.peak
-        steps.append(peaks)
+        steps.append(dict(peaks))
     found: dict[str, float] = {phase: min(peaks[phase] for peaks in steps[1:]) for phase in steps[0]}
     started = time.process_time()
     accumulate_gradient(part, policy, config, parallel, Metrics())
@@ -288,10 +288,10 @@ def logprobs(tokens: int, vocabulary: int, width: int, chunk: int, *, real: bool
         "chunked": lambda: token_logprobs(hidden, weight, target, warm, chunk)[0].sum(),
         "plain": lambda: plain(hidden, weight, target),
     }
-    gradients = {}
+    gradients: dict[str, list[Tensor]] = {}
     for name, loss in ways.items():
         result[f"{name}_gib"] = round(peak_of(loss, given) / 2**30, 3)
-        gradients[name] = [hidden.grad, weight.grad]
+        gradients[name] = [one.grad for one in (hidden, weight) if one.grad is not None]
         hidden.grad = weight.grad = None
     if real:
         pairs = zip(gradients["chunked"], gradients["plain"], strict=True)

@@ -19,6 +19,7 @@ import json
 import random
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -75,6 +76,21 @@ def from_run(run: Path) -> tuple[list[Problem], list[tuple[str, str]]]:
     return load_set(env["problems"], env["seed"]), [(row["problem_id"], row["code"]) for row in rows if row["code"]]
 
 
+def at_random(draw: random.Random, problem: Problem) -> list[int]:
+    """The problem's tests in a random order."""
+    return draw.sample(range(len(problem.tests)), len(problem.tests))
+
+
+def as_learned(learned: TestOrder, problem: Problem) -> list[int] | None:
+    """The order that the environment would ask for."""
+    return learned.order(problem.id, [len(test.input) for test in problem.tests])
+
+
+def learn(learned: TestOrder, problem: Problem, verdict: dict[str, Any]) -> None:
+    """What the environment learns from a verdict."""
+    learned.record(problem.id, verdict)
+
+
 def replay(judged: list[tuple[Problem, list[dict[str, Any]]]], order: Callable[[Problem], list[int] | None],
            learn: Callable[[Problem, dict[str, Any]], None] = lambda *_: None) -> tuple[float, float]:  # fmt: skip
     """Tests run and CPU seconds until the first failure, per failing program."""
@@ -127,15 +143,9 @@ def main() -> None:
         draw.shuffle(judged)
         learned = TestOrder()
         found["file"].append(replay(judged, lambda _: None))
-        found["random"].append(replay(judged, lambda p, d=draw: d.sample(range(len(p.tests)), len(p.tests))))
-        found["hardest first"].append(
-            replay(
-                judged,
-                lambda p, o=learned: o.order(p.id, [len(test.input) for test in p.tests]),
-                lambda p, verdict, o=learned: o.record(p.id, verdict),
-            )
-        )
-    result = {
+        found["random"].append(replay(judged, partial(at_random, draw)))
+        found["hardest first"].append(replay(judged, partial(as_learned, learned), partial(learn, learned)))
+    result: dict[str, Any] = {
         "programs": len(judged),
         "failing": failing,
         "problems": len({problem.id for problem, _ in judged}),

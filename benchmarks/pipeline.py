@@ -194,7 +194,7 @@ async def ours(folder: Path, url: str, generation: Generation, seed: int, second
             "run_dir": run_dir, "context": CONTEXT, "max_new_tokens": 200, "total_steps": 10_000, "max_staleness": 1000,
             "max_concurrent_rollouts": SLOTS, "record_rollouts_per_group": 0,
         }  # fmt: skip
-        environment.build_verifier = lambda *_, **__: SlowVerifier(seed)  # type: ignore[assignment]
+        vars(environment)["build_verifier"] = lambda *_, **__: SlowVerifier(seed)
         env = LivecodeEnv(RunConfig.model_validate({"model": str(folder), "servers": [url], "env": options}))
         async with AsyncExitStack() as stack:
             await env.open(stack, versions=True)

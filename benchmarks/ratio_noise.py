@@ -25,7 +25,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
 from benchmarks.workload import command, machine, versions
@@ -33,11 +33,14 @@ from benchmarks.workload import command, machine, versions
 
 def half(model: PreTrainedModel) -> PreTrainedModel:
     """Weights and activations in bf16, as under FSDP's param_dtype."""
-    return deepcopy(model).to(torch.bfloat16)
+    copied = deepcopy(model)
+    nn.Module.to(copied, torch.bfloat16)
+    return copied
 
 
 def _hidden(model: PreTrainedModel, ids: Tensor) -> Tensor:
-    return model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    hidden: Tensor = model.base_model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    return hidden
 
 
 def _picked(logits: Tensor, ids: Tensor) -> Tensor:

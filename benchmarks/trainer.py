@@ -223,7 +223,8 @@ def _largest(peak: dict[str, int]) -> int:
 def _on_meta(shape: str) -> torch.nn.Module:
     from transformers import AutoModelForCausalLM
 
-    return AutoModelForCausalLM.from_config(Qwen3Config(**SHAPES[shape]))
+    model: torch.nn.Module = AutoModelForCausalLM.from_config(Qwen3Config(**SHAPES[shape]))
+    return model
 
 
 def table(results: list[dict[str, Any]]) -> str:

@@ -165,7 +165,7 @@ def on_modal(folder: Path, calls: int, capabilities: str | None = None) -> dict[
         plane.capabilities = capabilities
         variables = {"MODAL_SERVER_URL": plane.url, "MODAL_TOKEN_ID": "ak", "MODAL_TOKEN_SECRET": "as"}
         os.environ.update(variables)
-        command = [Path(sys.executable).with_name("modal"), "deploy", "-m", "verifier_app"]
+        command = [str(Path(sys.executable).with_name("modal")), "deploy", "-m", "verifier_app"]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         before = plane.received_bytes
         result = asyncio.run(measure("modal", calls, verifier="modal"))

@@ -54,7 +54,7 @@ def _group(nodeid: str) -> str:
     return next((name for name, paths in GROUPS.items() if path.startswith(paths)), path)
 
 
-class _ByGroup(LoadScopeScheduling):
+class _ByGroup(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
     """Deals groups out to the workers. (The marks of `--dist loadgroup` do nothing under pytest 9.2.)"""
 
     def _split_scope(self, nodeid: str) -> str:

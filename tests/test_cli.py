@@ -2,53 +2,56 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
 import typer
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 import environments.cli as cli
+
+Run = Callable[..., Result]
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture
-def run():
+def run() -> Run:
     return lambda *words: CliRunner().invoke(cli.app, list(words))
 
 
-def test_help_lists_every_command(run):
+def test_help_lists_every_command(run: Run) -> None:
     result = run("--help")
     assert result.exit_code == 0
     for command in ("run-env", "run-api", "serve-model", "verify", "demo"):
         assert command in result.output
 
 
-def test_livecode_is_found_by_its_entry_point():
+def test_livecode_is_found_by_its_entry_point() -> None:
     assert cli.installed_environments()["livecode"].value == "environments.livecode.environment:LivecodeEnv"
 
 
-def test_an_unknown_environment_lists_what_is_installed(run):
+def test_an_unknown_environment_lists_what_is_installed(run: Run) -> None:
     result = run("run-env", "livecod")
     assert result.exit_code == 2
     assert "livecod: no such environment" in result.output
     assert "livecode" in result.output.split("Installed:")[1]
 
 
-def test_an_unknown_mode_lists_the_modes(run):
+def test_an_unknown_mode_lists_the_modes(run: Run) -> None:
     result = run("run-env", "livecode", "train")
     assert result.exit_code == 2
     assert "serve, process, evaluate" in result.output
 
 
-def test_an_environment_of_plain_atropos_gets_its_own_command_line(run, monkeypatch):
-    seen = []
+def test_an_environment_of_plain_atropos_gets_its_own_command_line(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
 
     class Plain:
         @staticmethod
-        def cli():
+        def cli() -> None:
             seen.append(list(sys.argv))
 
     monkeypatch.setattr(
@@ -61,12 +64,12 @@ def test_an_environment_of_plain_atropos_gets_its_own_command_line(run, monkeypa
     assert seen == [["plain", "process", "--env.group_size", "4"]]
 
 
-def test_serve_is_the_mode_when_none_is_named(run, monkeypatch):
-    seen = []
+def test_serve_is_the_mode_when_none_is_named(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, list[str]]] = []
 
     class Ours:
         @staticmethod
-        def run_command(mode, argv):
+        def run_command(mode: str, argv: list[str]) -> int:
             seen.append((mode, argv))
             return 3
 
@@ -76,7 +79,7 @@ def test_serve_is_the_mode_when_none_is_named(run, monkeypatch):
     assert seen == [("serve", ["--env.seed", "1"])]
 
 
-def test_a_port_in_use_is_one_clear_error(run):
+def test_a_port_in_use_is_one_clear_error(run: Run) -> None:
     from environments.api_server.launch import bind
 
     with bind("127.0.0.1", 0) as sock:
@@ -117,15 +120,17 @@ for words in sys.argv[1:]:
 """
 
 
-def test_help_of_every_command_imports_nothing_heavy():
-    commands = typer.main.get_command(cli.app).commands
+def test_help_of_every_command_imports_nothing_heavy() -> None:
+    group = typer.main.get_command(cli.app)
+    assert isinstance(group, typer.core.TyperGroup)
+    commands = group.commands
     assert set(commands) == {name.split()[0] for name in (*PROGRAMS, "run-env")}
     words = [*PROGRAMS, "run-env livecode", "run-env livecode evaluate"]
     done = subprocess.run([sys.executable, "-c", HELP, *words], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
-def test_underscores_in_the_options_of_the_verifier_are_dashes():
+def test_underscores_in_the_options_of_the_verifier_are_dashes() -> None:
     words = [sys.executable, "-m", "verifier_app", "serve", "--max_body_mb", "0"]
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import typer
 import yaml
+from pydantic import BaseModel
 
 from environments import cli
 from environments.common.flags import option_names
@@ -63,7 +64,7 @@ def test_every_row_of_the_rooms_names_files_that_are_in_them() -> None:
             assert (folder / name).is_file(), folder / name
 
 
-MODELS = {
+MODELS: dict[str, type[BaseModel]] = {
     "run-env": RunConfig, "serve-model": ServeConfig, "run-trainer": TrainerConfig, "train": LaunchConfig,
     "select": SelectConfig, "budget": BudgetConfig, "plan": PlanConfig,
 }  # fmt: skip
@@ -83,7 +84,7 @@ def typed() -> Iterator[tuple[str, list[str]]]:
 def flags_of(words: list[str]) -> set[str] | None:
     """The flags that a command takes; None for one that hands them on."""
     if (model := MODELS.get(words[0])) is not None:
-        below = (
+        below: dict[str, type[BaseModel]] = (
             {"environment": RunConfig, "trainer": TrainerConfig, "server": ServeConfig} if words[0] == "train" else {}
         )
         parts = {f"--{part}.{name}" for part, its in below.items() for name in option_names(its)}

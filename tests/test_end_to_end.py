@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -46,7 +47,7 @@ SECRETS = ("WANDB_API_KEY", "HF_TOKEN", "OPENAI_API_KEY", "MODAL_TOKEN_ID", "MOD
 CANARY = "canary-a41c77"
 
 
-def lines(path: Path) -> list[dict]:
+def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
@@ -91,7 +92,7 @@ def finished(vllm_server: VllmServer, tmp_path_factory: pytest.TempPathFactory) 
 pytestmark = pytest.mark.timeout(900)
 
 
-def test_every_step_is_trained_on_one_whole_batch_of_fresh_tokens(finished):
+def test_every_step_is_trained_on_one_whole_batch_of_fresh_tokens(finished: Path) -> None:
     rows = lines(finished / "metrics.jsonl")
     assert [row["step"] for row in rows] == [1, 2]
     for row in rows:
@@ -102,21 +103,21 @@ def test_every_step_is_trained_on_one_whole_batch_of_fresh_tokens(finished):
         assert row["grad_norm"] > 0
 
 
-def test_trained_tokens_are_the_sampled_tokens(finished):
+def test_trained_tokens_are_the_sampled_tokens(finished: Path) -> None:
     # In fp32 and on-policy the trainer's log-probabilities equal the sampler's only when tokens, positions,
     # temperature and weights are the same on both sides.
     for row in lines(finished / "metrics.jsonl"):
         assert row["mismatch_abs_max"] < 5e-3
 
 
-def test_the_server_was_compared_with_the_trainer_after_the_first_two_publications(finished):
+def test_the_server_was_compared_with_the_trainer_after_the_first_two_publications(finished: Path) -> None:
     # Versions 0 and 1 are in the first row; version 2 is not due.
     first, second = lines(finished / "metrics.jsonl")
     assert 0 < first["sync_difference_max"] < 2e-3
     assert second["sync_difference_max"] is None
 
 
-def test_only_groups_whose_rewards_differ_are_sent(finished):
+def test_only_groups_whose_rewards_differ_are_sent(finished: Path) -> None:
     groups = lines(finished / "environment.jsonl")
     sent = [group for group in groups if group["sent"]]
     assert len(sent) >= 4
@@ -124,20 +125,21 @@ def test_only_groups_whose_rewards_differ_are_sent(finished):
     assert all(group["dropped"] for group in groups if not group["sent"])
 
 
-def test_the_running_server_computes_with_the_trained_weights(finished, vllm_server):
+def test_the_running_server_computes_with_the_trained_weights(finished: Path, vllm_server: VllmServer) -> None:
     version = httpx.get(f"{vllm_server.url}/weight_info").json()["weight_version"]
     model = AutoModelForCausalLM.from_pretrained(finished / "export", dtype=torch.float32)
 
     def logprobs(prompt: list[int], sampled: list[int]) -> list[float]:
         with torch.no_grad():
             logits = model(torch.tensor([prompt + sampled])).logits[0, len(prompt) - 1 : -1]
-        return logits.log_softmax(-1).gather(1, torch.tensor(sampled)[:, None])[:, 0].tolist()
+        found: list[float] = logits.log_softmax(-1).gather(1, torch.tensor(sampled)[:, None])[:, 0].tolist()
+        return found
 
     assert version == "2"
     assert verify_sync(vllm_server.url, [1, 4093, 198, 28120, 253], logprobs, version=2) < 2e-3
 
 
-def test_the_journals_prove_that_each_group_was_trained_on_once(finished):
+def test_the_journals_prove_that_each_group_was_trained_on_once(finished: Path) -> None:
     found = audit(finished)
     assert found.violations == []
     assert found.counts["groups trained on"] == 4
@@ -145,13 +147,13 @@ def test_the_journals_prove_that_each_group_was_trained_on_once(finished):
     assert found.notes == []
 
 
-def test_no_secret_of_the_environment_is_in_the_run_folder(finished):
+def test_no_secret_of_the_environment_is_in_the_run_folder(finished: Path) -> None:
     written = [path for path in [finished.parent / "screen.txt", *finished.rglob("*")] if path.is_file()]
     assert len(written) > 10
     assert [path for path in written if CANARY.encode() in path.read_bytes()] == []
 
 
-def test_the_run_folder_holds_what_the_user_needs(finished):
+def test_the_run_folder_holds_what_the_user_needs(finished: Path) -> None:
     assert {path.name for path in (finished / "config").iterdir()} >= {"demo.yaml", "environment.yaml", "trainer.yaml"}
     assert (finished / "checkpoints" / "latest").exists()
     assert {path.stem for path in (finished / "logs").iterdir()} >= {"api", "environment", "trainer"}
@@ -163,7 +165,7 @@ def test_the_run_folder_holds_what_the_user_needs(finished):
     assert [(row["step"], row["weight_version"]) for row in evaluations] == [(0, 0)] * 4 + [(2, 2)] * 4
 
 
-def test_the_screen_shows_each_step_and_the_gain(finished):
+def test_the_screen_shows_each_step_and_the_gain(finished: Path) -> None:
     screen = (finished.parent / "screen.txt").read_text()
     for words in (
         "Atropos API server",
@@ -175,11 +177,11 @@ def test_the_screen_shows_each_step_and_the_gain(finished):
         assert words in screen
 
 
-def test_nothing_that_the_run_started_survives_it(finished):
+def test_nothing_that_the_run_started_survives_it(finished: Path) -> None:
     assert processes_naming(str(finished)) == []
 
 
-def test_a_port_in_use_is_one_error_with_the_log_s_last_lines(smollm2, tmp_path):
+def test_a_port_in_use_is_one_error_with_the_log_s_last_lines(smollm2: Path, tmp_path: Path) -> None:
     with bind("127.0.0.1", 0) as taken:
         taken.listen()
         port = str(taken.getsockname()[1])
@@ -194,7 +196,7 @@ def test_a_port_in_use_is_one_error_with_the_log_s_last_lines(smollm2, tmp_path)
     assert f"port {port} on 127.0.0.1 is in use" in done.stdout
 
 
-def test_a_missing_model_is_one_error_before_anything_starts(tmp_path):
+def test_a_missing_model_is_one_error_before_anything_starts(tmp_path: Path) -> None:
     done = subprocess.run(
         [*ATROPOS, "demo", "--run-dir", str(tmp_path / "run"), "--model", str(tmp_path / "nothing")],
         capture_output=True,
@@ -206,7 +208,7 @@ def test_a_missing_model_is_one_error_before_anything_starts(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_ctrl_c_stops_everything_the_demo_started(smollm2, tmp_path):
+def test_ctrl_c_stops_everything_the_demo_started(smollm2: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     demo = subprocess.Popen(
         [*ATROPOS, "demo", "--run-dir", str(run_dir), "--model", str(smollm2)],
@@ -231,7 +233,7 @@ def test_ctrl_c_stops_everything_the_demo_started(smollm2, tmp_path):
 
 @pytest.mark.slow  # four starts of vLLM and trainer on top of a run of its own: several minutes
 @pytest.mark.timeout(1800)
-def test_whatever_dies_in_a_demo_is_started_again_and_nothing_is_lost(smollm2, tmp_path):
+def test_whatever_dies_in_a_demo_is_started_again_and_nothing_is_lost(smollm2: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
     demo = subprocess.Popen(
         [*ATROPOS, "demo", "--steps", "4", "--eval_samples", "1", "--run-dir", str(run_dir), "--model", str(smollm2)]
@@ -268,7 +270,7 @@ def test_whatever_dies_in_a_demo_is_started_again_and_nothing_is_lost(smollm2, t
     assert found.counts["steps trained"] == 4
 
 
-def test_the_demo_ends_with_the_commands_that_come_next(finished, tmp_path):
+def test_the_demo_ends_with_the_commands_that_come_next(finished: Path, tmp_path: Path) -> None:
     shown = (finished.parent / "screen.txt").read_text()
     named = [line.split("       ")[0].split() for line in shown.splitlines() if line.startswith("  atropos ")]
     assert [words[1] for words in named] == ["report", "rejudge", "demo"]

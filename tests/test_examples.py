@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from environments.livecode.problems.load import load_problems
+from environments.livecode.problems.problem import Problem
 from environments.livecode.verification.judge_requests import judge_request
 from verifier_app.judge import verify
 
@@ -19,7 +20,7 @@ PROBLEMS = load_problems(EXAMPLES / "own_problems" / "problems.jsonl")
 
 
 @pytest.mark.parametrize("problem", PROBLEMS, ids=lambda problem: problem.id)
-def test_the_solution_of_each_problem_is_right_and_an_empty_program_is_not(problem) -> None:
+def test_the_solution_of_each_problem_is_right_and_an_empty_program_is_not(problem: Problem) -> None:
     solution = (EXAMPLES / "own_problems" / "solutions" / f"{problem.id}.py").read_text()
     for code, right in ((solution, True), ("pass", False)):
         verdict = verify(judge_request(problem, code, time_limit_s=15, memory_limit_mb=1024))

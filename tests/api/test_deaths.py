@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -86,6 +87,10 @@ class Immortal:
         self.api.http.close()
 
 
+def post(api: Api, path: str, body: dict[str, int]) -> None:
+    api.http.post(path, json=body).raise_for_status()
+
+
 @pytest.mark.parametrize("seed", range(50))
 def test_killed_at_any_operation_on_the_disk_it_loses_nothing_and_serves_nothing_twice(
     tmp_path: Path, seed: int, forks: subprocess.Popen[str]
@@ -103,24 +108,24 @@ def test_killed_at_any_operation_on_the_disk_it_loses_nothing_and_serves_nothing
             action = rng.random()
             if action < 0.5 and len(sent) < GROUPS:
                 name = f"g{len(sent)}"
-                ask(lambda name=name: api.send(name))
+                ask(partial(api.send, name))
                 sent.append(name)
                 if rng.random() < 0.3:  # an environment that was not answered sends it again
                     ask(lambda: api.send(rng.choice(sent)))
             elif action < 0.8:
-                found = ask(lambda step=step: api.lease(step))
+                found = ask(partial(api.lease, step))
                 if found:
                     assert found == before.get(step, found), "another batch than the last time"
                     trained[step] = found
                     step += 1
             elif action < 0.9:
                 durable = step
-                ask(lambda step=step: api.http.post("/ack", json={"checkpoint_step": step}).raise_for_status())
+                ask(partial(post, api, "/ack", {"checkpoint_step": step}))
             else:  # the trainer dies
                 before |= trained
                 trained = {number: batch for number, batch in trained.items() if number < durable}
                 step = durable
-                ask(lambda step=step: api.http.post("/rollback", json={"step": step}).raise_for_status())
+                ask(partial(post, api, "/rollback", {"step": step}))
         assert [name for number in sorted(trained) for name in trained[number]] == sent
         assert ask(lambda: api.lease(step)) is None
     finally:
@@ -147,7 +152,8 @@ class Command:
         """By kill -9; what it had said."""
         self.process.kill()
         self.api.http.close()
-        return self.process.communicate()[1]
+        said: str = self.process.communicate()[1]
+        return said
 
     def said(self) -> str:
         """What it says before it ends by itself, as one that cannot start."""

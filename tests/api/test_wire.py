@@ -225,7 +225,7 @@ def test_the_same_group_sent_twice_is_served_once(api: Api) -> None:
     assert api.batch() is None
 
 
-BAD = {
+BAD: dict[str, tuple[dict[str, Any], str]] = {
     "no tokens": ({"tokens": []}, "tokens: empty; send at least one rollout"),
     "tokens of text": ({"tokens": [["x"], ["y"]]}, "Expected `int`, got `str` - at `$.tokens"),
     "a score is missing": ({"scores": [1.0]}, "scores: 1 entries for 2 rollouts; send one each"),

@@ -27,14 +27,14 @@ def written(folder: Path, text: str) -> list[str]:
     return ["--config", str(path)]
 
 
-def test_a_flag_beats_the_file_and_the_file_beats_the_default(tmp_path):
+def test_a_flag_beats_the_file_and_the_file_beats_the_default(tmp_path: Path) -> None:
     argv = written(tmp_path, "model: m\nsteps: 5\ninner: {name: grpo, urls: [x]}\n")
     got = load(Outer, [*argv, "--inner.name", "gspo+", "--inner.bounds", "0.1,0.3", "--flag", "true"])
     assert (got.model, got.steps, got.flag) == ("m", 5, True)
     assert got.inner == Inner(name="gspo+", bounds=(0.1, 0.3), urls=["x"])
 
 
-def test_environment_variables_change_nothing(monkeypatch):
+def test_environment_variables_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEPS", "99")
     assert load(Outer, ["--model", "m"]).steps == 3
 
@@ -53,13 +53,13 @@ def test_environment_variables_change_nothing(monkeypatch):
         ("model: [\n", [], ["not valid YAML"]),
     ],
 )
-def test_what_is_wrong_is_named_with_its_fix(tmp_path, text, flags, words):
+def test_what_is_wrong_is_named_with_its_fix(tmp_path: Path, text: str, flags: list[str], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         load(Outer, [*written(tmp_path, text), *flags])
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_every_error_is_said_at_once(tmp_path):
+def test_every_error_is_said_at_once(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         load(Outer, written(tmp_path, "steps: 0\ninner: {bounds: [1]}\n"))
     assert {"model", "steps", "inner.bounds"} <= {
@@ -67,12 +67,12 @@ def test_every_error_is_said_at_once(tmp_path):
     }
 
 
-def test_a_missing_file_is_one_error():
+def test_a_missing_file_is_one_error() -> None:
     with pytest.raises(ConfigError, match="no such file"):
         load(Outer, ["--config", "/nowhere/c.yaml"])
 
 
-def test_help_lists_every_option_with_its_sentence(capsys):
+def test_help_lists_every_option_with_its_sentence(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         load(Outer, ["--help"])
     text = capsys.readouterr().out
@@ -80,7 +80,7 @@ def test_help_lists_every_option_with_its_sentence(capsys):
     assert "How many." in text
 
 
-def test_settings_as_used_load_again_unchanged(tmp_path):
+def test_settings_as_used_load_again_unchanged(tmp_path: Path) -> None:
     used = load(Outer, ["--model", "m", "--inner.name", "grpo"])
     write_yaml(used, tmp_path / "used.yaml")
     assert load(Outer, ["--config", str(tmp_path / "used.yaml")]) == used

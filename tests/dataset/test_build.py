@@ -216,7 +216,7 @@ def test_a_line_that_is_no_json_is_counted_with_file_and_line(sources: Path, tmp
 
 def test_a_full_disk_is_one_error_and_the_same_command_goes_on(sources: Path, tmp_path: Path) -> None:
     words = f"data build --from {sources} --out {tmp_path} --any-count --skip solution_fails --workers 2"
-    command = [Path(sys.executable).with_name("atropos"), *words.split()]
+    command = [str(Path(sys.executable).with_name("atropos")), *words.split()]
 
     def small_files() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (8192, 8192))

@@ -35,7 +35,7 @@ def test_the_files_are_what_the_definitions_make(tmp_path: Path) -> None:
         (shipped,), (made,) = find_files(source, source.folder), find_files(source, tmp_path)
         assert shipped.name == made.name
 
-        def read(path: Path, reader: str = source.reader) -> list[Any]:
+        def read(path: Path, reader: Any = source.reader) -> list[Any]:
             # read, since packed tests differ in their bytes between versions of zlib
             return [read_row(reader, row) for _, row in read_rows(path) if isinstance(row, dict)]
 

@@ -21,8 +21,8 @@ from typing import Any, Self
 
 import psutil
 
+from environments.common.errors import BAD_INPUT
 from environments.launch.processes import Child, free_port, tail
-from environments.launch.supervise import BAD_INPUT
 from tests.support.proxy import Proxy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -307,7 +307,8 @@ class Loop:
 def children(pid: int) -> list[psutil.Process]:
     """Direct ones, none for a process that is gone."""
     try:
-        return psutil.Process(pid).children()
+        found: list[psutil.Process] = psutil.Process(pid).children()
+        return found
     except psutil.NoSuchProcess:
         return []
 
@@ -315,7 +316,8 @@ def children(pid: int) -> list[psutil.Process]:
 def words(process: psutil.Process) -> list[str]:
     """Of its command line."""
     try:
-        return process.cmdline()
+        line: list[str] = process.cmdline()
+        return line
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return []
 
@@ -323,7 +325,8 @@ def words(process: psutil.Process) -> list[str]:
 def environ(process: psutil.Process) -> dict[str, str]:
     """Its variables."""
     try:
-        return process.environ()
+        variables: dict[str, str] = process.environ()
+        return variables
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return {}
 

@@ -58,7 +58,9 @@ def _judge_again(loop: Loop) -> None:
                 group["tokens"], group["masks"], group["scores"], group["overrides"], strict=True
             ):
                 sampled = [token for token, where in zip(ids, mask, strict=True) if where != -100]
-                right = verdict(problem, extract_code(tokenizer.decode(sampled, skip_special_tokens=True)))
+                text = tokenizer.decode(sampled, skip_special_tokens=True)
+                assert isinstance(text, str)
+                right = verdict(problem, extract_code(text))
                 assert (score, says["verdict"]) == (reward(right), right["status"]), (problem, sampled, score, right)
                 judged += 1
         for path in sorted((loop.homes["environment"] / "rollouts").glob("*.jsonl")):

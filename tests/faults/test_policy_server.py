@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -54,7 +55,8 @@ class Policy:
         with torch.no_grad():
             logits = self.model(torch.tensor([[*prompt, *tokens]])).logits[0, len(prompt) - 1 : -1]
         picked = (logits / temperature).log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])
-        return picked[:, 0].tolist()
+        found: list[float] = picked[:, 0].tolist()
+        return found
 
 
 def test_greedy_and_sampled_logprobs_are_those_of_the_published_weights(
@@ -86,7 +88,7 @@ async def test_a_rollout_under_way_keeps_its_tokens_and_goes_on_with_the_new_wei
     for sample in done:
         assert sample.versions[-1][2] == len(sample.ids)
     # The same weights under another name: the numbers are the model's, before and after.
-    assert done[1].logprobs == pytest.approx(policy.logprobs(PROMPT, done[1].ids), abs=1e-4)
+    assert done[1].logprobs == pytest.approx(policy.logprobs(PROMPT, list(done[1].ids)), abs=1e-4)
 
 
 def test_an_update_that_a_dead_trainer_left_open_does_not_bar_the_next_one(
@@ -94,7 +96,7 @@ def test_an_update_that_a_dead_trainer_left_open_does_not_bar_the_next_one(
 ) -> None:
     policy = Policy(policy_model)
     policy.change()
-    begun = (
+    begun: tuple[tuple[str, dict[str, Any] | None], ...] = (
         ("/pause?mode=keep", None),
         ("/init_weight_transfer_engine", {"init_info": {}}),
         ("/start_weight_update", {}),
@@ -137,8 +139,9 @@ def test_a_trainer_that_is_to_end_does_not_wait(policy_model: Path, tmp_path: Pa
 
 
 def test_weights_without_a_pause_are_refused(url: str, tmp_path: Path) -> None:
-    for path, body in (("/init_weight_transfer_engine", {"init_info": {}}), ("/start_weight_update", {})):
-        httpx.post(f"{url}{path}", json=body, trust_env=False).raise_for_status()
+    begun: dict[str, dict[str, Any]] = {"/init_weight_transfer_engine": {"init_info": {}}, "/start_weight_update": {}}
+    for path, sent in begun.items():
+        httpx.post(f"{url}{path}", json=sent, trust_env=False).raise_for_status()
     body = {"update_info": {"folder": str(tmp_path)}}
     refused = httpx.post(f"{url}/update_weights", json=body, trust_env=False)
     assert (refused.status_code, "without a pause" in refused.text) == (500, True)

@@ -12,7 +12,7 @@ import pytest
 from tests.faults.injections import CUT, cut, hang, kill, kill_judges, shuffled
 from tests.faults.loop import Loop
 from tests.faults.proof import prove
-from tests.support.proxy import LIES, LyingProxy
+from tests.support.proxy import LIES, LyingProxy, State
 
 pytestmark = pytest.mark.timeout(1200)
 
@@ -46,7 +46,8 @@ def test_a_verifier_that_lies_and_networks_that_break_make_no_reward(
         proxies.append(LyingProxy(target, share=0.3, seed=seed))
         return proxies[0]
 
-    faults = [cut(pair, state, 2.0) for pair, state in zip(CUT, ("refuse", "reset", "stall", "reset"), strict=True)]
+    states: list[State] = ["refuse", "reset", "stall", "reset"]
+    faults = [cut(pair, state, 2.0) for pair, state in zip(CUT, states, strict=True)]
     faults += [kill("verifier", 2.0), kill_judges()]
     options = {"cuts": CUT, "verifier": "http", "verifier_proxy": lying}
     with Loop(tmp_path, policy_model, policy_problems, steps=14, **options) as loop:  # type: ignore[arg-type]

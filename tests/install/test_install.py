@@ -55,7 +55,7 @@ def test_the_http_service_judges(installed: Path, tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [installed / "atropos", "verifier", "serve", "--port", str(port)]
+    command = [str(installed / "atropos"), "verifier", "serve", "--port", str(port)]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as service:
         try:
             request = {"code": "print(input())", "tests": [{"input": "a", "output": "a"}]}

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from environments.common.settings import option_names
 from environments.launch.serve_model import ServeConfig
@@ -19,7 +20,11 @@ from trainer.config import TrainerConfig
 ROOT = Path(__file__).parents[2]
 KUBERNETES = sorted((ROOT / "configs" / "kubernetes").glob("*.yaml"))
 SKY = sorted((ROOT / "configs" / "sky").glob("*.yaml"))
-MODELS = {"run-env": RunConfig, "serve-model": ServeConfig, "trainer/main.py": TrainerConfig}
+MODELS: dict[str, type[BaseModel]] = {
+    "run-env": RunConfig,
+    "serve-model": ServeConfig,
+    "trainer/main.py": TrainerConfig,
+}
 RUN_API = {"--host", "--port", "--journal"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -39,7 +40,7 @@ def written(tmp_path: Path, problems: Path, smollm2: Path, monkeypatch: pytest.M
     return tmp_path / "mine.yaml"
 
 
-def test_the_written_file_fits_its_problems_and_the_memory(written, problems):
+def test_the_written_file_fits_its_problems_and_the_memory(written: Path, problems: Path) -> None:
     config = load_launch(["--config", str(written)])
     made = parts(config, API, [SERVER])
     assert (config.steps, config.group_size, config.groups, config.max_new_tokens) == (30, 4, 3, 64)
@@ -66,13 +67,13 @@ def test_a_held_out_set_that_is_not_there_is_said_before_anything_starts(written
         check_problems(parts(config, API, [SERVER]))
 
 
-def test_every_number_in_the_file_is_explained_or_said_elsewhere(written):
+def test_every_number_in_the_file_is_explained_or_said_elsewhere(written: Path) -> None:
     lines = written.read_text().splitlines()
     assert sum(" # " in line for line in lines) >= 20
     assert yaml.safe_load(written.read_text())["environment"]["env"]["prompt_style"] == "fewshot"  # 135 M parameters
 
 
-def test_a_file_that_is_there_is_not_overwritten(written, problems, smollm2):
+def test_a_file_that_is_there_is_not_overwritten(written: Path, problems: Path, smollm2: Path) -> None:
     before = written.read_bytes()
     with pytest.raises(ConfigError, match="there already"):
         write_launch(written.with_suffix(""), smollm2, str(problems), 1, 2, 1, 8)
@@ -88,23 +89,27 @@ def test_a_file_that_is_there_is_not_overwritten(written, problems, smollm2):
     ],
 )
 def test_what_cannot_be_trained_on_is_said_before_a_file_is_written(
-    tmp_path, problems, smollm2, monkeypatch, changes, words
-):
+    tmp_path: Path, problems: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], words: str
+) -> None:
     monkeypatch.setattr("environments.launch.init.machine", lambda: Machine(2, 64.0))
-    asked = {"model": smollm2, "problems": str(problems), "max_new_tokens": 16} | changes
+    asked: dict[str, Any] = {"model": smollm2, "problems": str(problems), "max_new_tokens": 16} | changes
     with pytest.raises(ConfigError) as caught:
         write_launch(tmp_path / "new", steps=1, group_size=2, groups=1, **asked)
     assert words in str(caught.value)
     assert not (tmp_path / "new.yaml").exists()
 
 
-def test_a_batch_that_does_not_fit_is_refused_with_what_it_needs(tmp_path, problems, smollm2, monkeypatch):
+def test_a_batch_that_does_not_fit_is_refused_with_what_it_needs(
+    tmp_path: Path, problems: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("environments.launch.init.machine", lambda: Machine(2, 5.0))
     with pytest.raises(ConfigError, match=r"needs \d\.\d GiB at least, \d\.\d are there"):
         write_launch(tmp_path / "new", smollm2, str(problems), 1, 2, 1, 16)
 
 
-def test_less_memory_takes_smaller_packs(tmp_path, problems, smollm2, monkeypatch):
+def test_less_memory_takes_smaller_packs(
+    tmp_path: Path, problems: Path, smollm2: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sizes = []
     for gib in (64.0, 12.0):
         monkeypatch.setattr("environments.launch.init.machine", lambda gib=gib: Machine(2, gib))
@@ -115,7 +120,7 @@ def test_less_memory_takes_smaller_packs(tmp_path, problems, smollm2, monkeypatc
     assert sizes[0] < sizes[1]
 
 
-def test_the_sides_of_a_run_agree_on_all_that_they_share(written):
+def test_the_sides_of_a_run_agree_on_all_that_they_share(written: Path) -> None:
     made = parts(load_launch(["--config", str(written)]), API, [SERVER])
     env, trainer, server = made.environment, made.trainer, made.server
     assert server is not None
@@ -131,7 +136,7 @@ def test_the_sides_of_a_run_agree_on_all_that_they_share(written):
     assert trainer.weights.dtype == "float32"  # as vLLM serves on a CPU
 
 
-def test_flags_beat_the_file_and_reach_into_the_parts(written):
+def test_flags_beat_the_file_and_reach_into_the_parts(written: Path) -> None:
     flags = ["--steps", "7", "--trainer.optimizer.lr", "1e-6", "--server.max-num-seqs=8", "--environment.env.seed", "3"]
     config = load_launch(["--config", str(written), *flags[:5]])
     made = parts(config, API, [SERVER])
@@ -154,20 +159,22 @@ def test_flags_beat_the_file_and_reach_into_the_parts(written):
         ("server", {"max_num_seqs": 0}, ["server", "max_num_seqs = 0"]),
     ],
 )
-def test_what_a_part_cannot_be_told_is_one_error_with_the_fix(written, part, values, words):
+def test_what_a_part_cannot_be_told_is_one_error_with_the_fix(
+    written: Path, part: str, values: dict[str, Any], words: list[str]
+) -> None:
     config = load_launch(["--config", str(written)]).model_copy(update={part: values})
     with pytest.raises(ConfigError) as caught:
         parts(config, API, [SERVER])
     assert all(word in str(caught.value) for word in words), str(caught.value)
 
 
-def test_the_file_may_stand_alone_and_has_to_be_given(written):
+def test_the_file_may_stand_alone_and_has_to_be_given(written: Path) -> None:
     assert load_launch([str(written), "--steps", "7"]).steps == 7
     with pytest.raises(ConfigError, match="`atropos init` writes one"):
         load_launch([])
 
 
-def test_a_missing_model_is_said_with_where_one_comes_from(written):
+def test_a_missing_model_is_said_with_where_one_comes_from(written: Path) -> None:
     with pytest.raises(ConfigError, match=r"model my/own/model: no model there.*`hf download`.*SmolLM2-135M-Instruct"):
         load_launch([str(written), "--model", "my/own/model"])
     with pytest.raises(ConfigError, match=r"make it by `atropos pretrained --out x/y/SmolLM2-135M-Instruct`"):
@@ -176,7 +183,7 @@ def test_a_missing_model_is_said_with_where_one_comes_from(written):
         load(DemoConfig, ["--model", "my/own/model"])
 
 
-def test_what_a_process_refuses_is_said_in_the_file_s_words(written):
+def test_what_a_process_refuses_is_said_in_the_file_s_words(written: Path) -> None:
     long = load_launch([str(written), "--context", "9000"])
     with pytest.raises(ConfigError, match="environment: context 9000 > the model's 8192 tokens: lower context to 8192"):
         parts(long, API, [SERVER])
@@ -185,7 +192,7 @@ def test_what_a_process_refuses_is_said_in_the_file_s_words(written):
         parts(odd, API, [SERVER])
 
 
-def test_servers_that_run_already_are_used_and_none_is_started(written):
+def test_servers_that_run_already_are_used_and_none_is_started(written: Path) -> None:
     config = load_launch(["--config", str(written)])
     own = config.model_copy(update={"servers": ["http://10.0.0.1:8001", "http://10.0.0.2:8001"], "server": {}})
     made = parts(own, API, own.servers)
@@ -195,7 +202,7 @@ def test_servers_that_run_already_are_used_and_none_is_started(written):
         load_launch(["--config", str(written), "--servers", "http://10.0.0.1:8001"])  # the file has a part for vLLM
 
 
-def test_a_folder_goes_on_with_its_own_run_only(written, tmp_path):
+def test_a_folder_goes_on_with_its_own_run_only(written: Path, tmp_path: Path) -> None:
     config = load_launch(["--config", str(written), "--run_dir", str(tmp_path / "run")])
     check_folder(config)  # a new one
     claim(config.run_dir)
@@ -209,7 +216,7 @@ def test_a_folder_goes_on_with_its_own_run_only(written, tmp_path):
             check_folder(config.model_copy(update={name: value}))
 
 
-def test_disk_use_is_that_of_the_model_s_parameters(written, smollm2):
+def test_disk_use_is_that_of_the_model_s_parameters(written: Path, smollm2: Path) -> None:
     trainer = parts(load_launch(["--config", str(written)]), API, [SERVER]).trainer
     count = parameters(smollm2)
     assert count == 134_515_008
@@ -218,12 +225,14 @@ def test_disk_use_is_that_of_the_model_s_parameters(written, smollm2):
     assert (use.export, use.exchange) == (4 * count, 2 * 4 * count)
 
 
-def test_a_disk_that_is_too_full_is_an_error_before_the_start(written, tmp_path, monkeypatch):
+def test_a_disk_that_is_too_full_is_an_error_before_the_start(
+    written: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = load_launch(["--config", str(written), "--run_dir", str(tmp_path)])
     trainer = parts(config, API, [SERVER]).trainer
     needed = disk_use(trainer).total
 
-    def free(amount):
+    def free(amount: int) -> None:
         monkeypatch.setattr("shutil.disk_usage", lambda _: type("Usage", (), {"free": amount}))
 
     free(needed)
@@ -236,7 +245,7 @@ def test_a_disk_that_is_too_full_is_an_error_before_the_start(written, tmp_path,
     assert check_disk(trainer)
 
 
-def test_memory_is_what_the_kernel_or_the_container_leaves(tmp_path):
+def test_memory_is_what_the_kernel_or_the_container_leaves(tmp_path: Path) -> None:
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc/meminfo").write_text("MemTotal:  9 kB\nMemAvailable:   4194304 kB\n")
     assert free_memory_gib(tmp_path) == 4

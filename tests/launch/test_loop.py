@@ -8,7 +8,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -68,7 +70,7 @@ def trainer(run: Path, first: int, last: int, kind: str = "soft") -> Process:
     return Process((sys.executable, "-S", "-c", TRAINER, *words), "config/trainer.yaml")
 
 
-def environment(run: Path, group: dict = GROUP) -> Process:
+def environment(run: Path, group: dict[str, Any] = GROUP) -> Process:
     return Process((sys.executable, "-S", "-c", ENVIRONMENT, str(run), json.dumps(group)), "config/environment.yaml")
 
 
@@ -84,7 +86,7 @@ class Watched:
     def shown(self) -> str:
         return (self.run / "screen").read_text()
 
-    def when(self, condition, action) -> None:
+    def when(self, condition: Callable[[], bool], action: Callable[[], object]) -> None:
         def wait() -> None:
             end = time.monotonic() + 60
             while not condition():
@@ -97,16 +99,16 @@ class Watched:
 
 
 @pytest.fixture
-def run(tmp_path):
+def run(tmp_path: Path) -> Path:
     (tmp_path / "run").mkdir()
     return tmp_path / "run"
 
 
 @pytest.fixture
-def watched(run):
-    made = []
+def watched(run: Path) -> Iterator[Callable[..., Watched]]:
+    made: list[Watched] = []
 
-    def make(*args, **kwargs):
+    def make(*args: Any, **kwargs: Any) -> Watched:
         made.append(Watched(run, *args, **kwargs))
         return made[-1]
 
@@ -120,7 +122,7 @@ def ready(run: Path, name: str) -> bool:
     return (run / "config" / f"{name}.yaml").exists()
 
 
-def test_each_step_has_a_row_with_the_time_that_is_left(run, watched):
+def test_each_step_has_a_row_with_the_time_that_is_left(run: Path, watched: Callable[..., Watched]) -> None:
     for step in (1, 2, 3):
         (run / f"go-{step}").touch()
     one = watched(3)
@@ -133,7 +135,9 @@ def test_each_step_has_a_row_with_the_time_that_is_left(run, watched):
     assert [child.name for child in one.loop.family.children if child.returncode is None] == []
 
 
-def test_the_first_signal_has_the_trainer_save_and_nothing_else_end_before(run, watched):
+def test_the_first_signal_has_the_trainer_save_and_nothing_else_end_before(
+    run: Path, watched: Callable[..., Watched]
+) -> None:
     (run / "go-1").touch()
     one = watched(9)
     one.when(lambda: step_of_latest(run) == 1, lambda: one.loop.interrupt(signal.SIGINT, None))
@@ -142,7 +146,7 @@ def test_the_first_signal_has_the_trainer_save_and_nothing_else_end_before(run, 
     assert "Traceback" not in (run / "logs/trainer.log").read_text()
 
 
-def test_the_second_signal_ends_everything_at_once(run, watched):
+def test_the_second_signal_ends_everything_at_once(run: Path, watched: Callable[..., Watched]) -> None:
     one = watched(9)
     one.when(lambda: ready(run, "trainer"), lambda: one.loop.interrupt(signal.SIGINT, None))
     one.when(lambda: "saves" in one.shown, lambda: one.loop.interrupt(signal.SIGINT, None))
@@ -155,14 +159,14 @@ def test_the_second_signal_ends_everything_at_once(run, watched):
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-def test_a_signal_before_training_ends_everything_at_once(run, watched):
+def test_a_signal_before_training_ends_everything_at_once(run: Path, watched: Callable[..., Watched]) -> None:
     one = watched(9)
     one.loop.interrupt(signal.SIGTERM, None)
     with pytest.raises(Interrupted, match="SIGTERM"):
         one.loop.begin_and_wait("api", environment(run), "a server")
 
 
-def test_a_run_that_goes_on_shows_its_own_steps_only(run, watched):
+def test_a_run_that_goes_on_shows_its_own_steps_only(run: Path, watched: Callable[..., Watched]) -> None:
     (run / "metrics.jsonl").write_text(json.dumps(ROW | {"step": 1}) + "\n")
     (run / "environment.jsonl").write_text(json.dumps(GROUP) + "\n")
     (run / "go-2").touch()
@@ -172,7 +176,9 @@ def test_a_run_that_goes_on_shows_its_own_steps_only(run, watched):
     assert [line.split()[0] for line in rows] == ["2"]
 
 
-def test_a_trainer_that_fails_before_it_is_ready_ends_a_run_that_goes_on_too(run, watched):
+def test_a_trainer_that_fails_before_it_is_ready_ends_a_run_that_goes_on_too(
+    run: Path, watched: Callable[..., Watched]
+) -> None:
     (run / "config").mkdir()
     (run / "config/trainer.yaml").write_text("of an earlier start")
     bad = Process((sys.executable, "-S", "-c", "print('no such tensor'); raise SystemExit(1)"), "config/trainer.yaml")
@@ -183,13 +189,15 @@ def test_a_trainer_that_fails_before_it_is_ready_ends_a_run_that_goes_on_too(run
     assert str(run / "logs/trainer.log") in str(caught.value)
 
 
-def test_a_step_that_finds_no_signal_says_so(run, watched, monkeypatch):
+def test_a_step_that_finds_no_signal_says_so(
+    run: Path, watched: Callable[..., Watched], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("environments.launch.process_loop._NO_SIGNAL", 3)
     flat = json.dumps(GROUP | {"dropped": "all_fail", "scores": [-1.0, -1.0]})
     (run / "environment.jsonl").write_text("")
     one = watched(1)
 
-    def more():
+    def more() -> None:
         with (run / "environment.jsonl").open("a") as out:
             out.write((flat + "\n") * 4)
 
@@ -199,13 +207,13 @@ def test_a_step_that_finds_no_signal_says_so(run, watched, monkeypatch):
     assert "groups generated for this step, 0 with a signal" in one.shown
 
 
-def test_signals_end_the_work_with_their_code_and_what_was_started(run, watched):
+def test_signals_end_the_work_with_their_code_and_what_was_started(run: Path, watched: Callable[..., Watched]) -> None:
     one = watched(1)
-    said = []
+    said: list[str] = []
     before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     one.when(lambda: ready(run, "environment"), lambda: os.kill(os.getpid(), signal.SIGTERM))
 
-    def work():
+    def work() -> int:
         child = one.loop.begin("environment", environment(run))
         while child.returncode is None:
             one.loop.check()
@@ -221,14 +229,16 @@ def test_signals_end_the_work_with_their_code_and_what_was_started(run, watched)
     assert one.loop.family.children == []
 
 
-def test_one_rank_needs_no_launcher():
+def test_one_rank_needs_no_launcher() -> None:
     assert [Path(word).name for word in trainer_command(1, ["--x", "1"])[1:]] == ["main.py", "--x", "1"]
     several = trainer_command(3, ["--x", "1"])
     assert several[1:] == ("-m", "trainer.launch", "--nproc-per-node", "3", "--x", "1")
 
 
 @pytest.mark.parametrize("code", [143, -15])
-def test_a_launcher_that_ends_by_the_signal_it_was_sent_has_not_failed(run, watched, code):
+def test_a_launcher_that_ends_by_the_signal_it_was_sent_has_not_failed(
+    run: Path, watched: Callable[..., Watched], code: int
+) -> None:
     handled = "signal.signal(15, lambda *_: os._exit(143)); " if code == 143 else ""
     quiet = f"import os, signal, sys, time; {handled}open(sys.argv[1], 'w').close(); time.sleep(60)"
     ready_file = run / "config" / "trainer.yaml"
@@ -239,7 +249,7 @@ def test_a_launcher_that_ends_by_the_signal_it_was_sent_has_not_failed(run, watc
     assert one.loop.train(ranks, environment(run)) == 0
 
 
-def test_a_run_that_was_ended_says_what_is_saved_and_how_it_goes_on(run):
+def test_a_run_that_was_ended_says_what_is_saved_and_how_it_goes_on(run: Path) -> None:
     assert left(run, 9, "atropos train x.yaml") == (
         "Ended before there was anything to save. `atropos train x.yaml` begins at step 0."
     )
@@ -250,14 +260,14 @@ def test_a_run_that_was_ended_says_what_is_saved_and_how_it_goes_on(run):
     )
 
 
-def test_two_runs_in_one_folder_are_refused(run):
+def test_two_runs_in_one_folder_are_refused(run: Path) -> None:
     with alone(run), pytest.raises(ConfigError, match="another `atropos train` runs in it"):
         alone(run)
     with alone(run):  # free again
         pass
 
 
-def test_lines_are_read_once_and_whole(tmp_path):
+def test_lines_are_read_once_and_whole(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text('{"a": 1}\n{"a": 2}\n{"a"')
     lines, late = JsonLines(path), JsonLines(path, skip=True)
@@ -271,5 +281,5 @@ def test_lines_are_read_once_and_whole(tmp_path):
 
 
 @pytest.mark.parametrize(("seconds", "words"), [(12, "12 s"), (600, "10 min"), (7200, "2.0 h")])
-def test_durations_are_short(seconds, words):
+def test_durations_are_short(seconds: float, words: str) -> None:
     assert duration(seconds) == words

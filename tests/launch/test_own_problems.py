@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -39,7 +40,7 @@ PROBLEMS = [
 ]  # fmt: skip
 
 
-def lines(path: Path) -> list[dict]:
+def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -56,7 +57,7 @@ def logs(run: Path) -> str:
     return "\n".join(f"{log}:\n{log.read_text()[-1500:]}" for log in sorted(run.glob("logs/*.log")))
 
 
-def test_the_page_s_problems_are_read_and_its_commands_exist(tmp_path):
+def test_the_page_s_problems_are_read_and_its_commands_exist(tmp_path: Path) -> None:
     rows = block("own-problems.md", "`problems.jsonl` has one problem a line")
     path = tmp_path / "problems.jsonl"
     path.write_text(rows)
@@ -83,7 +84,9 @@ def test_the_page_s_problems_are_read_and_its_commands_exist(tmp_path):
 
 @pytest.mark.slow  # two starts of vLLM and trainer: three minutes alone on two cores
 @pytest.mark.timeout(1800)
-def test_own_problems_are_trained_on_by_one_command_that_ctrl_c_saves_and_that_goes_on(smollm2, tmp_path):
+def test_own_problems_are_trained_on_by_one_command_that_ctrl_c_saves_and_that_goes_on(
+    smollm2: Path, tmp_path: Path
+) -> None:
     (tmp_path / "problems.jsonl").write_text("".join(json.dumps(row) + "\n" for row in PROBLEMS))
     sizes = ["--steps", "3", "--groups", "2", "--group-size", "4", "--max-new-tokens", "64"]
     subprocess.run(
@@ -130,14 +133,15 @@ def test_own_problems_are_trained_on_by_one_command_that_ctrl_c_saves_and_that_g
 
 @pytest.mark.slow  # a start of vLLM and trainer, and two steps: two minutes alone on two cores
 @pytest.mark.timeout(1200)
-def test_the_page_s_four_processes_train_as_printed(smollm2, tmp_path):
+def test_the_page_s_four_processes_train_as_printed(smollm2: Path, tmp_path: Path) -> None:
     """Literally, but for sizes, ports and the place of the run's folder."""
     script = block("processes.md", "# Start the processes yourself")
-    for name, changes in {
+    changed: dict[str, dict[str, Any]] = {
         "environment": {"env": {"group_size": 4, "max_new_tokens": 48, "max_concurrent_rollouts": 32}},
         "trainer": {"steps": 2, "batch": {"rollouts": 8, "group_size": 4}},
         "server": {},
-    }.items():
+    }
+    for name, changes in changed.items():
         config = yaml.safe_load((ROOT / f"configs/demo/{name}.yaml").read_text())
         for key, value in changes.items():
             config[key] = {**config[key], **value} if isinstance(value, dict) else value

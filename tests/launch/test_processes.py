@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,7 +32,7 @@ def gone(pid: int, deadline_s: float = 10.0) -> bool:
     return False
 
 
-def test_a_child_that_dies_at_start_is_reported_with_its_last_lines(tmp_path):
+def test_a_child_that_dies_at_start_is_reported_with_its_last_lines(tmp_path: Path) -> None:
     child = Child("server", python("import sys; print('out of luck'); sys.exit(7)"), tmp_path / "server.log")
     with pytest.raises(ProcessError) as caught:
         child.wait_ready(f"http://127.0.0.1:{free_port()}/health", 20)
@@ -40,14 +42,14 @@ def test_a_child_that_dies_at_start_is_reported_with_its_last_lines(tmp_path):
     child.stop()
 
 
-def test_a_child_that_never_listens_is_an_error_after_the_deadline(tmp_path):
+def test_a_child_that_never_listens_is_an_error_after_the_deadline(tmp_path: Path) -> None:
     child = Child("server", python("import time; time.sleep(60)"), tmp_path / "server.log")
     with pytest.raises(ProcessError, match="not ready after"):
         child.wait_ready(f"http://127.0.0.1:{free_port()}/health", 0.5)
     child.stop()
 
 
-def test_stop_ends_grandchildren_too_and_no_stranger(tmp_path):
+def test_stop_ends_grandchildren_too_and_no_stranger(tmp_path: Path) -> None:
     stranger = subprocess.Popen(python("import time; time.sleep(60)"))
     family = Family()
     child = family.start(
@@ -69,7 +71,7 @@ def test_stop_ends_grandchildren_too_and_no_stranger(tmp_path):
     stranger.wait()
 
 
-def test_a_child_that_ignores_sigterm_is_killed(tmp_path):
+def test_a_child_that_ignores_sigterm_is_killed(tmp_path: Path) -> None:
     child = Child(
         "stubborn",
         python(
@@ -84,7 +86,7 @@ def test_a_child_that_ignores_sigterm_is_killed(tmp_path):
     assert child.returncode == -signal.SIGKILL
 
 
-def test_children_end_when_the_supervisor_is_killed(tmp_path):
+def test_children_end_when_the_supervisor_is_killed(tmp_path: Path) -> None:
     code = (
         "import sys, time; from pathlib import Path; from environments.launch.processes import Family;"
         f"f = Family(); c = f.start('c', [sys.executable, '-S', '-c', 'import time; time.sleep(60)'],"
@@ -103,7 +105,11 @@ def started(log: Path) -> int:
     return log.read_text().count("started") if log.exists() else 0
 
 
-def until(condition, family: Family | None = None, deadline_s: float = 30) -> None:
+def has_started(log: Path, times: int) -> bool:
+    return started(log) == times
+
+
+def until(condition: Callable[[], bool], family: Family | None = None, deadline_s: float = 30) -> None:
     end = time.monotonic() + deadline_s
     while not condition():
         assert time.monotonic() < end
@@ -112,7 +118,7 @@ def until(condition, family: Family | None = None, deadline_s: float = 30) -> No
         time.sleep(0.02)
 
 
-def test_a_child_that_was_ready_is_started_again_up_to_the_limit(tmp_path):
+def test_a_child_that_was_ready_is_started_again_up_to_the_limit(tmp_path: Path) -> None:
     said: list[str] = []
     family, log, ready = Family(), tmp_path / "log", tmp_path / "ready"
     code = "import sys, time; print('started', flush=True); open(sys.argv[1], 'w'); time.sleep(60)"
@@ -124,7 +130,7 @@ def test_a_child_that_was_ready_is_started_again_up_to_the_limit(tmp_path):
         ready=ready,
     )
     for times in (1, 2):
-        until(lambda times=times: started(log) == times, family)
+        until(partial(has_started, log, times), family)
         until(ready.exists)
         os.kill(child.process.pid, signal.SIGKILL)
         child.process.wait()
@@ -142,7 +148,7 @@ def test_a_child_that_was_ready_is_started_again_up_to_the_limit(tmp_path):
     family.stop()
 
 
-def test_what_a_dead_child_leaves_is_ended_before_it_is_started_again(tmp_path):
+def test_what_a_dead_child_leaves_is_ended_before_it_is_started_again(tmp_path: Path) -> None:
     family, log = Family(), tmp_path / "log"
     inner = "import time; time.sleep(60)"
     code = f"import subprocess, sys, time; p = subprocess.Popen([sys.executable, '-S', '-c', '{inner}']);"
@@ -158,7 +164,7 @@ def test_what_a_dead_child_leaves_is_ended_before_it_is_started_again(tmp_path):
     family.stop()
 
 
-def test_a_child_that_was_never_ready_is_not_started_again(tmp_path):
+def test_a_child_that_was_never_ready_is_not_started_again(tmp_path: Path) -> None:
     family, log = Family(), tmp_path / "log"
     restarts = Restarts("trainer", 9, lambda _: None, first_pause_s=0.01)
     child = family.start(
@@ -171,7 +177,7 @@ def test_a_child_that_was_never_ready_is_not_started_again(tmp_path):
     family.stop()
 
 
-def test_tail_gives_the_last_lines_and_says_when_there_are_none(tmp_path):
+def test_tail_gives_the_last_lines_and_says_when_there_are_none(tmp_path: Path) -> None:
     log = tmp_path / "log"
     assert "no log" in tail(log, 2)
     log.write_text("a\n\nb\nc\n")

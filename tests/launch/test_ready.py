@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.applications import Starlette
@@ -49,7 +50,7 @@ def becoming(code: str, url: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", BECOMES, url, code], stdout=subprocess.PIPE, text=True)
 
 
-def test_readiness_is_said_by_a_process_that_ends_with_it():
+def test_readiness_is_said_by_a_process_that_ends_with_it() -> None:
     url = f"http://127.0.0.1:{free_port()}/health"
     server = becoming(LATE, url)
     assert server.stdout is not None
@@ -63,7 +64,7 @@ def test_readiness_is_said_by_a_process_that_ends_with_it():
         assert out.read() == ""
 
 
-def test_a_server_that_dies_at_its_start_is_never_called_ready():
+def test_a_server_that_dies_at_its_start_is_never_called_ready() -> None:
     server = becoming("raise SystemExit(3)", f"http://127.0.0.1:{free_port()}/health")
     out, _ = server.communicate(timeout=240)  # returns when nobody holds the pipe any more
     assert (server.returncode, out) == (3, "")
@@ -75,30 +76,30 @@ def model(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_vllm_s_own_log_is_quiet_unless_asked_for(model):
+def test_vllm_s_own_log_is_quiet_unless_asked_for(model: Path) -> None:
     assert serve_command(ServeConfig(model=model))[1]["VLLM_LOGGING_LEVEL"] == "ERROR"
     assert serve_command(ServeConfig(model=model, vllm_log="info"))[1]["VLLM_LOGGING_LEVEL"] == "INFO"
 
 
-def test_a_context_beyond_the_model_s_positions_is_refused_before_vllm_starts(model):
+def test_a_context_beyond_the_model_s_positions_is_refused_before_vllm_starts(model: Path) -> None:
     assert serve_command(ServeConfig(model=model, max_model_len=2048))
     with pytest.raises(ConfigError, match="max_model_len = 2049: the model has 2048 positions"):
         serve_command(ServeConfig(model=model, max_model_len=2049))
 
 
-def test_every_address_is_reached_from_this_machine(model):
+def test_every_address_is_reached_from_this_machine(model: Path) -> None:
     assert ServeConfig(model=model, host="0.0.0.0", port=7).local_url == "http://127.0.0.1:7"
     assert ServeConfig(model=model, host="10.0.0.1", port=7).local_url == "http://10.0.0.1:7"
 
 
 def healthy(port: int, status: int = 200) -> Served:
-    async def health(_):
+    async def health(_: Any) -> Response:
         return Response(status_code=status)
 
     return Served(Starlette(routes=[Route("/health", health)]), port)
 
 
-def test_the_trainer_waits_for_servers_that_start_later(caplog):
+def test_the_trainer_waits_for_servers_that_start_later(caplog: pytest.LogCaptureFixture) -> None:
     port = free_port()
     server = WeightServer(f"http://127.0.0.1:{port}", 10.0)
     started: list[Served] = []
@@ -113,7 +114,7 @@ def test_the_trainer_waits_for_servers_that_start_later(caplog):
     assert f"http://127.0.0.1:{port}" in said[0]
 
 
-def test_the_trainer_waits_for_no_server_that_will_never_fit():
+def test_the_trainer_waits_for_no_server_that_will_never_fit() -> None:
     other = healthy(free_port(), 404)
     begun = time.monotonic()
     with pytest.raises(WeightSyncError, match="something else than a vLLM server"):
@@ -124,7 +125,7 @@ def test_the_trainer_waits_for_no_server_that_will_never_fit():
         check_all([WeightServer(f"http://127.0.0.1:{free_port()}", 10.0)], resumed=False, wait_s=0.1)
 
 
-def test_no_request_is_logged_by_the_trainer(smollm2, tmp_path):
+def test_no_request_is_logged_by_the_trainer(smollm2: Path, tmp_path: Path) -> None:
     """The trainer as a process, up to its first error: httpx would log a line for each request by then."""
     vllm = healthy(free_port())
     main = str(Path(__file__).resolve().parents[2] / "trainer" / "main.py")

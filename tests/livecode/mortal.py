@@ -61,7 +61,7 @@ class Mortal:
 def live(options: dict[str, Any], operations: int) -> int:
     """Feeds the trainer until the process dies, or to the run's end; its exit code."""
     mortal = Mortal(operations)
-    progress.os = outbox.os = mortal  # type: ignore[attr-defined]
+    vars(progress)["os"] = vars(outbox)["os"] = mortal
     whole = environment.LivecodeEnv.deliver
 
     async def deliver(self: Any, body: bytes) -> None:

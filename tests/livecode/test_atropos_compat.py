@@ -131,7 +131,7 @@ async def test_fault_an_evaluation_cancels_every_rollout(stock: Stock) -> None:
 
 
 def test_fault_rollouts_end_after_ten_minutes_by_default() -> None:
-    assert BaseEnvConfig().worker_timeout == 600
+    assert BaseEnvConfig().model_dump()["worker_timeout"] == 600
     assert LivecodeEnvConfig().worker_timeout == -1
 
 
@@ -194,8 +194,8 @@ async def test_fault_group_overrides_none_crashes_the_check(stock: Stock) -> Non
 async def test_fault_equal_scores_are_judged_without_the_overrides(stock: Stock) -> None:
     sent = []
 
-    async def send(data: Any) -> None:
-        sent.append(data)
+    async def send(scored_data: Any) -> None:
+        sent.append(scored_data)
 
     stock._send_scored_data_to_api = send  # type: ignore[method-assign]
     stock.max_token_len = 100
@@ -207,8 +207,8 @@ async def test_fault_equal_scores_are_judged_without_the_overrides(stock: Stock)
 async def test_fault_one_sequence_at_the_limit_drops_the_group(stock: Stock) -> None:
     sent = []
 
-    async def send(data: Any) -> None:
-        sent.append(data)
+    async def send(scored_data: Any) -> None:
+        sent.append(scored_data)
 
     stock._send_scored_data_to_api = send  # type: ignore[method-assign]
     stock.max_token_len = 3
@@ -274,7 +274,7 @@ def test_a_payload_is_three_quarters_of_atropos_own_without_losing_a_token() -> 
 
 def test_fault_a_bare_server_config_becomes_four_local_ports(model_dir: Path) -> None:
     config = BaseEnvConfig(tokenizer_name=str(model_dir), use_wandb=False)
-    env = Stock(config, ServerBaseline(model_name="m"))
+    env = Stock(config, ServerBaseline(model_name="m"))  # type: ignore[arg-type]  # Atropos takes either
     ports = [server.config.base_url for server in env.server.servers]
     assert ports == [f"http://localhost:{port}/v1" for port in (9004, 9005, 9006, 9007)]
 

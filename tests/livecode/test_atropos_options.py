@@ -10,13 +10,13 @@ from environments.livecode.atropos_options import AtroposOptions, EvalHandling
 from environments.livecode.config import LivecodeEnvConfig
 
 
-def test_the_options_and_their_order_are_atropos_own():
+def test_the_options_and_their_order_are_atropos_own() -> None:
     assert list(AtroposOptions.model_fields) == list(BaseEnvConfig.model_fields)
     assert {one.name: one.value for one in EvalHandling} == {one.name: one.value for one in EvalHandlingEnum}
 
 
 @pytest.mark.parametrize("name", BaseEnvConfig.model_fields)
-def test_an_option_is_restated_as_it_is(name):
+def test_an_option_is_restated_as_it_is(name: str) -> None:
     ours, theirs = AtroposOptions.model_fields[name], BaseEnvConfig.model_fields[name]
     if name == "eval_handling":
         assert (ours.annotation, ours.default.value) == (EvalHandling, theirs.default.value)
@@ -25,7 +25,7 @@ def test_an_option_is_restated_as_it_is(name):
     assert (ours.metadata, ours.description) == (theirs.metadata, theirs.description)
 
 
-def test_atropos_gets_its_own_class_with_every_value():
+def test_atropos_gets_its_own_class_with_every_value() -> None:
     config = LivecodeEnvConfig(group_size=4, context=100, max_new_tokens=50, tests_dir="here")
     given = as_atropos(config)
     assert isinstance(given, BaseEnvConfig)

@@ -21,7 +21,8 @@ from environments.common.settings import ConfigError
 from environments.livecode import command, environment
 from environments.livecode.atropos_compat import GroupRefused
 from environments.livecode.config import RunConfig
-from environments.livecode.environment import InfrastructureError, LivecodeEnv
+from environments.livecode.environment import LivecodeEnv
+from environments.livecode.generation.served_weights import InfrastructureError
 from environments.livecode.problems.load import save_problems
 from environments.livecode.problems.problem import Problem, TestCase
 from environments.livecode.problems.prompts import PromptBuilder
@@ -250,7 +251,7 @@ async def test_a_group_that_the_api_refuses_stops_with_the_reason(
     await trainer.register(batch=8)
     async with serving(config) as (env, task):
         whole = env.scored_data
-        env.scored_data = lambda group: whole(group) | {"messages": [[{"role": "user"}]]}  # type: ignore[method-assign]
+        env.scored_data = lambda group: whole(group) | {"messages": [[{"role": "user"}]]}
         with pytest.raises(GroupRefused, match=r"refuses: status 422.*messages"):
             await asyncio.wait_for(task, 20)
 
@@ -285,9 +286,10 @@ async def test_programs_at_which_the_judge_fails_never_end_the_run(
             calls.append(1)
             if len(calls) <= 60:
                 raise JudgeFault("judge_fault: scripted")
-            return await judged(request)
+            found: dict[str, Any] = await judged(request)
+            return found
 
-        verifier.verify = faulty  # type: ignore[method-assign]
+        verifier.verify = faulty
         await trainer.batch()
         assert env.dropped["judge_fault"] >= 3
 

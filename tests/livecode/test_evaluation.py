@@ -173,7 +173,11 @@ def test_pass_at_k_is_the_unbiased_estimate() -> None:
 
 def test_pass_at_1_is_the_mean_over_problems_also_where_samples_lack_a_verdict() -> None:
     problems = [problem("a1", "a"), problem("a2", "a"), problem("b1", "b")]
-    status = {"a1": ["accepted"] * 4, "a2": ["accepted", None, None, None], "b1": ["wrong_answer"] * 4}
+    status: dict[str, list[str | None]] = {
+        "a1": ["accepted"] * 4,
+        "a2": ["accepted", None, None, None],
+        "b1": ["wrong_answer"] * 4,
+    }
     rows = [{"problem": p, "index": i, "status": s} for p, row in status.items() for i, s in enumerate(row)]
     found = scores(problems, rows)
     assert found["pass_at_1"] == found["pass_at_k"]["1"] == pytest.approx(2 / 3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,7 +118,8 @@ class Chat:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[str | None] = []
         self.replies: list[tuple[int, Any]] = []
-        self.text, self.reason, self.models = EXACT, "stop", [{"id": "gpt", "max_model_len": None}]
+        self.text, self.reason = EXACT, "stop"
+        self.models: list[dict[str, Any]] = [{"id": "gpt", "max_model_len": None}]
 
     async def chat(self, request: Request) -> Response:
         self.requests.append(await request.json())
@@ -210,7 +212,7 @@ async def test_reasoning_in_the_text_is_left_out_of_the_program(generation: Any,
         async def answer(self, prompt: Any, sampling: SamplingParams) -> Any:
             from environments.livecode.generation.completions import Completion
 
-            return Completion([], [], "stop", [], 0.0, text=self.text, tokens=3)
+            return Completion(array("i"), array("d"), "stop", [], 0.0, text=self.text, tokens=3)
 
     answers = Answers()
     async with LocalVerifier(workers=1) as verifier:

@@ -6,6 +6,7 @@ import gzip
 import json
 import os
 import random
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,9 @@ def finished(begun: OpenGroup, passed: int, dropped: str | None = None) -> Judge
         tests.append({"index": 1, "status": "accepted" if right else "wrong_answer", "cpu_s": 0.02})
         verdict = {"status": "accepted" if right else "wrong_answer", "tests": tests}
         group.rollouts.append(
-            JudgedRollout(Completion([1], [0.0], "stop", [(0, 0, 1)], 0.0), b"", "code", verdict, 0.1)
+            JudgedRollout(
+                Completion(array("i", [1]), array("d", [0.0]), "stop", [(0, 0, 1)], 0.0), b"", "code", verdict, 0.1
+            )
         )
     return group
 

@@ -41,7 +41,7 @@ def problems(path: Path, add: int) -> None:
 async def run(tmp_path: Path, model_dir: Path, generation: Any) -> Path:
     """A run of two groups of four with every program recorded; its folder says how it was made."""
     problems(tmp_path / "problems.jsonl", 1)
-    options = {
+    options: dict[str, Any] = {
         "model": str(model_dir),
         "servers": [generation.url],
         "env": {

@@ -153,7 +153,7 @@ async def test_a_group_that_waits_in_the_outbox_is_sent_at_the_start(
         async def unplugged(body: bytes) -> None:
             raise ConnectionError("the machine is switched off")
 
-        env.deliver = unplugged  # type: ignore[method-assign]
+        env.deliver = unplugged
         with pytest.raises(ConnectionError):
             await task
     names = [path.name for path in (Path(config.env.run_dir) / "outbox").iterdir()]
@@ -181,7 +181,7 @@ async def test_a_group_that_a_full_disk_kept_from_being_recorded_is_sent_at_the_
                 raise OSError(errno.ENOSPC, "No space left on device")
             recorded(group, sent=sent)
 
-        env.records.group = full  # type: ignore[method-assign]
+        env.records.group = full
         with pytest.raises(OSError, match="No space left"):
             await task
     names = [path.name for path in (Path(config.env.run_dir) / "outbox").iterdir()]

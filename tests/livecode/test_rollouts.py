@@ -16,7 +16,8 @@ from environments.livecode.generation import completions
 from environments.livecode.generation.completions import GENERATE, CompletionClient, SamplingParams
 from environments.livecode.generation.vllm_responses import Unusable, only_choice, sampled
 from environments.livecode.generation.vllm_servers import RolloutDeadlineExceeded, ServerRefused
-from tests.livecode.conftest import Generation, Served
+from tests.livecode.conftest import Generation
+from tests.served import Served
 
 SAMPLING = SamplingParams(max_new_tokens=50, temperature=0.7)
 

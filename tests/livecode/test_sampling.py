@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -40,7 +41,7 @@ def test_uniform_gives_every_problem_once_an_epoch_in_another_order() -> None:
 
 def test_the_order_follows_the_seed() -> None:
     for rule in ("uniform", "learnable"):
-        first, same, other = (drawn(build_sampler(rule, PROBLEMS, seed), 12) for seed in (1, 1, 2))  # type: ignore[arg-type]
+        first, same, other = (drawn(build_sampler(rule, PROBLEMS, seed), 12) for seed in (1, 1, 2))
         assert first == same
         assert first != other
 
@@ -68,13 +69,13 @@ def test_one_group_moves_the_running_rate_half_way() -> None:
 
 
 @pytest.mark.parametrize("rule", ["uniform", "learnable"])
-def test_a_restart_goes_on_where_the_state_was_taken(rule: str) -> None:
-    sampler = build_sampler(rule, PROBLEMS, 5)  # type: ignore[arg-type]
+def test_a_restart_goes_on_where_the_state_was_taken(rule: Any) -> None:
+    sampler = build_sampler(rule, PROBLEMS, 5)
     drawn(sampler, 17)
     sampler.update(PROBLEMS[5], 0.25)
     state = json.loads(json.dumps(sampler.state()))
     expected = drawn(sampler, 30)
-    again = build_sampler(rule, PROBLEMS, 5)  # type: ignore[arg-type]
+    again = build_sampler(rule, PROBLEMS, 5)
     again.restore(state)
     assert drawn(again, 30) == expected
 

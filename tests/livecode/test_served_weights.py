@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,7 +14,6 @@ from environments.common.agreement import terms
 from environments.common.settings import ConfigError
 from environments.livecode.config import RunConfig
 from environments.livecode.environment import LivecodeEnv
-from environments.livecode.generation import served_weights
 from environments.livecode.generation.completions import CompletionClient
 from environments.livecode.generation.served_weights import InfrastructureError, ServedWeights
 from environments.livecode.generation.vllm_servers import ServerAway, ServerRefused
@@ -29,7 +29,9 @@ async def say(api: str, **said: Any) -> None:
         (await http.post("/contract", json={"side": "trainer", "terms": said})).raise_for_status()
 
 
-async def test_the_trainer_s_number_of_steps_is_taken(config: RunConfig, generation: Any, trainer: Any, api: str):
+async def test_the_trainer_s_number_of_steps_is_taken(
+    config: RunConfig, generation: Any, trainer: Any, api: str
+) -> None:
     config.env.total_steps = RunConfig(model="m").env.total_steps  # as it is when nobody says one
     generation.script = Alternate()
     await say(api, steps=3)
@@ -46,7 +48,7 @@ async def test_the_trainer_s_number_of_steps_is_taken(config: RunConfig, generat
         await asyncio.wait_for(task, 20)
 
 
-async def test_a_number_of_steps_of_one_s_own_is_compared(config: RunConfig, trainer: Any, api: str):
+async def test_a_number_of_steps_of_one_s_own_is_compared(config: RunConfig, trainer: Any, api: str) -> None:
     await say(api, steps=3)
     await trainer.register(batch=8, steps=3)
     async with serving(config) as (_, task):  # it has 2
@@ -56,7 +58,7 @@ async def test_a_number_of_steps_of_one_s_own_is_compared(config: RunConfig, tra
 
 async def test_a_trainer_that_sends_no_weights_is_fed_to_its_last_step(
     config: RunConfig, generation: Any, trainer: Any, api: str, caplog: Any
-):
+) -> None:
     generation.script = Alternate()
     await say(api, sends_weights=False)
     await trainer.register(batch=8, steps=2)
@@ -70,7 +72,7 @@ async def test_a_trainer_that_sends_no_weights_is_fed_to_its_last_step(
 
 async def test_weights_of_an_earlier_run_are_not_this_run_s(
     config: RunConfig, generation: Any, trainer: Any, caplog: Any
-):
+) -> None:
     generation.script, generation.version = Alternate(), "4"
     await trainer.register(batch=8, steps=2)
     with caplog.at_level(logging.INFO, "environments.livecode.generation.served_weights"):
@@ -83,9 +85,9 @@ async def test_weights_of_an_earlier_run_are_not_this_run_s(
     assert "have those of step 4, and the trainer is at step 0" in caplog.text
 
 
-def test_servers_that_nobody_updates_end_the_run_with_what_to_do(monkeypatch):
+def test_servers_that_nobody_updates_end_the_run_with_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(served_weights.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("environments.livecode.generation.served_weights.time.monotonic", lambda: now[0])
     weights = ServedWeights(["http://a:1", "http://b:2"], max_staleness=1)
     assert weights.version(0, 1, idle=True) == 0  # the trainer is at its first batch
     assert weights.version(0, 2, idle=True) == 0  # from here nothing can begin
@@ -100,9 +102,9 @@ def test_servers_that_nobody_updates_end_the_run_with_what_to_do(monkeypatch):
         weights.version(0, 2, idle=True)
 
 
-def test_weights_that_come_in_time_end_no_run(monkeypatch):
+def test_weights_that_come_in_time_end_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
-    monkeypatch.setattr(served_weights.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("environments.livecode.generation.served_weights.time.monotonic", lambda: now[0])
     weights = ServedWeights(["http://a:1"], max_staleness=1)
     for step in range(2, 9):
         now[0] += 50
@@ -112,29 +114,29 @@ def test_weights_that_come_in_time_end_no_run(monkeypatch):
 
 
 @pytest.mark.parametrize("max_staleness", [0, 1, 3])
-def test_a_step_may_take_as_long_as_it_takes(monkeypatch, max_staleness):
+def test_a_step_may_take_as_long_as_it_takes(monkeypatch: pytest.MonkeyPatch, max_staleness: int) -> None:
     now = [100.0]
-    monkeypatch.setattr(served_weights.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr("environments.livecode.generation.served_weights.time.monotonic", lambda: now[0])
     weights = ServedWeights(["http://a:1"], max_staleness)
     for _ in range(3):
         assert weights.version(4, 5, idle=True) == 4  # the fifth batch is trained on, and nothing may begin
         now[0] += 3600
 
 
-def test_an_older_version_after_the_first_is_a_trainer_that_went_back():
+def test_an_older_version_after_the_first_is_a_trainer_that_went_back() -> None:
     weights = ServedWeights(["http://a:1"], max_staleness=1)
     assert weights.version(3, 4, idle=False) == 3
     assert weights.version(3, 2, idle=False) == 3  # its last checkpoint was step 2; it publishes that next
     assert weights.version(None, 2, idle=False) is None
 
 
-def test_terms_hold_what_a_side_knows(tmp_path):
-    common = {"context": 8, "group_size": 2, "overlong_baseline": "include"}
+def test_terms_hold_what_a_side_knows(tmp_path: Path) -> None:
+    common: dict[str, Any] = {"context": 8, "group_size": 2, "overlong_baseline": "include"}
     assert terms(model=tmp_path, steps=None, **common) == common
     assert terms(model=tmp_path, steps=4, sends_weights=True, **common) == common | {"steps": 4, "sends_weights": True}
 
 
-async def test_a_server_that_starts_later_is_waited_for_and_the_wait_is_said_once(generation: Any, caplog: Any):
+async def test_a_server_that_starts_later_is_waited_for_and_the_wait_is_said_once(generation: Any, caplog: Any) -> None:
     late = Served(generation.app())
     port = int(late.url.rpartition(":")[2])
     late.stop()
@@ -152,7 +154,7 @@ async def test_a_server_that_starts_later_is_waited_for_and_the_wait_is_said_onc
     assert "Start vLLM there first: atropos serve-model" in said[0]
 
 
-async def test_a_server_that_never_starts_or_does_not_fit_is_an_error(generation: Any):
+async def test_a_server_that_never_starts_or_does_not_fit_is_an_error(generation: Any) -> None:
     gone = Served(generation.app())
     gone.stop()
     async with CompletionClient([gone.url]) as client:
@@ -165,7 +167,7 @@ async def test_a_server_that_never_starts_or_does_not_fit_is_an_error(generation
 
 
 @pytest.mark.parametrize("mode", ["serve", "process", "evaluate"])
-def test_problems_that_are_not_there_are_said_before_a_server_is_waited_for(config: RunConfig, mode: str):
+def test_problems_that_are_not_there_are_said_before_a_server_is_waited_for(config: RunConfig, mode: str) -> None:
     config.servers, config.servers_wait_s = ["http://127.0.0.1:9"], 600.0
     config.env.problems, config.evaluation.problems = "nofile.jsonl", ["nofile.jsonl"]
     with pytest.raises(ConfigError, match=r"nofile\.jsonl: cannot be read"):

@@ -18,8 +18,9 @@ from environments.livecode.generation.vllm_servers import (
     ServerRefused,
     parse_version,
 )
-from tests.livecode.conftest import Generation, Served
+from tests.livecode.conftest import Generation
 from tests.livecode.test_rollouts import SAMPLING, closed_port
+from tests.served import Served
 
 
 async def test_a_good_server_passes_the_check(generation: Any) -> None:

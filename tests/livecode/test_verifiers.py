@@ -96,7 +96,7 @@ async def test_a_verdict_that_does_not_come_in_time_is_a_deadline() -> None:
 
 def test_an_unknown_verifier_names_the_known_ones() -> None:
     with pytest.raises(ValueError, match=r"verifier 'cloud' is unknown: choose one of local, http, modal"):
-        LivecodeEnvConfig(verifier="cloud")  # type: ignore[arg-type]
+        LivecodeEnvConfig(verifier="cloud")
     with pytest.raises(ValueError, match=r"verifier_strategy problem with verifier local: it is about containers"):
         LivecodeEnvConfig(verifier_strategy="problem")
 
@@ -138,5 +138,5 @@ async def test_the_programs_of_a_group_are_judged_in_one_call_when_the_last_one_
         return got
 
     got = await asyncio.gather(member("a"), member("bad", "again"), member(), member("b"))
-    assert got == [["a"], ["lost", "again"], [], ["b"]]
+    assert list(got) == [["a"], ["lost", "again"], [], ["b"]]
     assert calls == [["a", "bad", "b"], ["again"]]

@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -174,7 +175,10 @@ def test_worked_turns_are_answered_correctly() -> None:
         code = turn.answer.removeprefix("```python\n").removesuffix("\n```")
         if turn.kind == "stdin":
             given, _, wanted = turn.question.partition("Sample Input 1")[2].partition("Sample Output 1")
-            request = {"fn_name": None, "tests": [{"input": given.strip() + "\n", "output": wanted.strip()}]}
+            request: dict[str, Any] = {
+                "fn_name": None,
+                "tests": [{"input": given.strip() + "\n", "output": wanted.strip()}],
+            }
         else:
             given, _, wanted = turn.question.partition("Input: ")[2].partition("\nOutput: ")
             lines = "\n".join(part.partition(" = ")[2] for part in given.split(", "))

@@ -80,7 +80,12 @@ def test_evaluate_takes_the_problems_of_env_and_prints_a_summary(
 @pytest.mark.parametrize("words", [["--like", "nouscoder"], ["--like=nouscoder"]])
 def test_like_is_short_for_the_option(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[RunConfig] = []
-    monkeypatch.setattr(command, "run", lambda _, mode, config: seen.append(config) or 0)
+
+    def run(_: type[LivecodeEnv], mode: str, config: RunConfig) -> int:
+        seen.append(config)
+        return 0
+
+    monkeypatch.setattr(command, "run", run)
     assert command.run_command(LivecodeEnv, "evaluate", ["--model", "m", *words]) == 0
     assert seen[0].evaluation.like == "nouscoder"
 

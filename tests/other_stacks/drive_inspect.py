@@ -4,6 +4,7 @@ import json
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from inspect_ai import eval as evaluate
 from inspect_ai.model import ModelOutput, ModelUsage, get_model
@@ -12,7 +13,7 @@ from inspect_ai.model import ModelOutput, ModelUsage, get_model
 def main(problems: str, answers: str) -> dict[str, object]:
     texts = json.loads(Path(answers).read_text())
 
-    def say(messages, *_):
+    def say(messages: list[Any], *_: Any) -> ModelOutput:
         problem = messages[-1].text.partition("Solve ")[2].partition(".")[0]
         said = ModelOutput.from_content("mockllm/model", texts[problem])
         said.usage = ModelUsage()  # else it counts tokens with a tokenizer that it downloads

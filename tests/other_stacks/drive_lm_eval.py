@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from lm_eval import evaluator
 from lm_eval.api.model import LM
@@ -12,17 +13,17 @@ from integrations.grading import problem_of
 from integrations.lm_eval_tasks import livecode
 
 
-class Says(LM):
+class Says(LM):  # type: ignore[misc]  # lm-eval is not installed where types are checked
     """Answers each prompt with its problem's text."""
 
-    def __init__(self, texts):
+    def __init__(self, texts: dict[str, str]) -> None:
         super().__init__()
         self.texts = texts
 
-    def generate_until(self, requests, disable_tqdm=False):
+    def generate_until(self, requests: list[Any], disable_tqdm: bool = False) -> list[str]:
         return [self.texts[problem_of(request.doc["problem"]).id] for request in requests]
 
-    def loglikelihood(self, requests, disable_tqdm=False):
+    def loglikelihood(self, requests: list[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         raise NotImplementedError
 
     loglikelihood_rolling = loglikelihood

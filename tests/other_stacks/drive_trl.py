@@ -11,6 +11,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
+from environments.livecode.problems.problem import Problem
 from integrations import grading
 from integrations.trl_reward import livecode_reward, rows
 
@@ -20,7 +21,7 @@ class Faulty(grading.Grader):
 
     calls = 0
 
-    async def grade(self, problem, answer, reasoning_open=False):
+    async def grade(self, problem: Problem, answer: str, reasoning_open: bool = False) -> grading.Grade:
         Faulty.calls += 1
         if Faulty.calls % 3 == 0 and Faulty.calls <= 8:
             raise grading.NoVerdict(f"problem {problem.id}: no verdict: the judge is away")
@@ -38,7 +39,7 @@ def main(problems: str, answers: str, model: str) -> dict[str, object]:
         vocab_size=len(tokenizer), hidden_size=32, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2,
         num_key_value_heads=2,
     )  # fmt: skip
-    grading.Grader = Faulty
+    vars(grading)["Grader"] = Faulty
     grading._shared.clear()
     with tempfile.TemporaryDirectory() as folder:
         trainer = GRPOTrainer(

@@ -9,7 +9,7 @@ import verifiers.v1 as vf
 
 
 async def main(problems: str, texts: dict[str, str]) -> dict[str, object]:
-    taskset = {"id": "atropos-livecode", "problems": problems}
+    taskset: dict[str, object] = {"id": "atropos-livecode", "problems": problems}
     taskset["task"] = {"time_limit_s": 2.0, "memory_limit_mb": 512}
     environment = vf.load_environment(vf.resolve_env_config({"taskset": taskset}))
     found: dict[str, object] = {}

@@ -4,6 +4,7 @@ import asyncio
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import OmegaConf
@@ -18,7 +19,7 @@ from integrations.verl_reward import rows
 class Tokenizer:
     """One token a byte."""
 
-    def decode(self, ids, skip_special_tokens=True):
+    def decode(self, ids: Any, skip_special_tokens: bool = True) -> str:
         return bytes(ids.tolist()).decode()
 
 

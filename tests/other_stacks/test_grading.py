@@ -15,7 +15,7 @@ from environments.livecode.problems.prompts import SYSTEM
 from integrations import grading, trl_reward, verl_reward
 from integrations.grading import BlockingGrader, Judging, NoVerdict, problem_of, problem_text
 from tests.dataset.test_build import run as build_data
-from tests.other_stacks.programs import ANSWERS, FAULT, FAULTY, PROBLEMS
+from tests.other_stacks.programs import ANSWERS, FAULT, FAULTY, PROBLEMS, Answer
 
 BY_ID = {problem.id: problem for problem in [*PROBLEMS, FAULT]}
 LIMITS = {"time_limit_s": 2.0, "memory_limit_mb": 512}
@@ -52,7 +52,7 @@ def test_every_answer_gets_its_verdict_and_a_fault_of_ours_none(grader: Blocking
 
 
 def test_trl_gets_a_reward_for_each_verdict_and_none_for_a_fault() -> None:
-    logged = {}
+    logged: dict[str, float] = {}
     rewards = trl_reward.livecode_reward(
         completions=[[{"role": "assistant", "content": one.text}] for one in [*ANSWERS, FAULTY]],
         problem=[problem_text(BY_ID[one.problem]) for one in [*ANSWERS, FAULTY]],
@@ -64,7 +64,7 @@ def test_trl_gets_a_reward_for_each_verdict_and_none_for_a_fault() -> None:
 
 
 def test_verl_gets_a_score_for_each_verdict_and_an_error_for_a_fault() -> None:
-    def score(one: object) -> dict[str, object]:
+    def score(one: Answer) -> dict[str, object]:
         return verl_reward.compute_score(
             data_source="atropos-livecode",
             solution_str=one.text,

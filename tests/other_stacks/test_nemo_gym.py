@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import uvicorn
 import yaml
@@ -42,12 +41,12 @@ def body(answer: Answer) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def client() -> Iterator[httpx.Client]:
+def client() -> Iterator[TestClient]:
     with TestClient(application(ALL, Judging(time_limit_s=2.0, memory_limit_mb=512))) as client:
         yield client
 
 
-def test_every_answer_gets_its_verdict_and_a_fault_of_ours_is_masked(client: httpx.Client) -> None:
+def test_every_answer_gets_its_verdict_and_a_fault_of_ours_is_masked(client: TestClient) -> None:
     assert client.post("/seed_session", json=row(PROBLEMS[0])).json() == {}
     for answer in ANSWERS:
         found = client.post("/verify", json=body(answer)).json()
@@ -59,12 +58,12 @@ def test_every_answer_gets_its_verdict_and_a_fault_of_ours_is_masked(client: htt
     assert masked["response"] == body(FAULTY)["response"]
 
 
-def test_a_traced_rollout_reaches_the_same_routes(client: httpx.Client) -> None:
+def test_a_traced_rollout_reaches_the_same_routes(client: TestClient) -> None:
     found = client.post("/ng-rollout/abc-1/verify", json=body(ANSWERS[0])).json()
     assert found["reward"] == 1.0
 
 
-def test_a_body_that_is_no_row_is_refused_and_never_scored(client: httpx.Client) -> None:
+def test_a_body_that_is_no_row_is_refused_and_never_scored(client: TestClient) -> None:
     right = body(ANSWERS[0])
     for wrong, said in (
         ([], "the body is a list"),
@@ -86,14 +85,14 @@ def test_only_the_text_of_messages_is_the_answer() -> None:
     assert output_text({"output": []}) == ""
 
 
-def test_metrics_leave_masked_samples_out(client: httpx.Client) -> None:
+def test_metrics_leave_masked_samples_out(client: TestClient) -> None:
     samples = [{"reward": 1.0}, {"reward": -1.0}, {"reward": 1.0}, {"reward": 0.0, "mask_sample": True}]
     found = client.post("/aggregate_metrics", json={"verify_responses": samples}).json()
     assert found["key_metrics"] == {"no_verdict": 0.25, "pass@1": pytest.approx(2 / 3)}
     assert client.post("/aggregate_metrics", json={"verify_responses": []}).json()["key_metrics"] == {}
 
 
-def test_sessions_are_confirmed_and_keep_nothing(client: httpx.Client) -> None:
+def test_sessions_are_confirmed_and_keep_nothing(client: TestClient) -> None:
     assert client.post("/close_session", json={"resources_session_id": "s", "episode_id": "e"}).json() == {
         "resources_session_id": "s"
     }

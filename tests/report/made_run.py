@@ -105,8 +105,8 @@ def _generation(dice: random.Random, step: int) -> dict[str, Any]:
 
 
 def _evaluation(step: int) -> dict[str, Any]:
-    per_problem = {
-        f"q{i:03d}": [f"t{i}", max(0, min(4, round(4 * _skill(step) + (i % 5 - 2) / 2))), 4] for i in range(75)
+    per_problem: dict[str, tuple[str, int, int]] = {
+        f"q{i:03d}": (f"t{i}", max(0, min(4, round(4 * _skill(step) + (i % 5 - 2) / 2))), 4) for i in range(75)
     }
     right = sum(row[1] for row in per_problem.values())
     rate = right / 300
@@ -124,8 +124,9 @@ def _rollout(dice: random.Random, group: dict[str, Any], index: int) -> dict[str
     status = group["verdicts"][index]
     right, number = status == "accepted", int(group["problem_id"][-3:])
     failed = None if right else dice.choice((0, 3, 3, 3, 7))
+    ran = 12 if failed is None else failed + 1
     verdict = {
-        "status": status, "passed": 12 if right else failed, "ran": 12 if right else failed + 1, "total": 12,
+        "status": status, "passed": 12 if right else failed, "ran": ran, "total": 12,
         "failed_test": failed, "message": "" if right else output_difference("3\n4 5", "3\n4 6"),
     }  # fmt: skip
     return {

@@ -33,7 +33,14 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
 def test_a_number_that_is_none_is_missing(run: Path, number: str) -> None:
-    line = {"problem_id": "p", "code": "x", "score": "@", "length": "@", "sample": "@", "versions": [["@", 0, 1]]}
+    line: dict[str, Any] = {
+        "problem_id": "p",
+        "code": "x",
+        "score": "@",
+        "length": "@",
+        "sample": "@",
+        "versions": [["@", 0, 1]],
+    }
     line |= {"verdict": {"passed": "@", "total": "@", "failed_test": "@"}, "failing_test": {"wall_s": ["@"]}}
     append_line(run / "rollouts" / "0.jsonl", json.dumps(line).replace('"@"', number))
     append_line(run / "metrics.jsonl", f'{{"step": 1, "reward": {number}, "entropy": 0.5}}')
@@ -56,9 +63,9 @@ def test_a_field_of_another_kind_does_not_end_the_report(run: Path, number: int)
     value = ODD[number]
     names = ("weight_version", "dropped", "verdicts", "difficulty", "kind", "source", "date")
     append_line(run / "environment.jsonl", json.dumps(dict.fromkeys(names, value)))
-    names = ("problem_id", "status", "score", "length", "versions", "finish_reason", "graded", "verdict", "code",
+    fields = ("problem_id", "status", "score", "length", "versions", "finish_reason", "graded", "verdict", "code",
              "failing_test", "prompt", "completion", "difficulty", "from")  # fmt: skip
-    append_line(run / "rollouts" / "0.jsonl", json.dumps(dict.fromkeys(names, value)))
+    append_line(run / "rollouts" / "0.jsonl", json.dumps(dict.fromkeys(fields, value)))
     append_line(run / "metrics.jsonl", json.dumps({"step": value, "reward": value}))
     append_line(
         run / "evaluations.jsonl", json.dumps({"pass_at_1": value, "set": value, "by": value, "profiles": value})
@@ -72,7 +79,12 @@ def test_a_field_of_another_kind_does_not_end_the_report(run: Path, number: int)
 def test_colouring_any_text_ends_in_time_and_keeps_it(piece: str, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[float] = []
     clock = time.thread_time
-    monkeypatch.setattr("environments.tools.report.code.time.thread_time", lambda: seen.append(clock()) or seen[-1])
+
+    def noted() -> float:
+        seen.append(clock())
+        return seen[-1]
+
+    monkeypatch.setattr("environments.tools.report.code.time.thread_time", noted)
     text = (piece * 20_000)[:20_000]
     found = tokens(text)
     assert "".join(part for _, part in found) == text

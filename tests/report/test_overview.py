@@ -134,8 +134,8 @@ def test_every_line_of_a_chart_has_a_sentence_and_a_name_of_its_own() -> None:
         assert set(chart.lines) <= set(SENTENCES)
     titles = [chart.title for chart in (*CHARTS, *ENVIRONMENT_CHARTS)]
     assert len(titles) == len(set(titles))
-    (chart,) = curves([{"step": 1, "entropy": 0.5}])
-    assert chart["series"][0]["hint"] == METRICS["entropy"].sentence
+    (drawn,) = curves([{"step": 1, "entropy": 0.5}])
+    assert drawn["series"][0]["hint"] == METRICS["entropy"].sentence
 
 
 def test_a_group_shows_the_advantages_that_its_objective_takes() -> None:

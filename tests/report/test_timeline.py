@@ -52,7 +52,7 @@ def test_groups_that_overlap_lie_in_lanes_of_their_own_and_no_lane_holds_two_at_
 
 
 def test_rows_without_times_are_left_out_and_none_at_all_is_no_time_line() -> None:
-    odd = [{"step": 1}, {"time": "x", "seconds_step": 3}, {"time": 3.0, "seconds_step": -1}, STEP]
+    odd: list[dict[str, Any]] = [{"step": 1}, {"time": "x", "seconds_step": 3}, {"time": 3.0, "seconds_step": -1}, STEP]
     assert len(lanes(timeline(odd, [{"seconds": 3}]))) == 2
     assert timeline([{"step": 1}], []) == {"begun": 0.0, "lanes": []}
 

@@ -35,7 +35,7 @@ class GlooCommunicator:
         self.rank, self.world_size = group.rank, group.world_size
         self.device = torch.device("cpu")
         self.available, self.disabled = True, False
-        self._gloo = ProcessGroupGloo(PrefixStore("gloo", group.store), self.rank, self.world_size, self.deadline)
+        self._gloo: Any = ProcessGroupGloo(PrefixStore("gloo", group.store), self.rank, self.world_size, self.deadline)
 
     def broadcast(self, tensor: Tensor, src: int, stream: Any = None) -> None:
         options = BroadcastOptions()
@@ -77,7 +77,7 @@ def register() -> None:
         if not Path(os.environ[STALE]).exists():
             refresh_packed_weights(self.model)
 
-    NCCLWeightTransferEngine.finish_weight_update = finish_and_refresh
+    NCCLWeightTransferEngine.finish_weight_update = finish_and_refresh  # type: ignore[method-assign]
 
 
 def plugin_path(folder: Path) -> str:

@@ -8,7 +8,7 @@ import shlex
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from google.protobuf.empty_pb2 import Empty
 from grpclib import GRPCError, Status
@@ -17,6 +17,16 @@ from modal_proto import api_pb2
 from modal_proto.api_grpc import ModalClientBase
 
 SUCCESS = api_pb2.GenericResult.GENERIC_STATUS_SUCCESS
+
+
+Asked = TypeVar("Asked")
+
+
+async def received(stream: Stream[Asked, Any]) -> Asked:
+    """The request of a call; grpclib gives None where the caller has hung up."""
+    request = await stream.recv_message()
+    assert request is not None
+    return request
 
 
 class Deployments(ModalClientBase):
@@ -57,7 +67,7 @@ class Deployments(ModalClientBase):
         await stream.send_message(api_pb2.ClientHelloResponse(image_builder_version="2025.06"))
 
     async def EnvironmentGetOrCreate(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         metadata = api_pb2.EnvironmentMetadata(
             name=request.deployment_name or "main",
             settings=api_pb2.EnvironmentSettings(image_builder_version="2025.06"),
@@ -65,22 +75,22 @@ class Deployments(ModalClientBase):
         await stream.send_message(api_pb2.EnvironmentGetOrCreateResponse(environment_id="en-1", metadata=metadata))
 
     async def AppGetByDeploymentName(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         await stream.send_message(api_pb2.AppGetByDeploymentNameResponse(app_id=self.apps.get(request.name, "")))
 
     async def AppCreate(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         app_id = self.new("ap")
         if request.app_state == api_pb2.APP_STATE_INITIALIZING:
             self.apps[request.description] = app_id
         await stream.send_message(api_pb2.AppCreateResponse(app_id=app_id, app_page_url="http://app"))
 
     async def AppGetLayout(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         await stream.send_message(api_pb2.AppGetLayoutResponse(app_layout=self._layout(request.app_id)))
 
     async def AppPublish(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         self.published[request.app_id] = dict(request.function_ids)
         await stream.send_message(api_pb2.AppPublishResponse(url="http://app", deployed_at=time.time()))
 
@@ -89,12 +99,12 @@ class Deployments(ModalClientBase):
         await stream.send_message(Empty())
 
     async def AppClientDisconnect(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         self.stopped.append(request.app_id)
         await stream.send_message(Empty())
 
     async def AppStop(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         self.stopped.append(request.app_id)
         self.apps = {name: app_id for name, app_id in self.apps.items() if app_id != request.app_id}
         await stream.send_message(Empty())
@@ -104,19 +114,19 @@ class Deployments(ModalClientBase):
         await stream.send_message(api_pb2.TaskLogsBatch(app_done=True))
 
     async def ImageGetOrCreate(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         image_id = self.new("im")
         self.images[image_id] = request.image
         result = api_pb2.GenericResult(status=SUCCESS)
         await stream.send_message(api_pb2.ImageGetOrCreateResponse(image_id=image_id, result=result))
 
     async def MountBatchedCheckExistence(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         missing = [sha for sha in request.sha256_hex_hashes if sha not in self._files]
         await stream.send_message(api_pb2.MountBatchedCheckExistenceResponse(missing_sha256_hex_hashes=missing))
 
     async def MountPutFile(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         data = self._files.get(request.data_blob_id) if request.data_blob_id else request.data
         self.received_bytes += request.ByteSize()
         if data and request.sha256_hex not in self._files:
@@ -126,13 +136,13 @@ class Deployments(ModalClientBase):
         await stream.send_message(api_pb2.MountPutFileResponse(exists=exists))
 
     async def MountGetOrCreate(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         mount_id = self.new("mo")
         self.mounts[mount_id] = list(request.files)
         await stream.send_message(api_pb2.MountGetOrCreateResponse(mount_id=mount_id))
 
     async def VolumeGetOrCreate(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         create = request.object_creation_type == api_pb2.OBJECT_CREATION_TYPE_CREATE_IF_MISSING
         if request.deployment_name not in self.volumes and not create:
             raise GRPCError(Status.NOT_FOUND, f"Volume '{request.deployment_name}' not found")
@@ -145,7 +155,7 @@ class Deployments(ModalClientBase):
         )
 
     async def VolumePutFiles(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         for file in request.files:
             path = self.volume_path(request.volume_id) / file.filename.lstrip("/")
             if path.exists() and request.disallow_overwrite_existing_files:
@@ -158,7 +168,7 @@ class Deployments(ModalClientBase):
         await stream.send_message(Empty())
 
     async def VolumeListFiles(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         root = self.volume_path(request.volume_id)
         entries = [
             api_pb2.FileEntry(path=str(path.relative_to(root)), type=api_pb2.FileEntry.FILE, size=path.stat().st_size)
@@ -179,12 +189,12 @@ class Deployments(ModalClientBase):
         )
 
     async def BlobGet(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         self.seen["BlobGet"] += 1
         await stream.send_message(api_pb2.BlobGetResponse(download_url=f"{self._blob_url}/{request.blob_id}"))
 
     async def FunctionPrecreate(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         function_id = request.existing_function_id or self.new("fu")
         self.app_of[function_id] = request.app_id
         metadata = api_pb2.FunctionHandleMetadata(
@@ -193,7 +203,7 @@ class Deployments(ModalClientBase):
         await stream.send_message(api_pb2.FunctionPrecreateResponse(function_id=function_id, handle_metadata=metadata))
 
     async def FunctionCreate(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         function_id = request.existing_function_id or self.new("fu")
         self.functions[function_id] = request.function
         self.app_of[function_id] = request.app_id
@@ -208,7 +218,7 @@ class Deployments(ModalClientBase):
         )
 
     async def FunctionGet(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         if request.environment_name not in ("", "main"):
             raise GRPCError(Status.NOT_FOUND, f"Environment '{request.environment_name}' not found")
         function_id = self.published.get(self.apps.get(request.app_name, ""), {}).get(request.object_tag)

@@ -28,7 +28,7 @@ from grpclib.server import Server, Stream
 from modal_proto import api_pb2
 
 from tests.support.gvisor import inside
-from tests.support.modal_deployments import SUCCESS, Deployments
+from tests.support.modal_deployments import SUCCESS, Deployments, received
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 DENY = """
@@ -112,7 +112,7 @@ class ControlPlane(Deployments):
     # -- Calling --------------------------------------------------------------------------------------------
 
     async def FunctionMap(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         fault = self.faults.popleft() if self.faults else ""
         self.seen["calls"] += 1
         self.received_bytes += request.ByteSize()
@@ -133,7 +133,7 @@ class ControlPlane(Deployments):
         )
 
     async def FunctionGetOutputs(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         call = self._calls[request.function_call_id]
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(call.done.wait(), max(request.timeout, 0.01))
@@ -254,6 +254,7 @@ class ControlPlane(Deployments):
 
     async def FunctionGetInputs(self, stream: Stream[Any, Any]) -> None:
         await stream.recv_message()
+        assert stream.metadata is not None
         container = self._containers[str(stream.metadata["x-task-id"])]
         if container.taken:
             await asyncio.Event().wait()  # nothing more for this one
@@ -268,7 +269,7 @@ class ControlPlane(Deployments):
         await stream.send_message(api_pb2.FunctionGetInputsResponse(inputs=[item]))
 
     async def FunctionPutOutputs(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         for item in request.outputs:
             call = next(call for call in self._calls.values() if call.input_id == item.input_id)
             call.output = api_pb2.FunctionGetOutputsItem(
@@ -278,7 +279,7 @@ class ControlPlane(Deployments):
         await stream.send_message(Empty())
 
     async def TaskResult(self, stream: Stream[Any, Any]) -> None:
-        request = await stream.recv_message()
+        request = await received(stream)
         self.seen[f"task failed: {request.result.exception}"] += 1
         await stream.send_message(Empty())
 
@@ -324,7 +325,7 @@ class ControlPlane(Deployments):
         door = _Server([self])
         listen(door, RecvRequest, self._check_account)
         await door.start(path=str(self.socket))
-        assert server._server is not None
+        assert isinstance(server._server, asyncio.Server)
         self.url = f"http://127.0.0.1:{server._server.sockets[0].getsockname()[1]}"
         try:
             yield
@@ -361,7 +362,7 @@ ControlPlane.__abstractmethods__ = frozenset()
 @contextlib.contextmanager
 def control_plane(folder: Path) -> Iterator[ControlPlane]:
     """A control plane in a thread of its own, with Modal's client in this process and its children pointed at it."""
-    plane, ready, stop = ControlPlane(folder), threading.Event(), threading.Event()
+    plane, ready, stop = ControlPlane(folder), threading.Event(), threading.Event()  # type: ignore[abstract]  # filled in above
 
     async def live() -> None:
         async with plane.serve():

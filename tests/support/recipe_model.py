@@ -57,8 +57,13 @@ def make(folder: Path, *, deadline_s: float = 600.0) -> None:
     torch.manual_seed(0)
     tokenizer = _tokenizer(folder)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "original_max_position_embeddings": ORIGINAL}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
-    sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    sizes: dict[str, Any] = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+    }
     model = Qwen3ForCausalLM(
         Qwen3Config(
             **sizes,

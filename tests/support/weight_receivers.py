@@ -73,11 +73,12 @@ class _Server:
         self.models = [_Model() for _ in range(workers)]
         if die_in_chunk:
             self.models[0].on_chunk = lambda: os._exit(3)
-        self.engines = []
+        self.engines: list[Any] = []
+        engine: Any = NCCLWeightTransferEngine  # of what it is given here it asks only what these have
         for rank, model in enumerate(self.models):
             parallel = SimpleNamespace(data_parallel_index=0, world_size=workers, rank=rank)
             config = SimpleNamespace(parallel_config=parallel, model_config=None)
-            self.engines.append(NCCLWeightTransferEngine(None, config, torch.device("cpu"), model))
+            self.engines.append(engine(None, config, torch.device("cpu"), model))
 
     def on_every_worker(self, work: Callable[[Any], Any]) -> None:
         with ThreadPoolExecutor(len(self.engines)) as pool:
@@ -180,7 +181,8 @@ class Receiver:
 
     def state(self) -> dict[str, Any]:
         """Its version; calls: routes in order; inits: what the engines were told; workers: each one's last chunks."""
-        return httpx.get(f"{self.url}/state", timeout=10.0, trust_env=False).json()
+        found: dict[str, Any] = httpx.get(f"{self.url}/state", timeout=10.0, trust_env=False).json()
+        return found
 
     def received(self) -> list[dict[str, list[Any]]]:
         """Digest of every tensor of the last update, for each worker."""

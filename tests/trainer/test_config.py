@@ -33,7 +33,7 @@ checkpoint.every checkpoint.keep_last checkpoint.resume checkpoint.stop_deadline
 """.split()
 
 
-def test_the_set_of_options_is_frozen():
+def test_the_set_of_options_is_frozen() -> None:
     assert list(option_names(TrainerConfig)) == OPTIONS
 
 
@@ -73,7 +73,7 @@ def test_the_set_of_options_is_frozen():
         (["--objective.clip_lo", "0.1"], ["Did you mean objective.clip_low?"]),
     ],
 )
-def test_what_makes_no_sense_is_refused_with_the_fix(flags, words):
+def test_what_makes_no_sense_is_refused_with_the_fix(flags: list[str], words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
         load(TrainerConfig, [*BASE, *flags])
     assert all(word in str(caught.value) for word in words), str(caught.value)
@@ -83,7 +83,7 @@ def test_what_makes_no_sense_is_refused_with_the_fix(flags, words):
     ("file", "name"),
     [("trainer", "dapo"), ("trainer_grpo", "grpo"), ("trainer_gspo", "gspo"), ("trainer_gspo_plus", "gspo+")],
 )
-def test_every_objective_has_a_shipped_configuration_that_differs_in_the_objective_only(file, name):
+def test_every_objective_has_a_shipped_configuration_that_differs_in_the_objective_only(file: str, name: str) -> None:
     used = load(TrainerConfig, ["--config", str(ROOT / f"configs/demo/{file}.yaml")])
     demo = load(TrainerConfig, ["--config", str(ROOT / "configs/demo/trainer.yaml")])
     assert used.objective.name == name
@@ -91,7 +91,7 @@ def test_every_objective_has_a_shipped_configuration_that_differs_in_the_objecti
     assert used.model_copy(update={"objective": demo.objective}) == demo
 
 
-def test_main_runs_from_another_folder_and_lists_its_options(tmp_path):
+def test_main_runs_from_another_folder_and_lists_its_options(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "trainer" / "main.py"), "--help"],
         cwd=tmp_path,
@@ -103,7 +103,7 @@ def test_main_runs_from_another_folder_and_lists_its_options(tmp_path):
     assert "--objective.name" in done.stdout
 
 
-def test_bad_settings_end_before_anything_starts(tmp_path):
+def test_bad_settings_end_before_anything_starts(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(ROOT / "trainer" / "main.py"), *BASE, "--batch.rollouts", "9"],
         cwd=tmp_path,
@@ -116,7 +116,7 @@ def test_bad_settings_end_before_anything_starts(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_the_recipes_stages_differ_in_their_context_and_their_beginning():
+def test_the_recipes_stages_differ_in_their_context_and_their_beginning() -> None:
     first, second = (
         load(TrainerConfig, ["--config", str(ROOT / f"configs/nouscoder-14b/train-{stage}.yaml")])
         for stage in ("32k", "40k")

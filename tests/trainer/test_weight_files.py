@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -85,7 +87,9 @@ def test_the_changed_share_is_of_the_models_own_weights(tmp_path: Path) -> None:
     ],
     ids=["a shard is missing", "the index is cut off", "a file outside", "no index"],
 )
-def test_an_incomplete_folder_is_refused_by_its_file(alone: Parallel, tmp_path: Path, change, words: str) -> None:
+def test_an_incomplete_folder_is_refused_by_its_file(
+    alone: Parallel, tmp_path: Path, change: Callable[[Path], Any], words: str
+) -> None:
     folder = sharded(tmp_path / "m", size="16KB")
     assert len(checkpoint_files(folder)) == 8
     change(folder)

@@ -81,7 +81,9 @@ def change(policy: Policy) -> None:
             tensor.mul_(1.5)
 
 
-def test_every_worker_of_every_server_gets_exactly_the_served_tensors(receivers, publisher, policy) -> None:
+def test_every_worker_of_every_server_gets_exactly_the_served_tensors(
+    receivers: Callable[..., Receiver], publisher: Callable[..., NcclPublisher], policy: Policy
+) -> None:
     servers = [receivers(workers) for workers in (1, 2, 4)]
     sends = publisher(*servers)
     stats = sends.publish(policy, 3)
@@ -103,7 +105,9 @@ def test_every_worker_of_every_server_gets_exactly_the_served_tensors(receivers,
         assert state["calls"][-5:] == ["/update_weights", *AFTER_A_TRANSFER]
 
 
-def test_the_group_is_kept_and_the_next_weights_come_through_it(receivers, publisher, policy) -> None:
+def test_the_group_is_kept_and_the_next_weights_come_through_it(
+    receivers: Callable[..., Receiver], publisher: Callable[..., NcclPublisher], policy: Policy
+) -> None:
     servers = [receivers(1), receivers(2)]
     sends = publisher(*servers, dtype="float32")
     sends.publish(policy, 1)
@@ -115,7 +119,9 @@ def test_the_group_is_kept_and_the_next_weights_come_through_it(receivers, publi
     assert sends.publish(policy, 3).changed_share == 0.0
 
 
-def test_an_update_that_bf16_rounds_away_changes_nothing(receivers, publisher, policy) -> None:
+def test_an_update_that_bf16_rounds_away_changes_nothing(
+    receivers: Callable[..., Receiver], publisher: Callable[..., NcclPublisher], policy: Policy
+) -> None:
     sends = publisher(receivers())
     sends.publish(policy, 1)
     with torch.no_grad():
@@ -138,7 +144,12 @@ def test_an_update_that_bf16_rounds_away_changes_nothing(receivers, publisher, p
     ],
 )
 def test_a_server_that_hangs_is_named_with_the_phase(
-    receivers, publisher, policy, monkeypatch: pytest.MonkeyPatch, route: str, phase: str
+    receivers: Callable[..., Receiver],
+    publisher: Callable[..., NcclPublisher],
+    policy: Policy,
+    monkeypatch: pytest.MonkeyPatch,
+    route: str,
+    phase: str,
 ) -> None:
     well, hangs = receivers(), receivers(2, hang_at=route)
     sends = publisher(well, hangs)
@@ -153,7 +164,11 @@ def test_a_server_that_hangs_is_named_with_the_phase(
 
 @pytest.mark.parametrize("route", ["/weight_info", "/pause"])
 def test_a_server_that_hangs_before_anything_was_changed_is_left_out(
-    receivers, publisher, policy, monkeypatch: pytest.MonkeyPatch, route: str
+    receivers: Callable[..., Receiver],
+    publisher: Callable[..., NcclPublisher],
+    policy: Policy,
+    monkeypatch: pytest.MonkeyPatch,
+    route: str,
 ) -> None:
     well, hangs = receivers(), receivers(2, hang_at=route)
     sends = publisher(well, hangs, dtype="float32")
@@ -176,7 +191,10 @@ def _one_second_for(route: str, server: Receiver, monkeypatch: pytest.MonkeyPatc
 
 
 def test_a_transfer_that_hangs_ends_by_its_deadline(
-    receivers, publisher, policy, monkeypatch: pytest.MonkeyPatch
+    receivers: Callable[..., Receiver],
+    publisher: Callable[..., NcclPublisher],
+    policy: Policy,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     server = receivers()
     sends = publisher(server)
@@ -194,7 +212,7 @@ def test_a_transfer_that_hangs_ends_by_its_deadline(
 
 
 def test_a_server_that_dies_in_the_middle_ends_the_publication_and_names_the_half_loaded(
-    receivers, publisher, policy
+    receivers: Callable[..., Receiver], publisher: Callable[..., NcclPublisher], policy: Policy
 ) -> None:
     well, dies = receivers(), receivers(2, die_in_chunk=True)
     sends = publisher(well, dies, dtype="float32")
@@ -215,7 +233,9 @@ def test_a_server_that_dies_in_the_middle_ends_the_publication_and_names_the_hal
     assert "/resume" in well.state()["calls"]
 
 
-def test_a_server_that_is_gone_is_left_out_and_gets_the_weights_when_it_is_back(receivers, publisher, policy) -> None:
+def test_a_server_that_is_gone_is_left_out_and_gets_the_weights_when_it_is_back(
+    receivers: Callable[..., Receiver], publisher: Callable[..., NcclPublisher], policy: Policy
+) -> None:
     first, second = receivers(1), receivers(2)
     sends = publisher(first, second)
     sends.publish(policy, 1)
@@ -244,7 +264,7 @@ def test_a_server_that_is_gone_is_left_out_and_gets_the_weights_when_it_is_back(
 
 
 def test_a_server_that_was_started_again_between_two_publications_joins_a_new_group(
-    receivers, publisher, policy
+    receivers: Callable[..., Receiver], publisher: Callable[..., NcclPublisher], policy: Policy
 ) -> None:
     first, second = receivers(1), receivers(1)
     sends = publisher(first, second)
@@ -255,7 +275,9 @@ def test_a_server_that_was_started_again_between_two_publications_joins_a_new_gr
     assert [*first.received(), *again.received()] == [expected(policy)] * 2
 
 
-def test_no_server_left_is_an_error(receivers, publisher, policy) -> None:
+def test_no_server_left_is_an_error(
+    receivers: Callable[..., Receiver], publisher: Callable[..., NcclPublisher], policy: Policy
+) -> None:
     gone = receivers()
     sends = publisher(gone)
     gone.kill()
@@ -265,7 +287,7 @@ def test_no_server_left_is_an_error(receivers, publisher, policy) -> None:
 
 
 def test_a_publication_that_is_made_anew_counts_its_changes_against_the_last_whole_one(
-    receivers, publisher, policy
+    receivers: Callable[..., Receiver], publisher: Callable[..., NcclPublisher], policy: Policy
 ) -> None:
     server = receivers()
     sends = publisher(server)
@@ -279,7 +301,9 @@ def test_a_publication_that_is_made_anew_counts_its_changes_against_the_last_who
     assert back.received() == [expected(policy)]
 
 
-def test_a_server_of_another_backend_is_refused_with_the_fix(receivers, publisher, policy) -> None:
+def test_a_server_of_another_backend_is_refused_with_the_fix(
+    receivers: Callable[..., Receiver], publisher: Callable[..., NcclPublisher], policy: Policy
+) -> None:
     disk = receivers(backend="disk")
     with pytest.raises(WeightSyncError, match=r"phase health: .* started with disk: .*--weight_transfer nccl"):
         publisher(disk).check()
@@ -287,7 +311,9 @@ def test_a_server_of_another_backend_is_refused_with_the_fix(receivers, publishe
         publisher(disk).publish(policy, 1)
 
 
-def test_an_address_that_is_not_this_machines_is_refused_with_the_fix(receivers, publisher, policy) -> None:
+def test_an_address_that_is_not_this_machines_is_refused_with_the_fix(
+    receivers: Callable[..., Receiver], publisher: Callable[..., NcclPublisher], policy: Policy
+) -> None:
     with pytest.raises(WeightSyncError, match=r"phase init: cannot listen on 192\.0\.2\.1 .*set weights\.nccl_address"):
         publisher(receivers(), address="192.0.2.1").publish(policy, 1)
 

@@ -36,7 +36,10 @@ from verifier_app.judge.store import encode_tests
 from verifier_app.smoke import CASES, LIMITS
 
 REPOSITORY = Path(__file__).parents[2]
-REQUEST = {"code": "print(int(input()) + 1)", "tests": [{"input": "1", "output": "2"}, {"input": "7", "output": "8"}]}
+REQUEST: dict[str, Any] = {
+    "code": "print(int(input()) + 1)",
+    "tests": [{"input": "1", "output": "2"}, {"input": "7", "output": "8"}],
+}
 VARIABLES = {"MODAL_TOKEN_ID": "ak-test", "MODAL_TOKEN_SECRET": "as-test", "MODAL_CONFIG_PATH": "/nonexistent"}
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -30,7 +32,7 @@ from tests.verification.conftest import Service
 from verifier_app import container
 from verifier_app.judge import Judge
 
-REQUEST = {"code": "print(2)", "tests": [{"input": "1", "output": "2"}]}
+REQUEST: dict[str, Any] = {"code": "print(2)", "tests": [{"input": "1", "output": "2"}]}
 RIGHT = {"status": "accepted", "passed": 2, "total": 2, "failed_test": None}
 WRONG = {"status": "wrong_answer", "passed": 1, "total": 2, "failed_test": 1}
 BROKEN = {"error": {"kind": "sandbox_failed", "message": "the template does not start: OSError: scripted"}}
@@ -115,7 +117,7 @@ async def failing(times: int, streak: Streak) -> None:
         if left >= 0:
             raise RetryVerification("sandbox_failed", "sandbox_failed: scripted")
 
-    await until_deadline(attempt, 20.0, remote.Counter(), streak)
+    await until_deadline(attempt, 20.0, Counter(), streak)
 
 
 async def test_sandboxes_that_fail_in_a_row_end_the_run_and_a_verdict_between_them_does_not() -> None:
@@ -128,10 +130,10 @@ async def test_sandboxes_that_fail_in_a_row_end_the_run_and_a_verdict_between_th
 
 async def test_the_end_of_a_wait_says_what_was_waited_for() -> None:
     async def silent() -> None:
-        await remote.asyncio.sleep(60)
+        await asyncio.sleep(60)
 
     with pytest.raises(DeadlineExceeded, match=r"no verdict within 0\.1 s: call 1 had no answer for 0\.\d s"):
-        await until_deadline(silent, 0.1, remote.Counter(), Streak())
+        await until_deadline(silent, 0.1, Counter(), Streak())
 
 
 # -- Time --------------------------------------------------------------------------------------------------

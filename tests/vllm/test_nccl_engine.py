@@ -97,7 +97,7 @@ def prompt_of(policy: Policy) -> list[int]:
     return probe_prompt(policy.model.config.vocab_size, 640)
 
 
-def test_served_log_probabilities_are_those_of_the_published_weights(publisher, policy) -> None:
+def test_served_log_probabilities_are_those_of_the_published_weights(publisher: NcclPublisher, policy: Policy) -> None:
     publisher.check()
     prompt = prompt_of(policy)
     for version in (1, 2):  # the second through the group of the first
@@ -108,7 +108,7 @@ def test_served_log_probabilities_are_those_of_the_published_weights(publisher, 
     assert stats.changed_share > 0.99
 
 
-def test_a_tied_head_that_stays_stale_is_found(publisher, policy, stale: Path) -> None:
+def test_a_tied_head_that_stays_stale_is_found(publisher: NcclPublisher, policy: Policy, stale: Path) -> None:
     prompt = prompt_of(policy)
     change(policy, 3)
     stale.touch()
@@ -120,7 +120,7 @@ def test_a_tied_head_that_stays_stale_is_found(publisher, policy, stale: Path) -
         check_probes(prompt, stats.probes, policy, "float32", 3)
 
 
-def test_a_busy_server_is_probed_before_its_requests_go_on(publisher, policy, url: str) -> None:
+def test_a_busy_server_is_probed_before_its_requests_go_on(publisher: NcclPublisher, policy: Policy, url: str) -> None:
     prompt = prompt_of(policy)
     publisher.publish(policy, 4)
     ended: list[list[dict]] = []

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypedDict
 
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig
 from pydantic import BaseModel
@@ -16,6 +16,19 @@ class EvalHandlingEnum(Enum):
 
 # Its fields stand in environments/livecode/atropos_options.py, where a test compares them with the original.
 class BaseEnvConfig(BaseModel): ...
+
+class ScoredDataItem(TypedDict):
+    tokens: list[int]
+    masks: list[int]
+    scores: float
+    advantages: list[float] | None
+    ref_logprobs: list[float] | None
+    messages: list[Any] | None
+    group_overrides: dict[str, Any] | None
+    overrides: dict[str, Any] | None
+    images: Any
+    distill_token_ids: list[list[int]] | None
+    distill_logprobs: list[list[float]] | None
 
 class BaseEnv:
     name: ClassVar[str | None]
@@ -31,6 +44,16 @@ class BaseEnv:
     wandb_project: str | None
     wandb_group: str | None
     eval_runner: asyncio.Task[Any] | None
+    # What the loop has that this project replaces; tests show its faults.
+    config: Any
+    server: Any
+    workers: set[asyncio.Task[Any]]
+    max_num_workers: int
+    running_items: dict[str, dict[str, Any]]
+    status_dict: dict[str, Any]
+    process_mode: bool
+    n_groups_to_process: int
+    group_size_to_process: int
 
     def __init__(
         self,
@@ -46,6 +69,11 @@ class BaseEnv:
     async def get_next_item(self) -> Any: ...
     async def collect_trajectories(self, item: Any) -> tuple[Any, Sequence[Any]]: ...
     async def evaluate(self, *args: Any, **kwargs: Any) -> Any: ...
+    async def add_train_workers(self) -> None: ...
+    async def env_step_checks(self) -> None: ...
+    async def handle_env(self, item_uuid: str) -> Any: ...
+    async def handle_send_to_api(self, scored_data: Any, item: Any = None) -> None: ...
+    async def _send_scored_data_to_api(self, scored_data: Any) -> None: ...
     async def env_manager(self) -> None: ...
     async def process_manager(self) -> None: ...
     async def add_rollouts_for_wandb(self, scored_data: Mapping[str, Any], item: Any = None) -> None: ...

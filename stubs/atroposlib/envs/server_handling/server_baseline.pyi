@@ -4,3 +4,6 @@ class APIServerConfig(BaseModel):
     model_name: str
     base_url: str | None
     api_key: str | None
+
+class ServerBaseline(BaseModel):
+    model_name: str
