@@ -443,6 +443,8 @@ class LivecodeEnv(CompatBaseEnv):
             return
         self._asked = now
         version, step = await asyncio.gather(self.client.weight_version(), self._count())
+        if self.evaluations is not None and self.evaluations.busy:
+            await self.hold(f"the weights of step {self.served} are being evaluated")
         version = self.weights.version(version, step, idle=not self.in_flight and not self.may_begin())
         self._version_seen = self._version_seen or version is not None
         if version is not None:
