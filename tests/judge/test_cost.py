@@ -59,6 +59,24 @@ def _bound_cpu() -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (CPU_S, CPU_S))
 
 
+CHECKED = """
+from verifier_app.judge import verify
+checker = {"code": "import os, sys; sys.exit(0 if os.path.getsize(sys.argv[2]) == 60 << 20 else 1)"}
+for piece in (b"1", b"\\xff", "\\U0001f600".encode()):
+    code = f"import sys; [sys.stdout.buffer.write({piece} * ((1 << 20) // {len(piece)})) for _ in range(60)]"
+    verdict = verify({"code": code, "tests": [{"input": "", "output": "x"}], "checker": checker, "time_limit_s": 60})
+    assert verdict["status"] == "accepted", verdict["message"]
+print([line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")][0])
+"""
+
+
+def test_a_judge_stays_small_under_a_long_answer_that_a_checker_has_to_see() -> None:
+    environment = {**os.environ, "PYTHONPATH": str(HOME)}
+    done = subprocess.run([sys.executable, "-c", CHECKED], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) >> 10 < MEMORY_MB
+
+
 WHOLE = """
 from verifier_app.judge import verify
 for code in ("sys.stdout.write('1 ' * (30 << 20))", "for _ in range(200_000): sys.__stdout__.buffer.raw.write(b'1')"):

@@ -12,9 +12,8 @@ which is a fault of ours and no verdict.
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -24,17 +23,21 @@ if TYPE_CHECKING:
     from verifier_app.judge.host import ZygoteHandle
     from verifier_app.judge.judging import TestResult
 
+Bytes = bytes | bytearray
 TIME_LIMIT_S = 15.0
 MEMORY_MB = 4096
 RIGHT, WRONG, FAILED = 0, (1, 2), 3
 
 _WRAPPER = """
-import io, json, os, sys
+import io, os, sys
 
 _NAMES = ("input.txt", "output.txt", "answer.txt")
-for _name, _text in zip(_NAMES, json.loads(sys.stdin.buffer.read())):
+for _name, _left in zip(_NAMES, map(int, sys.stdin.buffer.readline().split())):
     with open(_name, "wb") as _file:
-        _file.write(_text.encode("utf-8", "surrogateescape"))
+        while _left:
+            _piece = sys.stdin.buffer.read(min(_left, 1 << 20))
+            _file.write(_piece)
+            _left -= len(_piece) or sys.exit("the input ends early")
 sys.argv[:] = ["checker.py", *_NAMES]
 sys.stdin = io.StringIO("")
 _code = 0
@@ -196,14 +199,14 @@ class Checker:
 
     Args:
         load: makes a sandbox with a compiled program, or with what is wrong with its source.
-        run: runs one test of a request in it; None when the sandbox died.
+        run: runs one test of a request in it, with what follows the test's input; None when the sandbox died.
     """
 
     def __init__(
         self,
         request: Request,
         load: Callable[[Request], tuple[ZygoteHandle, str | None]],
-        run: Callable[[ZygoteHandle, Request, int], TestResult | None],
+        run: Callable[[ZygoteHandle, Request, int, Sequence[Bytes]], TestResult | None],
     ) -> None:
         assert request.checker is not None
         self._judged = request
@@ -224,15 +227,15 @@ class Checker:
         self.seconds = 0.0
         """Of the clock, which are not the program's."""
 
-    def check(self, index: int, output: bytes) -> tuple[str, str]:
+    def check(self, index: int, output: Bytes) -> tuple[str, str]:
         """(status, message) of a program's output for one test. JudgeError checker_failed where none can be said."""
         began = time.monotonic()
         try:
-            return self._check(index, output.decode("utf-8", "surrogateescape"))
+            return self._check(index, output)
         finally:
             self.seconds += time.monotonic() - began
 
-    def _check(self, index: int, output: str) -> tuple[str, str]:
+    def _check(self, index: int, output: Bytes) -> tuple[str, str]:
         code, message = self._ask(index, output)
         if code == RIGHT:
             self._works.add(index)
@@ -240,23 +243,27 @@ class Checker:
         if code in WRONG:
             return "wrong_answer", message or "the checker refuses the output"
         if index not in self._works:
-            own, why = self._ask(index, self._judged.tests.outputs[index])
+            own, why = self._ask(index, self._judged.tests.outputs[index].encode())
             if own != RIGHT:
                 raise JudgeError("checker_failed", f"test {index}: on the expected answer itself: {why or own}")
             self._works.add(index)
         return "wrong_answer", f"the checker cannot read the output: {message}"
 
-    def _ask(self, index: int, output: str) -> tuple[int | None, str]:
-        """The checker's exit code, None for one that a limit or a signal ended, and what it said."""
+    def _ask(self, index: int, output: Bytes) -> tuple[int | None, str]:
+        """The checker's exit code, None for one that a limit or a signal ended, and what it said.
+
+        The output goes there as it came, after the sizes of the three: 64 MB of it become no text on this side.
+        """
         tests = self._judged.tests
-        three = json.dumps([tests.inputs[index], output, tests.outputs[index]])
-        request = replace(self._request, tests=TestSet([{"input": three, "output": ""}]))
+        three = [tests.inputs[index].encode(), output, tests.outputs[index].encode()]
+        sizes = " ".join(str(len(part)) for part in three)
+        request = replace(self._request, tests=TestSet([{"input": f"{sizes}\n", "output": ""}]))
         for _ in range(2):
             if self._zygote is None or not self._zygote.open:
                 self._zygote, complaint = self._load(request)
                 if complaint is not None:
                     raise JudgeError("checker_failed", f"does not compile: {complaint}")
-            result = self._run(self._zygote, request, 0)
+            result = self._run(self._zygote, request, 0, three)
             if result is not None and not result.killed:
                 return result.exit_code, result.message
             self._zygote.close()

@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -61,7 +62,7 @@ class TestResult:
     fair_s: float = 0.0
     killed: bool = False  # by a SIGKILL that was not the judge's: the program's own, or the kernel's for want of memory
     exit_code: int | None = None  # None: it did not end by itself, or by a signal
-    output: bytes = b""  # where it is asked for, or a checker is to see it
+    output: bytes | bytearray = b""  # where it is asked for, or a checker is to see it
     value: str | None = None  # a call's result, likewise
 
 
@@ -274,8 +275,13 @@ class Judge:
         return zygote
 
 
-def run_test(zygote: ZygoteHandle, request: Request, index: int) -> TestResult | None:
-    """Run one test; None when the zygote died under it. Leaves a dirty or stopped zygote closed."""
+def run_test(
+    zygote: ZygoteHandle, request: Request, index: int, more: Sequence[bytes | bytearray] = ()
+) -> TestResult | None:
+    """Run one test; None when the zygote died under it. Leaves a dirty or stopped zygote closed.
+
+    more: what follows the test's input on standard input.
+    """
     call = request.fn_name is not None
     limit = request.time_limit_s
     cap = OUTPUT_CAP
@@ -284,7 +290,7 @@ def run_test(zygote: ZygoteHandle, request: Request, index: int) -> TestResult |
     elif call:  # the answer's JSON is at most so long: a digit may stand for a number of 309 digits
         cap = min(cap, 400 * len(request.tests.outputs[index]) + value_codec.MAX_INT_BITS // 2)
     waits = any(word in request.code for word in WAITING)
-    pump = ProcessIO(request.tests.inputs[index].encode("utf-8", "surrogatepass"), call, cap, waits)
+    pump = ProcessIO(request.tests.inputs[index].encode("utf-8", "surrogatepass"), call, cap, waits, more)
     try:
         memory = request.memory_limit_mb << 20
         watch = zygote.watch(limit, memory)
@@ -340,7 +346,7 @@ def run_test(zygote: ZygoteHandle, request: Request, index: int) -> TestResult |
 def to_check(result: TestResult, data: bytes | bytearray, call: bool) -> None:
     """Give a test that ended well what its checker reads, or the verdict where that is no value of JSON."""
     if not call:
-        result.output = bytes(data)
+        result.output = data
         return
     try:
         text = value_codec.as_json(value_codec.decode(data))

@@ -7,7 +7,7 @@ import fcntl
 import os
 import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 OUTPUT_CAP = 64 << 20
 STDERR_KEPT = 8192
@@ -56,14 +56,23 @@ class ProcessIO:
     """The judge's ends of one test's pipes. Close it in every case.
 
     data: the test's input; a file as far as FILE_BYTES, unless waits_for_input (epoll takes no files), else a pipe.
+    more: what follows it, which is not copied; then it is a pipe.
     cap: how many bytes of output are too many. What comes on stderr is read, and its end kept.
     """
 
-    def __init__(self, data: bytes, call: bool, cap: int = OUTPUT_CAP, waits_for_input: bool = False) -> None:
+    def __init__(
+        self,
+        data: bytes,
+        call: bool,
+        cap: int = OUTPUT_CAP,
+        waits_for_input: bool = False,
+        more: Sequence[bytes | bytearray] = (),
+    ) -> None:
         self._left = memoryview(data)
-        stdin = None if waits_for_input else sealed_file(data)
+        self._more = list(more)
+        stdin = None if waits_for_input or more else sealed_file(data)
         if stdin is None:
-            stdin, self._stdin = wide_pipe(len(data))
+            stdin, self._stdin = wide_pipe(len(data) + sum(map(len, more)))
         else:
             self._stdin = -1
         self._stderr, stderr = os.pipe()
@@ -108,7 +117,10 @@ class ProcessIO:
 
     def _feed(self) -> None:
         try:
-            while self._left:
+            while self._left or self._more:
+                if not self._left:
+                    self._left = memoryview(self._more.pop(0))
+                    continue
                 count = os.write(self._stdin, self._left[:CHUNK])
                 self._left = self._left[count:]
         except BlockingIOError:
