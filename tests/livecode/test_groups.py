@@ -187,6 +187,9 @@ async def test_the_meter_keeps_numbers_and_not_the_groups(generation: Any, pipel
     answers(generation, RIGHT, WRONG, WRONG, {"text": RIGHT, "finish_reason": "length"})
     group = await make_group(pipeline, ADD, rules(), version=3)
     lengths = [rollout.sample.length for rollout in group.rollouts if rollout.overlong]
+    for rollout, tried in zip(group.rollouts, ({"sockets": 7}, {"sockets": 1, "kernel": 2}, {}, None), strict=True):
+        assert rollout.verdict is not None
+        rollout.verdict["attempts"] = tried
     meter, kept = StepMetrics(4), weakref.ref(group)
     meter.add(group)
     del group
@@ -194,5 +197,6 @@ async def test_the_meter_keeps_numbers_and_not_the_groups(generation: Any, pipel
     assert kept() is None
     row = meter.row(step=3, slot_seconds=1.0, counters={})
     assert row["verdicts"] == {"accepted": 2, "wrong_answer": 2}
+    assert row["attempts"] == {"sockets": 2, "kernel": 1}  # programs, not calls
     assert (row["pass_rate"], row["overlong_share"]) == (0.5, 0.25)
     assert row["length"]["overlong"]["max"] == lengths[0]

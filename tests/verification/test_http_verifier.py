@@ -125,6 +125,7 @@ FAILED = {"status": "wrong_answer", "passed": 1, "total": 2, "failed_test": 1}
         *({"verdict": FAILED | {"failed_test": 2}}, {"verdict": FAILED | {"tests": [{"index": 0}]}}),
         *({"verdict": FAILED | {"total": None}}, {"verdict": FAILED | {"total": "5"}}),
         *({"verdict": ACCEPTED | {"passed": 0, "total": 9}}, {"error": "overloaded"}),
+        *({"verdict": ACCEPTED | {"attempts": tried}} for tried in ({"a" * 99: 1}, {"sockets": "3"}, ["sockets"])),
     ],
 )
 async def test_an_answer_that_is_no_verdict_is_asked_for_again_and_never_a_score(answer: dict[str, Any]) -> None:

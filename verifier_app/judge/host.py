@@ -22,6 +22,7 @@ from verifier_app.judge.layers.cgroup import Usage
 from verifier_app.judge.layers.memory_group import MemoryGroup
 from verifier_app.judge.procfs import fields_of
 from verifier_app.judge.protocol import JudgeError
+from verifier_app.judge.refusals import Refusals
 from verifier_app.judge.shared_memory import Loose
 from verifier_app.judge.watchdog import PATIENCE, TICK, Watchdog
 
@@ -157,6 +158,7 @@ class ZygoteHandle:
         self.proc = -1
         self.scratch: list[int] = []  # descriptors of the zygote's tmpfs folders
         self.usage: Usage | MemoryGroup | None = None  # its cgroup's count
+        self.refusals: Refusals | None = None  # None: this kernel does not tell
         self.own_namespace = False
         self.loose: Loose | None = None  # its files, where it has no folders of its own
         self.reaped_s = 0.0  # CPU time of the processes that it waited for
@@ -178,6 +180,7 @@ class ZygoteHandle:
         self.proc = fds.pop(0) if self.own_namespace else os.open("/proc", os.O_RDONLY | os.O_DIRECTORY)
         if message["counts"]:
             self.usage = MemoryGroup(fds.pop(0)) if message["counts"] == "group" else Usage(fds.pop(0))
+        self.refusals = Refusals(fds.pop(0)) if message["notices"] else None
         self.scratch = fds
         if message["loose"] is not None:
             folder, shared, uid = message["loose"]
@@ -261,8 +264,9 @@ class ZygoteHandle:
         if self.open:
             self.open = False
             self.channel.close()
-            if self.usage is not None:
-                self.usage.close()
+            for held in (self.usage, self.refusals):
+                if held is not None:
+                    held.close()
             for fd in [self.proc, *self.scratch]:
                 if fd >= 0:
                     os.close(fd)

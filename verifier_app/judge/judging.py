@@ -28,6 +28,7 @@ from verifier_app.judge.protocol import (
     parse_request,
     printable,
 )
+from verifier_app.judge.refusals import PROCESSES
 from verifier_app.judge.store import TestStore
 from verifier_app.judge.watchdog import Watchdog, cpu_cap_s
 
@@ -83,6 +84,14 @@ class Judging:
     request: Request
     results: list[TestResult] = field(default_factory=list)
     isolation: dict[str, Any] = field(default_factory=dict)
+    attempts: dict[str, int] | None = None  # None: this kernel does not tell
+
+    def tried(self, zygote: ZygoteHandle) -> None:
+        """Add up what the kernel refused the program."""
+        if zygote.refusals is not None:
+            self.attempts = self.attempts or {}
+            for kind, count in zygote.refusals.take().items():
+                self.attempts[kind] = self.attempts.get(kind, 0) + count
 
     def verdict(self, status: str | None = None, message: str = "") -> dict[str, Any]:
         """Plain JSON types. The first failure in running order decides, unless `status` says otherwise."""
@@ -109,6 +118,7 @@ class Judging:
                 for result in self.results
             ],
             "message": printable(message[:MESSAGE_CHARS])[:MESSAGE_CHARS],
+            "attempts": self.attempts,
             "isolation": self.isolation,
         }
 
@@ -217,6 +227,7 @@ class Judge:
                         zygote, complaint = self._loaded(request)
                         starved += time.monotonic() - began - zygote.cpu_s()  # of this only compiling is the program's
                         rollout.isolation = zygote.report
+                        rollout.tried(zygote)
                         if complaint is not None:
                             return rollout.verdict("compile_error", complaint)
                     result = run_test(zygote, request, index)
@@ -229,7 +240,9 @@ class Judge:
                         raise JudgeError("sandbox_failed", f"the sandbox was killed twice under test {index}")
                     if attempt == 2:
                         result = TestResult(index, "runtime_error", message="the program broke its sandbox down")
+                assert zygote is not None
                 assert result is not None
+                rollout.tried(zygote)
                 starved += result.wall_s - result.fair_s
                 if checker is not None and result.status == UNCHECKED:
                     before = checker.seconds
@@ -297,7 +310,7 @@ def run_test(
         try:
             zygote.channel.send_body(b"%d" % cpu_cap_s(limit), pump.child_fds)
             pump.release_child()
-            reason = pump.run(zygote.channel.fileno(), watch.seconds_left, watch.check)
+            reason = pump.run(zygote.channel.fileno(), watch.seconds_left, watch.check, zygote.refusals)
             ended = None if reason else Ended(*zygote.channel.recv()[0])
         except ChannelClosed:
             if not zygote.outgrown():
@@ -312,6 +325,8 @@ def run_test(
             result.message = stop_message(reason, request, watch)
             if reason == "too_many_processes":
                 result.status = "runtime_error"
+                if zygote.refusals is not None:
+                    zygote.refusals.counts[PROCESSES] = 1
             if reason == "host_overloaded":
                 raise JudgeError(reason, f"test {index}: {result.message}")
             return result

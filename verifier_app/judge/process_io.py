@@ -9,6 +9,8 @@ import select
 import time
 from collections.abc import Callable, Sequence
 
+from verifier_app.judge.refusals import Refusals
+
 OUTPUT_CAP = 64 << 20
 STDERR_KEPT = 8192
 STDERR_FREE = 1 << 20  # beyond it stderr is emptied every NOISE_S only, or a program could keep its judge busy with it
@@ -153,12 +155,21 @@ class ProcessIO:
     def over_cap(self) -> bool:
         return self.received > self._cap
 
-    def run(self, control: int, next_look: Callable[[], float], check: Callable[[], str | None]) -> str | None:
+    def run(
+        self,
+        control: int,
+        next_look: Callable[[], float],
+        check: Callable[[], str | None],
+        refusals: Refusals | None = None,
+    ) -> str | None:
         """Pump until `control` has a message (None) or `check` names a reason to stop.
 
         `next_look()` is the number of seconds until `check()` is due.
         """
         self._poll.register(control, select.POLLIN)
+        listener = -1 if refusals is None else refusals.fd
+        if listener >= 0:
+            self._poll.register(listener, select.POLLIN)
         while True:
             timeout = next_look()
             if timeout <= 0:
@@ -172,9 +183,11 @@ class ProcessIO:
                     self._take(self._stderr)
                     self._noise_at = time.monotonic() + NOISE_S
             done = False
-            for fd, _ in self._poll.poll(timeout * 1000):
+            for fd, event in self._poll.poll(timeout * 1000):
                 if fd == control:
                     done = True
+                elif fd == listener and refusals is not None:
+                    self._refuse(refusals, listener, event)
                 elif fd == self._stdin:
                     self._feed()
                 elif fd in self._open:
@@ -183,6 +196,13 @@ class ProcessIO:
                 return "output_limit_exceeded"
             if done:
                 return None
+
+    def _refuse(self, refusals: Refusals, listener: int, event: int) -> None:
+        """Answer a call that waits for its refusal; no more of them come when the sandbox or the judge hung up."""
+        if event & select.POLLIN:
+            refusals.answer()
+        if not event & select.POLLIN or refusals.fd < 0:
+            self._poll.unregister(listener)
 
     def drain(self) -> None:
         """Read what lies in the pipes; their writers are dead."""

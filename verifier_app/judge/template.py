@@ -183,8 +183,11 @@ def become_zygote(
     fds = [box.proc] if box.own_proc else []
     counts = next((name for name in ("group", "usage") if getattr(box, name) >= 0), None)
     fds += [getattr(box, counts)] if counts else []
+    fds += [box.notices] if box.notices >= 0 else []
     ready = {"ready": box.report, "own_namespace": box.own_proc, "counts": counts, "loose": box.loose}
-    channel.send(ready, fds + box.tmpfs)
+    channel.send(ready | {"notices": box.notices >= 0}, fds + box.tmpfs)
+    if box.notices >= 0:  # the judge's alone: when it hangs up, nobody listens
+        os.close(box.notices)
     Zygote(channel, sys.modules["__main__"], box).serve()
 
 

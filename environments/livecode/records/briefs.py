@@ -11,5 +11,5 @@ def brief(verdict: Verdict | None) -> dict[str, Any] | None:
     """What a reader of a verdict wants to know, where it is known."""
     if verdict is None:
         return None
-    kept = ("status", "passed", "ran", "total", "failed_test", "message")
+    kept = ("status", "passed", "ran", "total", "failed_test", "message", "attempts")
     return {name: verdict[name] for name in kept if name in verdict}

@@ -18,6 +18,7 @@ class _Rollout:
     overlong: bool
     length: int
     verify_seconds: float
+    attempts: tuple[str, ...]  # kinds of calls that the program's sandbox refused
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,16 @@ class _Finished:
 
 
 def _finished(group: JudgedGroup) -> _Finished:
-    rollouts = [_Rollout(one.status, one.overlong, one.sample.length, one.verify_seconds) for one in group.rollouts]
+    rollouts = [
+        _Rollout(
+            one.status,
+            one.overlong,
+            one.sample.length,
+            one.verify_seconds,
+            tuple((one.verdict or {}).get("attempts") or ()),
+        )
+        for one in group.rollouts
+    ]
     return _Finished(group.dropped, group.pass_rate, group.problem.difficulty, group.problem.source, rollouts)
 
 
@@ -71,6 +81,7 @@ class StepMetrics:
             "sent": sum(group.dropped is None for group in groups),
             "dropped": dict(Counter(group.dropped for group in groups if group.dropped)),
             "verdicts": dict(Counter(rollout.status for rollout in rollouts)),
+            "attempts": dict(Counter(kind for rollout in rollouts for kind in rollout.attempts)),
             "pass_rate": _rate(groups),
             "pass_rate_by_difficulty": _rates(groups, lambda group: group.difficulty),
             "pass_rate_by_source": _rates(groups, lambda group: group.source),

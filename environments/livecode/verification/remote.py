@@ -20,6 +20,7 @@ from environments.livecode.verification.base import (
 from environments.livecode.verification.local import PERMANENT
 from verifier_app.judge.default_limits import TIME_LIMIT_S
 from verifier_app.judge.protocol import STATUSES
+from verifier_app.judge.refusals import ALL_KINDS
 
 T = TypeVar("T")
 
@@ -142,9 +143,18 @@ def read_verdict(answer: Any, where: str, tests: int | None) -> Verdict:
     return verdict
 
 
+def _are_attempts(attempts: Any) -> bool:
+    """Whether it is what a judge counts of the calls that were refused; None where it cannot."""
+    if not isinstance(attempts, dict):
+        return attempts is None
+    return attempts.keys() <= set(ALL_KINDS) and all(type(count) is int and count > 0 for count in attempts.values())
+
+
 def _is_verdict(verdict: dict[str, Any]) -> bool:
     """Whether status, failed test and the tests' results are what a judge says; what is read later must be there."""
     status, failed, tests = verdict.get("status"), verdict.get("failed_test"), verdict.get("tests", [])
+    if not _are_attempts(verdict.get("attempts")):
+        return False
     passed, total = verdict.get("passed"), verdict.get("total")
     if not isinstance(status, str) or status not in STATUSES:
         return False

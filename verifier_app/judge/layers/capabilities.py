@@ -21,7 +21,7 @@ class HostCapabilities:
 
     def __init__(self, packages: list[str], entries: list[str], deny: list[str]) -> None:
         self.packages, self.entries, self.deny = packages, entries, deny
-        self.user_namespace = self.pid = self.net = self.ipc = self.uid = self.seccomp = False
+        self.user_namespace = self.pid = self.net = self.ipc = self.uid = self.seccomp = self.notices = False
         self.root = False  # a private root in a mount namespace
         self.landlock = 0  # its version
         self.cgroup = False  # tried only where the kernel does not say what processes share
@@ -48,6 +48,8 @@ class HostCapabilities:
         elif self._try("uid", self._find_uids):
             self.uid = self._works("uid", lambda: _become(self.uid_base + 1))
         self.seccomp = self._works("seccomp", lambda: seccomp.install(seccomp.program_rules(False)))
+        if self.seccomp:  # gVisor has the filter and tells nobody
+            self.notices = self._works("notices", lambda: seccomp.install(seccomp.program_rules(False), listen=True))
         self.landlock = landlock.version()
         if not self.landlock:
             self.reasons["landlock"] = "this kernel has none"
@@ -74,7 +76,7 @@ class HostCapabilities:
             return False
         return True
 
-    def _works(self, name: str, action: Callable[[], None]) -> bool:
+    def _works(self, name: str, action: Callable[[], object]) -> bool:
         """Whether the action works, tried in a child."""
         reader, writer = os.pipe()
         pid = os.fork()

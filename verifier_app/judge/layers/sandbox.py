@@ -53,6 +53,7 @@ class Sandbox:
         self.layers = ["rlimits"]
         self.missing: dict[str, str] = {}  # what this host lacks -> why, or what covers for it
         self.own_proc = False
+        self.notices = -1  # descriptor on which refused calls wait for an answer
         self.usage = self.group = -1  # descriptors: of what its cgroup has allocated; of its group of version 2
         self.path_fds_end = PATH_FD
         self.memory_bytes = memory_mb << 20
@@ -177,7 +178,8 @@ class Sandbox:
             landlock.restrict(readable, [*self.scratch, *DEVICES, "/dev/shm"])
             self.layers.append(f"landlock{ground.landlock}")
         if ground.seccomp:
-            seccomp.install(seccomp.program_rules(protect_judge=not ground.pid and not ground.uid))
+            rules = seccomp.program_rules(protect_judge=not ground.pid and not ground.uid)
+            self.notices = seccomp.install(seccomp.with_notices(rules) if ground.notices else rules, ground.notices)
             self.layers.append("seccomp")
 
     def enter(self, pipes: Sequence[int]) -> None:

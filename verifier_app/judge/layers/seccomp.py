@@ -128,6 +128,7 @@ _ANY_BIT = 0x45  # BPF_JSET
 _RETURN = 0x06
 _ALLOW = 0x7FFF0000
 _ERRNO = 0x00050000
+_NOTIFY = 0x7FC00000  # ask who listens; ENOSYS where nobody does
 _NUMBER, _ARCH, _ARG0, _ARG1, _ARG2 = (
     0,
     4,
@@ -142,6 +143,7 @@ AF_UNIX = 1
 SOL_SOCKET = 1
 _BUFFER_OPTIONS = (7, 8, 32, 33)  # SO_SNDBUF, SO_RCVBUF and those that force
 SECCOMP_MODE_FILTER = 2
+_SET_MODE_FILTER, _NEW_LISTENER = 1, 8
 
 Instruction = tuple[int, int, int, int]
 
@@ -159,9 +161,15 @@ class _Program(ctypes.Structure):
     _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.POINTER(_Filter))]
 
 
+def column() -> int | None:
+    """This machine's column of CALLS."""
+    found = _MACHINES.get(os.uname().machine)
+    return None if found is None else found[0]
+
+
 def _number(name: str) -> int | None:
-    column, _ = _MACHINES[os.uname().machine]
-    return CALLS[name][column]
+    at, _ = _MACHINES[os.uname().machine]
+    return CALLS[name][at]
 
 
 def refuse(name: str, error: int = errno.EPERM) -> list[Instruction]:
@@ -227,8 +235,19 @@ def refusal_rules(groups: Iterable[str]) -> list[Instruction]:
     return rules
 
 
-def install(rules: list[Instruction]) -> None:
-    """Put the filter on this process and all its descendants, for good. OSError where the host has no seccomp."""
+def with_notices(rules: list[Instruction]) -> list[Instruction]:
+    """The same rules, but who listens is asked about a call that they refuse as forbidden; not about one that they call
+    absent or done."""
+    asked = (_ERRNO | errno.EPERM, _ERRNO | errno.EACCES)
+    return [(code, yes, no, _NOTIFY if code == _RETURN and k in asked else k) for code, yes, no, k in rules]
+
+
+def install(rules: list[Instruction], listen: bool = False) -> int:
+    """Put the filter on this process and all its descendants, for good. OSError where the host has no seccomp.
+
+    Returns:
+        With `listen`, the descriptor on which calls that `with_notices` names wait for an answer; else -1.
+    """
     machine = os.uname().machine
     if machine not in _MACHINES:
         raise OSError(errno.ENOSYS, f"no seccomp table for {machine}")
@@ -241,4 +260,9 @@ def install(rules: list[Instruction]) -> None:
     array = (_Filter * len(steps))(*(_Filter(*step) for step in steps))
     program = _Program(len(steps), array)
     syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+    if listen:
+        number = _number("seccomp")
+        assert number is not None
+        return syscalls.syscall("seccomp", number, _SET_MODE_FILTER, _NEW_LISTENER, ctypes.byref(program))
     syscalls.prctl(syscalls.PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.cast(ctypes.byref(program), ctypes.c_void_p))
+    return -1
