@@ -22,7 +22,7 @@ from environments.common.run_folder import append_line
 from trainer.checkpoints import Checkpoints
 from trainer.config import TrainerConfig
 from trainer.console import StepLines, Waiting
-from trainer.data.api_client import ApiRefused, AtroposClient, StopWaiting, broadcast_groups, still_waiting
+from trainer.data.api_client import ApiRefused, AtroposClient, StopWaiting, broadcast_groups
 from trainer.data.scored_groups import BatchError, Reading, ScoredGroup
 from trainer.metrics import Metrics
 from trainer.model.export import check_export, save_adapter, save_hf
@@ -50,10 +50,6 @@ NO_SERVERS = (
 )
 
 
-STILL_S = 60.0
-"""While rank 0 waits for a batch, the others hear of it so often: their own wait has a deadline too."""
-
-
 class Run:
     """The state between steps. `step` is the number of batches trained, which is the version of the weights.
 
@@ -65,7 +61,6 @@ class Run:
         self.config = config
         self.step = 0
         self._aligned = False
-        self._heard = time.monotonic()
         self._saved: int | None = None
         self._acknowledged: int | None = None
         self._resources = ExitStack()
@@ -223,9 +218,6 @@ class Run:
     def _go_on_waiting(self, seconds: float) -> None:
         if self.stop.requested:
             raise StopWaiting(f"stopped after {seconds:.0f} s of waiting for a batch")
-        if self.parallel.world_size > 1 and time.monotonic() - self._heard >= STILL_S:
-            self._heard = time.monotonic()
-            still_waiting(self.parallel.control)
         if self.client is not None:
             self._waiting.look("a batch", self.client.why_no_batch)
         if self.served is not None:
@@ -239,11 +231,10 @@ class Run:
         """
         self._waiting.begin()
         with self._timed("seconds_wait"):
-            begun, held = time.monotonic(), self.client.held_s if self.client else 0.0
+            deadline = time.monotonic() + self.config.api.batch_deadline_s
             while True:
                 try:
-                    counted = time.monotonic() - begun - (self.client.held_s - held if self.client else 0.0)
-                    groups = self._lease(self.config.api.batch_deadline_s - counted)
+                    groups = self._lease(deadline - time.monotonic())
                     break
                 except ServersRecovered:
                     assert self.served is not None
@@ -254,7 +245,6 @@ class Run:
         return groups
 
     def _lease(self, seconds: float) -> list[ScoredGroup]:
-        self._heard = time.monotonic()
         pulled: list[ScoredGroup] | BatchError | None = None
         if self.client is not None:
             try:

@@ -216,10 +216,7 @@ class Journal:
                 run.execute("UPDATE groups SET bytes = 0 WHERE number = ?", (number,))
                 self._kept -= size
             return True
-        unused = self.file.unused
-        if unused <= FREE_BYTES or 2 * unused <= self.file.allocated:
-            return False
-        return self.file.give_back(_GIVEN_BACK) < unused
+        return self.file.shrink(FREE_BYTES, _GIVEN_BACK)
 
     def _delete_pieces(self, run: Connection, number: int) -> None:
         run.execute("DELETE FROM pieces WHERE place >= ? AND place < ?", (number << _BITS, number + 1 << _BITS))

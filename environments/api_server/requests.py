@@ -63,13 +63,6 @@ class RollbackRequest(BaseModel):
     step: Step = Field(description="Step the trainer goes on from.")
 
 
-class HoldRequest(BaseModel):
-    """POST /hold."""
-
-    reason: Annotated[str, Field(min_length=1, max_length=200)] = Field(description="Why no group comes.")
-    seconds: float = Field(gt=0, le=600, description="For how long, unless it is said again.")
-
-
 class ContractRequest(BaseModel):
     """POST /contract."""
 

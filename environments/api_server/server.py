@@ -1,8 +1,8 @@
 """Atropos' own API server with the parts replaced that lose or reorder data; the same routes, and a few more.
 
 Replaced: /register, /register-env, /scored_data, /scored_data_list, /batch, /status, /latest_example, /reset_data.
-New: /lease, /ack, /rollback, /contract, /hold, /health, /metrics. A group is validated once, kept and served as the
-bytes that came; GET /batch is a lease that is acknowledged at once, so stock trainers work unchanged.
+New: /lease, /ack, /rollback, /contract, /health, /metrics. A group is validated once, kept and served as the bytes that
+came; GET /batch is a lease that is acknowledged at once, so stock trainers work unchanged.
 """
 
 from __future__ import annotations
@@ -25,13 +25,11 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Count
 
 from environments.api_server.contracts import Contracts
 from environments.api_server.group_checks import GroupError, parse, stock_form
-from environments.api_server.hold import Hold
 from environments.api_server.request_bodies import Bodies
 from environments.api_server.requests import (
     AckRequest,
     ContractRequest,
     EnvIdentifier,
-    HoldRequest,
     LeaseRequest,
     RegisterEnv,
     Registration,
@@ -79,7 +77,6 @@ class ApiServer:
     def __init__(self, app: FastAPI, store: Store, allow_reset: bool) -> None:
         self.app, self.store, self.allow_reset = app, store, allow_reset
         self.contracts = Contracts(store)
-        self.hold = Hold()
         # One thread, and not a lock: a request that is cancelled would let go of a lock while its change goes on.
         self.disk = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self.registry = CollectorRegistry()
@@ -99,7 +96,6 @@ class ApiServer:
         add("/ack", self.ack, methods=["POST"])
         add("/rollback", self.rollback, methods=["POST"])
         add("/contract", self.contract, methods=["POST"])
-        add("/hold", self.holds, methods=["POST"])
         add("/status", self.status, methods=["GET"])
         add("/health", self.health, methods=["GET"])
         add("/metrics", self.metrics, methods=["GET"])
@@ -152,11 +148,6 @@ class ApiServer:
             return JSONResponse({"detail": refusal}, status_code=409)
         status = "agreed" if self.contracts.agreed else "waiting"
         return JSONResponse({"status": status, "sides": self.store.contracts})
-
-    async def holds(self, request: HoldRequest) -> dict[str, str]:
-        """The environment keeps groups back; a trainer that asks for a batch hears why, and goes on waiting."""
-        self.hold.say(request.reason, request.seconds)
-        return {"status": "held"}
 
     async def status_env(self, env: EnvIdentifier) -> Any:
         """As Atropos has it; 422 for an environment that is none, or where nobody has a share."""
@@ -240,8 +231,7 @@ class ApiServer:
         batch_size = int(self.store.registration["batch_size"])
         lease, body = await self._change(self._leased, step, batch_size, acknowledge)
         if lease is None:
-            held = None if acknowledge else self.hold.reason  # GET /batch answers as Atropos does
-            return JSONResponse({"batch": None, "held": held} if held else {"batch": None})
+            return JSONResponse({"batch": None})
         self.counts.labels("served").inc(len(lease.entries))
         return Response(body, media_type="application/json")
 

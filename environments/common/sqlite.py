@@ -32,6 +32,10 @@ class StoreError(ConfigError, RuntimeError):
     """A file that cannot be used: another owner's, another program's or version's, or damaged; the message says so."""
 
 
+class FileInUse(StoreError):
+    """Another process owns the file."""
+
+
 class StateFile:
     """One file, open for its owner.
 
@@ -118,6 +122,13 @@ class StateFile:
             self.connection.executescript(f"PRAGMA incremental_vacuum({max(size // PAGE_BYTES, 1)})")
         return self.unused
 
+    def shrink(self, keep: int, step: int) -> bool:
+        """Gives `step` bytes back where more than `keep` and half of the file are unused; whether more is left."""
+        unused = self.unused
+        if unused <= keep or 2 * unused <= self.allocated:
+            return False
+        return self.give_back(step) < unused
+
     @property
     def unused(self) -> int:
         """Bytes of the file that hold nothing and will be used again."""
@@ -180,7 +191,7 @@ def _owned(path: Path) -> int:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(fd)
-        raise StoreError(f"{path}: another process keeps this file: end it, or give another") from None
+        raise FileInUse(f"{path}: another process keeps this file: end it, or give another") from None
     return fd
 
 

@@ -27,6 +27,11 @@ class SerialExecutor:
         """The result of `work`, or what it raises."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(*args, **kwargs))
 
+    def later(self, work: Callable[[], None]) -> None:
+        """Asks for `work` and does not wait; what it raises is lost."""
+        self._thread.submit(work)
+
 
 answers = SerialExecutor("answers")  # reading and decoding; short, and a generation slot waits for some of it
 groups = SerialExecutor("groups")  # encoding; longer, and nothing waits for it
+progress = SerialExecutor("progress")  # the environment's state, on the disk in the order of its changes

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import logging
+import zlib
 from typing import Any
 
 import httpx
@@ -29,8 +30,6 @@ logger = logging.getLogger(__name__)
 _TRIES = 8
 _AWAY_S = 600.0  # a server that was reached before may be away for so long, in which it is started again
 _LONGEST_PAUSE_S = 10.0
-HOLD_S = 60.0
-"""Many times the pause between two questions for the served version, at each of which it is said again."""
 _DIGITS = 5  # of a log-probability on the wire: 1e-5 is far below the sampler's own noise
 
 
@@ -79,6 +78,20 @@ def encode_group(group: dict[str, Any]) -> bytes:
         raise GroupRefused("a score or log-probability is not finite")
     encoded = {name: [msgspec.Raw(msgspec.json.encode(row)) for row in column] for name, column in columns.items()}
     return gzip.compress(msgspec.json.encode(group | encoded), compresslevel=1)
+
+
+def readdressed(body: bytes, env_id: int) -> bytes:
+    """An encoded group as one that the environment registered as `env_id` sends; its numbers are not parsed.
+
+    Raises:
+        GroupRefused: not an encoded group.
+    """
+    try:
+        group = msgspec.json.decode(gzip.decompress(body), type=dict[str, msgspec.Raw])
+    except (OSError, EOFError, zlib.error, msgspec.DecodeError) as error:
+        raise GroupRefused(f"not a group ({type(error).__name__}: {error})") from None
+    group["env_id"] = msgspec.Raw(msgspec.json.encode(env_id))
+    return gzip.compress(msgspec.json.encode(group), compresslevel=1)
 
 
 def _rounded(row: list[float]) -> list[float]:
@@ -227,10 +240,6 @@ class CompatBaseEnv(BaseEnv):
         answer = await self.call_api("POST", "/contract", json={"side": "environment", "terms": terms})
         trainer: dict[str, Any] = (answer.get("sides") or {}).get("trainer") or {}
         return trainer
-
-    async def hold(self, why: str) -> None:
-        """Has a trainer that waits for a batch go on waiting for HOLD_S from now, beyond its deadline."""
-        await self.call_api("POST", "/hold", json={"reason": why, "seconds": HOLD_S})
 
     async def send_group(self, group: dict[str, Any]) -> None:
         """Sends one group; returns when the API has it.

@@ -16,7 +16,7 @@ from environments.common.agreement import terms
 from environments.common.hub import model_folder
 from environments.common.settings import ConfigError
 from environments.livecode import command, offline
-from environments.livecode.atropos_compat import CompatBaseEnv, GroupRefused, encode_group, server_configs
+from environments.livecode.atropos_compat import CompatBaseEnv, GroupRefused, encode_group, readdressed, server_configs
 from environments.livecode.config import RunConfig
 from environments.livecode.evaluation.sets import HeldOutSets
 from environments.livecode.evaluation.training import DeliveryGate, TrainingEvaluations
@@ -30,8 +30,8 @@ from environments.livecode.problems.sampler import build_sampler, load_set
 from environments.livecode.problems.stored_tests import StoredTests
 from environments.livecode.records.group_records import GroupRecords, append_jsonl
 from environments.livecode.records.step_metrics import StepMetrics, flatten
-from environments.livecode.recovery.outbox import Outbox, OutboxError
-from environments.livecode.recovery.progress import OpenGroup, Progress
+from environments.livecode.recovery.progress import OpenGroup, Progress, ProgressError
+from environments.livecode.recovery.progress_file import KeptGroup
 from environments.livecode.staleness import may_begin
 from environments.livecode.verification.base import SelfTested
 from environments.livecode.verification.factory import build_verifier
@@ -78,8 +78,7 @@ class LivecodeEnv(CompatBaseEnv):
             overlong_baseline=config.overlong_baseline,
             dynamic_sampling=config.dynamic_sampling,
         )
-        self._keeping: set[asyncio.Task[Any]] = set()
-        self._recovered: dict[str, list[dict[str, Any]]] = {}  # overrides of groups that an earlier process left
+        self._keeping: set[asyncio.Task[bytes | None]] = set()
         self._lost_in_a_row = 0
         self._asked = -_POLL_S
         self._version_seen = False
@@ -214,58 +213,52 @@ class LivecodeEnv(CompatBaseEnv):
         return (None if group.dropped else self.scored_data(group)), []
 
     async def _feed(self, begun: OpenGroup) -> None:
-        """One group from problem to API; it is in flight until the API has it or it is dropped.
-
-        A group that ends is in the outbox first, in the progress next: what a death leaves between the two is
-        settled at the next start.
-        """
+        """One group from problem to API; it is in flight until the API has it or it is dropped."""
         group = await self.make_group(begun.problem, begun.group_id)
         keeping = asyncio.create_task(self._keep(group))
         self._keeping.add(keeping)
         keeping.add_done_callback(self._keeping.discard)
-        kept = await asyncio.shield(keeping)  # half kept it would be sent by the next process and made anew as well
-        if kept is None:
+        body = await asyncio.shield(keeping)  # what is made is kept, also by a run that is being stopped
+        del keeping
+        if body is None:
             return
-        path, body = kept
-        del kept
         if self.gate.closed():
             body = b""  # 25 MB each: read again when its turn comes
-        await self._send_kept(path, body)
+        await self._send_kept(begun.group_id, body)
         if self.config.use_wandb:
             self.completion_lengths += [len(rollout.sample.ids) for rollout in group.rollouts]
             await self.add_rollouts_for_wandb(self.scored_data(group), begun.problem)
 
-    async def _send_kept(self, path: Path, body: bytes) -> None:
-        """Sends a group of the outbox once the gate lets it through; body empty: as the outbox has it."""
-        async with self.gate.passing():
-            await self.deliver(body or await asyncio.to_thread(path.read_bytes))
-            self.outbox.sent(path)
-            self.sent += 1
-
-    async def _keep(self, group: JudgedGroup) -> tuple[Path, bytes] | None:
-        """Outbox, records, progress, in this order; the file and the body that it holds, None for a dropped group."""
-        kept = None
+    async def _keep(self, group: JudgedGroup) -> bytes | None:
+        """Ends a group: on the disk with its record and, unless it is dropped, with the body that is returned."""
+        body = None
         if group.dropped is None:
             # In one piece: in two, the first of all groups that end together would be in memory, 25 MB each.
             body = await worker_threads.groups(lambda: encode_group(self.scored_data(group) | {"env_id": self.env_id}))
-            kept = await asyncio.to_thread(self.outbox.put, group.group_id, body), body
-        self.records.group(group, sent=kept is not None)
+        self.progress.end(group, self.records.line(group, sent=body is not None), body)
         self.meter.add(group)
-        self.progress.end(group)
-        if kept is not None:
-            await asyncio.to_thread(self.progress.sync)
-        return kept
+        self.records.sample(group)
+        await self.progress.written()
+        return body
+
+    async def _send_kept(self, group_id: str, body: bytes) -> None:
+        """Sends a kept group once the gate lets it through; body empty: as it was kept."""
+        async with self.gate.passing():
+            await self.deliver(body or await self.progress.body(group_id))
+            self.sent += 1
+        self.progress.delivered(group_id)
 
     async def resume(self) -> None:
         """Takes up what an earlier process of this run left in its folder.
 
         Raises:
             ConfigError: the folder belongs to another run.
-            OutboxError: a kept group that cannot be read or that the API refuses.
+            ProgressError: a kept group that cannot be read or that the API refuses.
         """
         config, folder = self.config, Path(self.config.run_dir)
         names = ("problems", "seed", "problem_sampling", "sampling_floor_epochs", "group_size")
-        self.progress = Progress(
+        self.progress = await worker_threads.progress(
+            Progress,
             folder,
             problems=self._problems,
             settings={name: getattr(config, name) for name in names},
@@ -275,67 +268,61 @@ class LivecodeEnv(CompatBaseEnv):
         self._stack.callback(self.progress.close)
         # Without a name, after a trainer gave one, are the weights of a server that was started again.
         self.client.published = self.client.published or self.progress.named
-        self.outbox = Outbox(folder / "outbox")
-        waiting = [
-            (path, group["group_overrides"]["group_id"], group["scores"]) for path, group in self.outbox.waiting()
-        ]
-        self._recovered = {
-            group["group_overrides"]["group_id"]: group["overrides"] for _, group in self.outbox.waiting()
-        }
-        lost = self.progress.recover(
-            ((group_id, scores) for _, group_id, scores in waiting),
-            lambda begun, scores: self._record_bare(begun, None if scores else "lost_inflight", scores),
-        )
-        delivered = self.progress.sent - len(waiting)
+        lost = await self._cut_off(list(self.progress.open.values()), "lost_inflight")
+        delivered = self.progress.sent - len(self.progress.kept)
         if delivered > 0 and not self.api_groups:
             raise ConfigError(
                 f"env.run_dir = {folder}: its run has sent {delivered} groups, and the API server at "
                 f"{config.rollout_server_url} never had one. Start that run's server (--journal FILE), or give "
                 "another folder."
             )
-        for path, group in self.outbox.waiting():
+        for kept in self.progress.kept:
             if self.gate.closed():
-                self._hold(path, group)
+                self._hold(kept)
                 continue
             async with self.gate.passing():
-                await self._send_again(path, group)
+                await self._send_again(kept.id)
                 self.api_groups += 1
         if self.progress.sent or lost:
             logger.info(
                 "resumed: %d groups were sent before, %d of them again now; %d were lost unfinished, their problems "
-                "begin again", self.progress.sent, len(waiting), lost,
+                "begin again", self.progress.sent, len(self.progress.kept), lost,
             )  # fmt: skip
 
-    async def _send_again(self, path: Path, group: dict[str, Any]) -> None:
+    async def _send_again(self, group_id: str) -> None:
+        """Sends a group that an earlier process kept, as one of this process."""
+        body = await self.progress.body(group_id)
         try:
-            await self.send_group(group)
+            body = await worker_threads.groups(readdressed, body, self.env_id)
+            await self.deliver(body)
         except GroupRefused as error:
-            raise OutboxError(f"{path}: {error}. Remove the file to go on without that group.") from None
-        self.outbox.sent(path)
+            raise ProgressError(
+                f"{self.progress.path}: group {group_id}: {error}. To go on without it: "  # noqa: S608
+                f"sqlite3 {self.progress.path} \"DELETE FROM outbox WHERE id = '{group_id}'\""
+            ) from None
+        self.progress.delivered(group_id)
 
-    def _hold(self, path: Path, group: dict[str, Any]) -> None:
-        """A group of the outbox whose turn comes after an evaluation: in flight until then."""
+    def _hold(self, kept: KeptGroup) -> None:
+        """A kept group whose turn comes after an evaluation: in flight until then."""
 
         async def send() -> None:
             async with self.gate.passing():
-                await self._send_again(path, group)
+                await self._send_again(kept.id)
                 self.sent += 1
 
-        told = group["group_overrides"]
-        version = min(span[0] for row in group["overrides"] for span in row["versions"])
-        problem = next(problem for problem in self._problems if problem.id == told["problem_id"])
         task = asyncio.create_task(send())
-        self.in_flight[task] = OpenGroup(told["group_id"], problem, version)
+        self.in_flight[task] = OpenGroup(kept.id, self.progress.problems[kept.problem], kept.version)
         task.add_done_callback(lambda _: self.changed())
 
-    def _record_bare(self, begun: OpenGroup, dropped: str | None, scores: list[float] | None = None) -> None:
-        """Records a group whose rollouts this process does not have (any more)."""
-        group = JudgedGroup(begun.problem, self.prompts(begun.problem), begun.version, begun.group_id, dropped=dropped)
-        group.scores = scores or []
-        group.recovered = self._recovered.get(begun.group_id, [])
-        if dropped is not None:
-            self.dropped[dropped] += 1
-        self.records.group(group, sent=dropped is None)
+    async def _cut_off(self, groups: Sequence[OpenGroup], reason: str) -> int:
+        """Ends groups that began and have no rollouts that anybody could use; how many."""
+        for begun in groups:
+            prompt = self.prompts(begun.problem)
+            group = JudgedGroup(begun.problem, prompt, begun.version, begun.group_id, dropped=reason)
+            self.dropped[reason] += 1
+            self.progress.cut_off(begun.group_id, self.records.line(group, sent=False))
+        await self.progress.written()
+        return len(groups)
 
     # -- Serving a trainer ----------------------------------------------------------------------------------
 
@@ -373,6 +360,7 @@ class LivecodeEnv(CompatBaseEnv):
                 while self.may_begin():
                     self._begin(self.progress.begin(self.served))
                     await asyncio.sleep(0)  # thousands of rollouts that begin in one turn would stop the loop
+                await self.progress.written()
                 await self._wait()
                 await self._refresh()
         finally:
@@ -443,8 +431,6 @@ class LivecodeEnv(CompatBaseEnv):
             return
         self._asked = now
         version, step = await asyncio.gather(self.client.weight_version(), self._count())
-        if self.evaluations is not None and self.evaluations.busy:
-            await self.hold(f"the weights of step {self.served} are being evaluated")
         version = self.weights.version(version, step, idle=not self.in_flight and not self.may_begin())
         self._version_seen = self._version_seen or version is not None
         if version is not None:
@@ -503,13 +489,8 @@ class LivecodeEnv(CompatBaseEnv):
             task.cancel()
         await asyncio.gather(*self.in_flight, return_exceptions=True)
         await asyncio.gather(*self._keeping, return_exceptions=True)
-        for begun in self.in_flight.values():
-            # What the outbox has is sent and recorded at the next start, also where a full disk kept it from being
-            # recorded now.
-            if begun.group_id in self.progress.open and not self.outbox.holds(begun.group_id):
-                self._record_bare(begun, "stopped")  # first: a death between the two records it twice and not never
-                self.progress.cut_off(begun.group_id)
         self.in_flight.clear()
+        await self._cut_off(list(self.progress.open.values()), "stopped")
 
     # -- Without a trainer ----------------------------------------------------------------------------------
 

@@ -88,8 +88,6 @@ class JudgedGroup:
     dropped: str | None = None
     reason: str = ""
     seconds: float = 0.0
-    recovered: list[dict[str, Any]] = field(default_factory=list)
-    """`overrides` of a group whose rollouts an earlier process had."""
 
     @property
     def pass_rate(self) -> float:

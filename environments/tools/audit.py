@@ -2,8 +2,8 @@
 
 Every group that an environment made is trained on once in the lineage of the last weights, or left out with a reason,
 or still on its way (outbox, API server); and every reward is that of a verdict. The sources are written by different
-processes: environment.jsonl, progress.jsonl and outbox/ by the environment, api.journal by the API server,
-trained.jsonl by the trainer.
+processes: environment.jsonl and progress.db by the environment, api.journal by the API server, trained.jsonl by the
+trainer.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from environments.api_server.store import REMEMBERED_IDS, Store
 from environments.common.rewards import FAIL, reward
 from environments.common.run_folder import check
 from environments.common.settings import ConfigError
-from environments.livecode.recovery.outbox import Outbox, OutboxError
+from environments.livecode.recovery import progress_file
 from environments.tools.report.collect import read
 
 Row = dict[str, Any]
@@ -105,11 +105,11 @@ def _generated(folders: Sequence[Path], found: Audit, damaged: Counter[str]) -> 
     written: set[str] = set()
     for folder in folders:
         shuffled = _shuffled(folder)
-        begun = _begun(
-            folder / "progress.jsonl"
-        )  # read first: what ends meanwhile is recorded before it is noted there
+        begun = _begun(folder)  # read first: what is under way there may have ended, and be recorded, meanwhile
         recorded: dict[str, bool] = {}
-        for row in read(folder / "environment.jsonl", damaged):
+        rows = list(read(folder / "environment.jsonl", damaged))
+        names = {row.get("group_id") for row in rows}
+        for row in rows + [row for row in (begun.unwritten if begun else ()) if row["group_id"] not in names]:
             name = str(row.get("group_id"))
             recorded[name] = recorded.get(name, False) or bool(row.get("sent"))
             scores = row.get("scores") or []
@@ -142,37 +142,43 @@ def _generated(folders: Sequence[Path], found: Audit, damaged: Counter[str]) -> 
 
 
 @dataclass
-class BegunGroup:
-    """What progress.jsonl says: groups under way, how many were sent, and which ended since its first line."""
+class BegunGroups:
+    """What progress.db says: groups under way, how many were sent, which ended since its snapshot, and the records that
+    environment.jsonl may lack."""
 
     under_way: set[str]
     sent: int
     ended: list[str] = field(default_factory=list)
+    unwritten: list[Row] = field(default_factory=list)
 
 
-def _begun(path: Path) -> BegunGroup | None:
-    if not path.is_file():
-        return None
-    data = path.read_bytes()
-    try:
-        snapshot, *events = [json.loads(line) for line in data[: data.rfind(b"\n") + 1].splitlines()]
-        begun = BegunGroup({group_id for group_id, _, _ in snapshot["open"]}, snapshot["sent"])
-        for event in events:
-            if "begin" in event:
-                begun.under_way.add(event["begin"])
-                continue
-            if "named" in event:
-                continue
-            name = event.get("end") or event["cut_off"]
-            begun.under_way.remove(name)
-            begun.ended.append(name)
-            begun.sent += event.get("sent", False)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"audit: {path}: cannot be read ({type(error).__name__}: {error}). Restore it.") from None
-    return begun
+def _begun(folder: Path) -> BegunGroups | None:
+    with progress_file.reading(folder) as kept:
+        snapshot = kept.snapshot() if kept is not None else None
+        if kept is None or snapshot is None:
+            return None
+        try:
+            begun = BegunGroups({group_id for group_id, _, _ in snapshot["open"]}, snapshot["sent"])
+            for _, event in kept.events():
+                _follow_event(begun, json.loads(event))
+            begun.unwritten = [json.loads(line) for _, line in kept.lines()]
+        except (ValueError, KeyError, TypeError) as error:
+            path = folder / progress_file.NAME
+            raise ConfigError(f"audit: {path}: cannot be read ({type(error).__name__}: {error}). Restore it.") from None
+        return begun
 
 
-def _settled(folder: Path, begun: BegunGroup, recorded: dict[str, bool], found: Audit) -> None:
+def _follow_event(begun: BegunGroups, event: Row) -> None:
+    if "begin" in event:
+        begun.under_way.add(event["begin"])
+    elif "named" not in event:
+        name = event.get("end") or event["cut_off"]
+        begun.under_way.remove(name)
+        begun.ended.append(name)
+        begun.sent += event.get("sent", False)
+
+
+def _settled(folder: Path, begun: BegunGroups, recorded: dict[str, bool], found: Audit) -> None:
     """Each group that began is recorded with what became of it, or under way."""
     found.counts["groups under way"] += len(begun.under_way - recorded.keys())
     found.violations += [
@@ -183,7 +189,7 @@ def _settled(folder: Path, begun: BegunGroup, recorded: dict[str, bool], found: 
     sent = sum(was_sent for name, was_sent in recorded.items() if name not in begun.under_way)
     if sent < begun.sent:
         found.violations.append(
-            f"{folder}: progress.jsonl counts {begun.sent} groups that were sent, environment.jsonl has {sent}"
+            f"{folder}: progress.db counts {begun.sent} groups that were sent, environment.jsonl has {sent}"
         )
 
 
@@ -213,12 +219,8 @@ def _shuffled(folder: Path) -> bool:
 
 
 def _outbox(folder: Path) -> set[str]:
-    if not (folder / "outbox").is_dir():
-        return set()
-    try:
-        return {group["group_overrides"]["group_id"] for _, group in Outbox(folder / "outbox", clean=False).waiting()}
-    except OutboxError as error:
-        raise ConfigError(f"audit: {error}") from None
+    with progress_file.reading(folder) as kept:
+        return {group.id for group in kept.outbox()} if kept is not None else set()
 
 
 def _lineage(run: Path, found: Audit, damaged: Counter[str]) -> dict[int, Row]:
@@ -276,10 +278,10 @@ def _follow(
     waiting = store.held - taken.keys() if store is not None else set()
     found.counts["groups in an outbox"] = len(outbox - taken.keys() - waiting)
     found.counts["groups waiting at the API server"] = len(waiting)
-    for name in sorted(taken.keys() - known):
-        # An environment that dies after it has sent a group records it at its next start, from the outbox.
-        if name not in outbox:
-            found.violations.append(f"group {name}: trained on in step {taken[name]}, and no environment made it")
+    found.violations += [
+        f"group {name}: trained on in step {taken[name]}, and no environment made it"
+        for name in sorted(taken.keys() - known)
+    ]
     found.violations += [
         f"group {name}: dropped by the environment, and trained on in step {taken[name]}"
         for name in sorted((taken.keys() & known) - sent)

@@ -125,7 +125,8 @@ def watch(pid: int, fd: int, path: Path, operations: int) -> None:
 def _write_half(thread: int, name: str, arguments: tuple[int, ...]) -> None:
     fd, source, length, place = arguments[:4]
     if name == "write":
-        place = int(Path(f"/proc/{thread}/fdinfo/{fd}").read_text().split()[1])
+        _, position, _, flags, *_ = Path(f"/proc/{thread}/fdinfo/{fd}").read_text().split()
+        place = Path(f"/proc/{thread}/fd/{fd}").stat().st_size if int(flags, 8) & os.O_APPEND else int(position)
     with open(f"/proc/{thread}/mem", "rb", buffering=0) as memory:
         memory.seek(source)
         half = memory.read(length // 2)

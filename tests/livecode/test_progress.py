@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import gzip
+import errno
 import json
 import os
 import random
+import sqlite3
 from array import array
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +21,9 @@ from environments.livecode.problems.problem import Problem, TestCase
 from environments.livecode.problems.prompts import Prompt
 from environments.livecode.problems.sampler import Rule, build_sampler
 from environments.livecode.recovery import progress as progress_module
-from environments.livecode.recovery.outbox import Outbox, OutboxError
-from environments.livecode.recovery.progress import OpenGroup, Progress, ProgressError
+from environments.livecode.recovery import progress_file
+from environments.livecode.recovery.progress import DiskFull, OpenGroup, Progress, ProgressError
+from environments.livecode.recovery.progress_file import NAME, KeptGroup, ProgressFile, reading
 from environments.livecode.verification.ordering import TestOrder
 
 PROBLEMS = [
@@ -56,6 +59,10 @@ def finished(begun: OpenGroup, passed: int, dropped: str | None = None) -> Judge
     return group
 
 
+def record(begun: OpenGroup) -> str:
+    return json.dumps({"group_id": begun.group_id, "problem_id": begun.problem.id})
+
+
 def history(progress: Progress, steps: int, seed: int) -> None:
     """Groups that begin and end in any order."""
     draw = random.Random(seed)
@@ -66,9 +73,10 @@ def history(progress: Progress, steps: int, seed: int) -> None:
             continue
         begun = progress.open[draw.choice(sorted(progress.open))]
         if kind < 0.9:
-            progress.end(finished(begun, draw.randrange(5), draw.choice([None, "all_pass", "infrastructure"])))
+            group = finished(begun, draw.randrange(5), draw.choice([None, "all_pass", "infrastructure"]))
+            progress.end(group, record(begun), None if group.dropped else begun.group_id.encode())
         else:
-            progress.cut_off(begun.group_id)
+            progress.cut_off(begun.group_id, record(begun))
 
 
 def everything(progress: Progress) -> dict[str, Any]:
@@ -97,59 +105,65 @@ def test_events_bring_back_sampler_order_and_open_groups(
         assert everything(again) == before
         assert again.sampler.next().id == progress.sampler.next().id
         again.close()
-        progress_file = tmp_path / "progress.jsonl"
-        assert len(progress_file.read_bytes().splitlines()) == 1  # compacted at the start
+        assert events(tmp_path) == []  # a snapshot is made at the start
 
 
-def test_a_snapshot_above_the_bound_is_not_made_again_at_every_event(
+def events(folder: Path) -> list[dict[str, Any]]:
+    with reading(folder) as kept:
+        assert kept is not None
+        return [json.loads(text) for _, text in kept.events()]
+
+
+def test_a_snapshot_takes_the_place_of_the_events_once_they_are_many(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(progress_module, "COMPACT_ABOVE", 350)
     progress = opened(tmp_path)
-    history(progress, 40, seed=0)
-    progress.close()
-    monkeypatch.setattr(progress_module, "COMPACT_ABOVE", 400)
-    again = opened(tmp_path)
-    assert (size := again.path.stat().st_size) > 400
-    files = []
-    for _ in range(5):  # events of about 115 bytes
-        again.begin(0)
-        files.append(again.path.stat().st_ino)
-    again.close()
-    assert files[0] == files[1] == files[2] != files[4]
-    assert again.path.stat().st_size < size + 5 * 115
-
-
-def test_a_line_that_a_death_cut_off_is_as_if_never_begun(tmp_path: Path) -> None:
-    progress = opened(tmp_path)
-    history(progress, 10, seed=0)
+    counts = []
+    for _ in range(9):  # events of about 100 characters
+        progress.begin(0)
+        progress.commit()
+        counts.append(len(events(tmp_path)))
+    assert counts == [1, 2, 3, 0, 1, 2, 3, 0, 1]
     before = everything(progress)
-    progress.begin(0)
     progress.close()
-    data = progress.path.read_bytes()
-    progress.path.write_bytes(data[:-5])
     again = opened(tmp_path)
     assert everything(again) == before
     again.close()
 
 
+def execute(folder: Path, statement: str, *values: Any) -> list[Any]:
+    with closing(sqlite3.connect(folder / NAME)) as connection, connection:
+        return connection.execute(statement, values).fetchall()
+
+
 DAMAGE = [
-    b"{}",
-    b"nonsense",
-    b'{"begin": "g", "problem": "p99", "version": 0, "again": false}',
-    b'{"end": "unknown", "rate": 1, "sent": true, "runs": []}',
+    "{}",
+    "nonsense",
+    '{"begin": "g", "problem": "p99", "version": 0, "again": false}',
+    '{"end": "unknown", "rate": 1, "sent": true, "runs": []}',
 ]
 
 
 @pytest.mark.parametrize("damage", DAMAGE)
-def test_a_damaged_line_is_named(tmp_path: Path, damage: bytes) -> None:
+def test_a_damaged_event_is_named(tmp_path: Path, damage: str) -> None:
     progress = opened(tmp_path)
     progress.begin(0)
     progress.close()
-    with progress.path.open("ab") as file:
-        file.write(damage + b"\n")
-    with pytest.raises(ProgressError, match=r"progress\.jsonl line 3: cannot be read .* remove it to begin"):
+    execute(tmp_path, "INSERT INTO events (event) VALUES (?)", damage)
+    with pytest.raises(ProgressError, match=r"progress\.db event 2: cannot be read .* give another folder"):
         opened(tmp_path)
     opened(tmp_path / "other").close()
+
+
+def test_a_folder_of_the_form_before_names_the_version_that_reads_it(tmp_path: Path) -> None:
+    snapshot = {"format": 1, "settings": {}, "sampler": {"taken": 1}, "order": {}, "open": [], "again": [], "sent": 1}
+    (tmp_path / "progress.jsonl").write_text(json.dumps(snapshot) + "\n")
+    (tmp_path / "outbox").mkdir()
+    for use in (lambda: opened(tmp_path), lambda: reading(tmp_path).__enter__()):
+        with pytest.raises(ConfigError, match=r"of the form before progress\.db, which atropos-livecode reads up to"):
+            use()
+    assert not (tmp_path / NAME).exists()
 
 
 def test_a_folder_of_other_settings_or_problems_is_refused(tmp_path: Path) -> None:
@@ -174,81 +188,140 @@ def test_two_environments_never_share_a_folder(tmp_path: Path) -> None:
     opened(tmp_path).close()
 
 
-def test_open_groups_end_by_the_outbox_or_begin_again_in_their_order(tmp_path: Path) -> None:
+def lines(folder: Path) -> list[str]:
+    path = folder / "environment.jsonl"
+    return [json.loads(line)["group_id"] for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+def test_open_groups_begin_again_in_their_order_before_any_new_one(tmp_path: Path) -> None:
     progress = opened(tmp_path)
     begun = [progress.begin(0) for _ in range(3)]
+    progress.end(finished(begun[1], 2), record(begun[1]), b"body")
     progress.close()
     again = opened(tmp_path)
-    recorded: list[tuple[str, list[float] | None]] = []
-    waiting = [(begun[1].group_id, [1.0, -1.0]), ("known long ago", [1.0])]
-    assert again.recover(waiting, lambda one, scores: recorded.append((one.group_id, scores))) == 2
-    ids = [one.group_id for one in begun]
-    assert recorded == [(ids[1], [1.0, -1.0]), (ids[0], None), (ids[2], None)]
-    assert again.sent == 1
+    assert list(again.open) == [begun[0].group_id, begun[2].group_id]
+    for one in list(again.open.values()):
+        again.cut_off(one.group_id, record(one))
     assert [again.begin(1).problem for _ in range(2)] == [begun[0].problem, begun[2].problem]
     assert again.begin(1).problem.id not in {one.problem.id for one in begun}
     again.close()
+    assert lines(tmp_path) == [begun[at].group_id for at in (1, 0, 2)]
 
 
-def body(name: str) -> bytes:
-    return gzip.compress(json.dumps({"group_overrides": {"group_id": name}, "scores": [1.0, -1.0]}).encode())
+async def test_kept_groups_come_back_in_their_order_byte_for_byte_until_they_are_delivered(tmp_path: Path) -> None:
+    progress = opened(tmp_path)
+    bodies = {}
+    for size in (0, 1, (1 << 20) - 1, 1 << 20, (5 << 20) + 7):
+        begun = progress.begin(3)
+        bodies[begun.group_id] = random.Random(size).randbytes(size)
+        progress.end(finished(begun, 2), record(begun), bodies[begun.group_id])
+    await progress.written()
+    progress.close()
+    for left in reversed(range(len(bodies) + 1)):
+        again = opened(tmp_path)
+        assert again.sent == 5
+        names = list(bodies)[5 - left :]
+        assert again.kept == [KeptGroup(name, again.kept[at].problem, 0) for at, name in enumerate(names)]
+        for name in names:
+            assert await again.body(name) == bodies[name]
+        for name in names[:1]:
+            again.delivered(name)
+        again.close()
+    assert execute(tmp_path, "SELECT count(*) FROM pieces WHERE place >= 1 << 20") == [(0,)]
 
 
-def test_an_outbox_gives_what_it_got_in_order_after_a_restart(tmp_path: Path) -> None:
-    outbox = Outbox(tmp_path / "outbox")
-    for name in "cab":
-        outbox.put(name, body(name))
-    (tmp_path / "outbox" / "00000009-d.json.new").write_bytes(b"half")
-    assert [outbox.holds(name) for name in ("a", "d")] == [True, False]  # what is half written is not kept
-    again = Outbox(tmp_path / "outbox")
-    assert [group["group_overrides"]["group_id"] for _, group in again.waiting()] == ["c", "a", "b"]
-    assert again.put("e", body("e")).name.startswith("00000003-")
-    assert not list((tmp_path / "outbox").glob("*.new"))
+def test_a_row_deleted_by_hand_takes_its_body_along_at_the_next_start(tmp_path: Path) -> None:
+    progress = opened(tmp_path)
+    begun = progress.begin(0)
+    progress.end(finished(begun, 2), record(begun), bytes(3 << 20))
+    progress.close()
+    execute(tmp_path, f"DELETE FROM outbox WHERE id = '{begun.group_id}'")
+    again = opened(tmp_path)
+    assert again.kept == []
+    again.close()
+    assert execute(tmp_path, "SELECT count(*) FROM pieces WHERE place >= 1 << 20") == [(0,)]
 
 
-@pytest.mark.parametrize(
-    "data",
-    [b"", b"no gzip", gzip.compress(b"{}"), gzip.compress(b"[1]"), body("x")[:-9]],
-    ids=["empty", "no gzip", "no id", "a list", "cut off"],
-)
-def test_a_damaged_file_in_the_outbox_is_named(tmp_path: Path, data: bytes) -> None:
-    (tmp_path / "00000000-x.json.gz").write_bytes(data)
-    with pytest.raises(OutboxError, match=r"00000000-x\.json\.gz: not a group"):
-        list(Outbox(tmp_path).waiting())
+def killed(folder: Path, moment: str) -> str:
+    """A group that ended in a process that died before, within, or after its line in environment.jsonl."""
+    read, write = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        progress = opened(folder)
+        begun = progress.begin(0)
+        progress.end(finished(begun, 2), record(begun), b"body")
+        half = {"before": 0, "within": 20}.get(moment)
+
+        def dying(path: Path, line: str) -> None:
+            path.write_text(line[:half])
+            os._exit(0)
+
+        if half is not None:
+            vars(progress_file)["append_line"] = dying
+        os.write(write, begun.group_id.encode())
+        progress.commit()
+        os._exit(0)
+    os.waitpid(pid, 0)
+    os.close(write)
+    with os.fdopen(read) as pipe:
+        return pipe.read()
 
 
-def test_a_full_disk_is_named_and_leaves_no_half_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(fd: int) -> None:
-        raise OSError(28, "No space left on device")
+@pytest.mark.parametrize("moment", ["before", "within", "after"])
+def test_the_line_of_a_group_that_ended_is_written_once(tmp_path: Path, moment: str) -> None:
+    name = killed(tmp_path, moment)
+    written = (tmp_path / "environment.jsonl").read_text()
+    assert (written == "", written.endswith("\n")) == (moment == "before", moment == "after")
+    with reading(tmp_path) as kept:
+        assert kept is not None
+        assert [json.loads(line)["group_id"] for _, line in kept.lines()] == [name]
+        assert [group.id for group in kept.outbox()] == [name]
+    for _ in range(2):
+        opened(tmp_path).close()
+        assert lines(tmp_path) == [name]
 
-    outbox = Outbox(tmp_path)
-    with monkeypatch.context() as patch:
-        patch.setattr(os, "fsync", full)
-        with pytest.raises(OutboxError, match=r"x\.json\.gz: a group of .*No space left.*Free space"):
-            outbox.put("x", body("x"))
-    assert list(tmp_path.iterdir()) == []
+
+def full(*arguments: Any) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
 
 
-def test_after_a_line_that_did_not_fit_none_is_written_and_the_next_start_goes_on(
+async def test_on_a_full_disk_nothing_of_a_change_is_kept_and_the_next_try_keeps_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     progress = opened(tmp_path)
     history(progress, 10, seed=0)
-    before = everything(progress)
-    whole = os.write
-
-    def full(fd: int, data: bytes) -> int:
-        if len(data) < 30:
-            raise OSError(28, "No space left on device")
-        return whole(fd, data[:-20])
-
+    await progress.written()
+    written = events(tmp_path)
+    begun = progress.begin(0)
+    progress.end(finished(begun, 2), record(begun), b"body")
     with monkeypatch.context() as patch:
-        patch.setattr(os, "write", full)
-        with pytest.raises(ProgressError, match=r"cannot be written \(No space left on device\)\. Free space"):
-            progress.begin(0)
-    with pytest.raises(ProgressError, match="an earlier line could not be written"):
-        progress.begin(0)
+        patch.setattr(ProgressFile, "write", full)
+        for _ in range(2):
+            with pytest.raises(DiskFull, match=r"cannot be written \(No space left on device\)\. Free space"):
+                await progress.written()
+    assert events(tmp_path) == written
+    await progress.written()
+    assert [event.get("end") for event in events(tmp_path)[len(written) :]] == [None, begun.group_id]
+    before = everything(progress)
     progress.close()
     again = opened(tmp_path)
     assert everything(again) == before
+    again.close()
+
+
+async def test_a_line_that_does_not_fit_is_written_by_the_next_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    progress = opened(tmp_path)
+    begun = progress.begin(0)
+    progress.end(finished(begun, 2), record(begun), b"body")
+    with monkeypatch.context() as patch:
+        patch.setattr("environments.livecode.recovery.progress_file.append_line", full)
+        with pytest.raises(DiskFull):
+            await progress.written()
+    progress.close()
+    assert lines(tmp_path) == []
+    again = opened(tmp_path)
+    assert lines(tmp_path) == [begun.group_id]
+    assert [group.id for group in again.kept] == [begun.group_id]
     again.close()

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import errno
 import random
+import sqlite3
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,8 @@ import pytest
 from environments.common.settings import ConfigError
 from environments.livecode.config import RunConfig
 from environments.livecode.problems.sampler import build_sampler, load_set
+from environments.livecode.recovery.progress import DiskFull, ProgressError
+from environments.livecode.recovery.progress_file import NAME, reading
 from tests.livecode.test_environment import RIGHT, WRONG, Alternate, config, groups_of, lines, serving, settled, until
 
 __all__ = ["config"]  # the fixture
@@ -81,12 +85,12 @@ def test_kill_minus_nine_at_any_write_loses_skips_and_repeats_nothing(
         assert lives.stdin is not None
         assert lives.stdout is not None
 
-        def life(operations: int) -> int:
-            lives.stdin.write(f"{operations} {options}\n")  # type: ignore[union-attr]
+        def life(operations: int, deliveries: int) -> int:
+            lives.stdin.write(f"{operations} {deliveries} {options}\n")  # type: ignore[union-attr]
             lives.stdin.flush()  # type: ignore[union-attr]
             return int(lives.stdout.readline())  # type: ignore[union-attr]
 
-        codes = [life(draw.randrange(1, 150)) for _ in range(10)]
+        codes = [life(*draw.choice([(draw.randrange(1, 200), 0), (0, draw.randrange(1, 12))])) for _ in range(10)]
         assert codes.count(-9) >= 6, codes
 
         def end_when_all_is_sent() -> None:
@@ -96,7 +100,7 @@ def test_kill_minus_nine_at_any_write_loses_skips_and_repeats_nothing(
 
         ending = threading.Thread(target=end_when_all_is_sent)
         ending.start()
-        assert life(0) == 0
+        assert life(0, 0) == 0
         ending.join()
         lives.stdin.close()
     rows = groups_of(config)
@@ -109,7 +113,13 @@ def test_kill_minus_nine_at_any_write_loses_skips_and_repeats_nothing(
     order = build_sampler("uniform", load_set(config.env.problems, 0), 0)
     taken = ended + cut_off_at_the_end
     assert taken == Counter(order.next().id for _ in range(taken.total()))
-    assert list((Path(config.env.run_dir) / "outbox").iterdir()) == []
+    assert kept(config) == []
+
+
+def kept(config: RunConfig) -> list[str]:
+    """The ids of the groups that wait for the API."""
+    with reading(Path(config.env.run_dir)) as found:
+        return [] if found is None else [group.id for group in found.outbox()]
 
 
 async def test_groups_that_a_stop_cut_off_begin_again_first(config: RunConfig, generation: Any, trainer: Any) -> None:
@@ -156,8 +166,7 @@ async def test_a_group_that_waits_in_the_outbox_is_sent_at_the_start(
         env.deliver = unplugged
         with pytest.raises(ConnectionError):
             await task
-    names = [path.name for path in (Path(config.env.run_dir) / "outbox").iterdir()]
-    waiting = [name.split("-", 1)[1].removesuffix(".json.gz") for name in names]
+    waiting = kept(config)
     assert waiting
     async with serving(config) as (env, _):
         batch = await trainer.batch()
@@ -169,31 +178,52 @@ async def test_a_group_that_waits_in_the_outbox_is_sent_at_the_start(
 
 
 async def test_a_group_that_a_full_disk_kept_from_being_recorded_is_sent_at_the_next_start(
-    config: RunConfig, generation: Any, trainer: Any
+    config: RunConfig, generation: Any, trainer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     generation.script = Alternate()
     await trainer.register(batch=8)
-    async with serving(config) as (env, task):
-        recorded = env.records.group
 
-        def full(group: Any, *, sent: bool) -> None:
-            if sent:
-                raise OSError(errno.ENOSPC, "No space left on device")
-            recorded(group, sent=sent)
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-        env.records.group = full
-        with pytest.raises(OSError, match="No space left"):
-            await task
-    names = [path.name for path in (Path(config.env.run_dir) / "outbox").iterdir()]
-    waiting = {name.split("-", 1)[1].removesuffix(".json.gz") for name in names}
+    with monkeypatch.context() as patch:
+        patch.setattr("environments.livecode.recovery.progress_file.append_line", full)
+        async with serving(config) as (_, task):
+            with pytest.raises(DiskFull, match="No space left"):
+                await task
+    waiting = set(kept(config))
     assert waiting
-    before = groups_of(config) if (Path(config.env.run_dir) / "environment.jsonl").exists() else []
-    assert not waiting & {row["group_id"] for row in before}  # not even as stopped
+    assert groups_of(config) == []
     async with serving(config) as (env, _):
         await until(lambda: env.sent >= len(waiting))
     rows = [row for row in groups_of(config) if row["group_id"] in waiting]
     assert sorted(row["group_id"] for row in rows) == sorted(waiting)
-    assert all(row["sent"] and row["dropped"] is None for row in rows)
+    assert all(row["sent"] and row["dropped"] is None and row["lengths"] for row in rows)
+
+
+async def test_a_kept_group_that_is_damaged_is_named_with_the_way_to_go_on_without_it(
+    config: RunConfig, generation: Any, trainer: Any, api: str
+) -> None:
+    generation.script = Alternate()
+    await trainer.register(batch=8)
+    async with serving(config) as (env, task):
+
+        async def unplugged(body: bytes) -> None:
+            raise ConnectionError("the machine is switched off")
+
+        env.deliver = unplugged
+        with pytest.raises(ConnectionError):
+            await task
+    path, name = Path(config.env.run_dir) / NAME, kept(config)[0]
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE pieces SET content = substr(content, 1, 20) WHERE place >= 1 << 20")
+    async with serving(config) as (_, task):
+        with pytest.raises(ProgressError, match=rf"group {name}: not a group \(EOFError.*sqlite3 .*'{name}'") as raised:
+            await task
+    statement = str(raised.value).split('"')[1]
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(statement)
+    assert name not in kept(config)
 
 
 async def test_the_folder_of_a_run_that_the_api_never_saw_is_refused(

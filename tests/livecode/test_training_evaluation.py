@@ -16,7 +16,8 @@ from environments.livecode.config import RunConfig, validation_beside
 from environments.livecode.evaluation.training import DeliveryGate
 from environments.livecode.problems.load import save_problems
 from environments.livecode.problems.problem import Problem
-from tests.livecode.test_environment import RIGHT, WRONG, config, lines, problem, serving, until
+from tests.livecode.test_environment import RIGHT, WRONG, config, groups_of, lines, problem, serving, until
+from tests.livecode.test_resume import kept
 
 __all__ = ["config"]  # the fixture
 STEPS, GROUPS = 4, 2
@@ -32,7 +33,6 @@ class FakeTrainer:
     def __init__(self, url: str, generation: Any, checkpoints: Path) -> None:
         self.http = httpx.AsyncClient(base_url=url, timeout=30)
         self.generation, self.checkpoints, self.step = generation, checkpoints, 0
-        self.held: set[str | None] = set()
 
     async def register(self, **changes: Any) -> None:
         body = {
@@ -47,7 +47,6 @@ class FakeTrainer:
     async def train(self) -> None:
         while self.step < STEPS:
             if not (await self.http.get("/batch")).json()["batch"]:
-                self.held.add((await self.http.post("/lease", json={"step": self.step})).json().get("held"))
                 await asyncio.sleep(0.02)
                 continue
             self.step += 1
@@ -104,9 +103,8 @@ def partials(config: RunConfig, version: int) -> list[Path]:
 
 
 async def test_each_is_of_one_version_and_the_next_batch_waits_for_it(
-    evaluated: RunConfig, generation: Any, fake: FakeTrainer, monkeypatch: pytest.MonkeyPatch
+    evaluated: RunConfig, generation: Any, fake: FakeTrainer
 ) -> None:
-    monkeypatch.setattr("environments.livecode.environment._POLL_S", 0.05)
     model = generation.script = Model(generation)
     await fake.register()
     async with serving(evaluated) as (env, task):
@@ -121,8 +119,6 @@ async def test_each_is_of_one_version_and_the_next_batch_waits_for_it(
     assert all(sent <= int(version) * GROUPS for version, sent in model.held_out)
     # Groups went on being made while the evaluation ran: with max_staleness 2 three batches begin at version 0.
     assert fake.step == STEPS
-    # The trainer hears why it waits, so that its deadline does not run.
-    assert {f"the weights of step {step} are being evaluated" for step in (0, 2)} <= fake.held
 
 
 async def test_the_best_checkpoint_is_pointed_to_once_it_is_written(
@@ -169,13 +165,13 @@ async def test_groups_that_wait_for_an_evaluation_survive_the_environment(
 ) -> None:
     model = generation.script = Model(generation)
     await fake.register()
-    outbox = Path(evaluated.env.run_dir) / "outbox"
     training = asyncio.create_task(fake.train())
     slow = {"delay": 30.0}
     generation.script = lambda prompt, number: model(prompt, number) | (slow if "Held out" in prompt else {})
     async with serving(evaluated):
-        await until(lambda: outbox.is_dir() and len(list(outbox.glob("*.json.gz"))) == 3 * GROUPS)
-    waiting = {path.name.split("-", 1)[1].removesuffix(".json.gz") for path in outbox.glob("*.json.gz")}
+        await until(lambda: len(groups_of(evaluated)) == 3 * GROUPS)
+    waiting = set(kept(evaluated))
+    assert len(waiting) == 3 * GROUPS
     assert fake.step == 0
     generation.script = model
     async with serving(evaluated) as (_, task):
@@ -183,7 +179,7 @@ async def test_groups_that_wait_for_an_evaluation_survive_the_environment(
     sent = [row["group_id"] for row in lines(Path(evaluated.env.run_dir) / "environment.jsonl") if row["sent"]]
     assert len(sent) == len(set(sent)) == STEPS * GROUPS
     assert waiting <= set(sent)
-    assert not list(outbox.glob("*.json.gz"))
+    assert kept(evaluated) == []
 
 
 async def test_what_is_evaluated_is_not_evaluated_again(

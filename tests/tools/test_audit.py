@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import re
 import shlex
+import sqlite3
 import subprocess
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from environments.api_server.journal import Journal
 from environments.api_server.store import Entry, Store
 from environments.cli import app
 from environments.common.settings import ConfigError
+from environments.livecode.recovery.progress_file import NAME, Change, KeptGroup, ProgressFile
 from environments.tools.audit import audit
 
 
@@ -51,9 +53,9 @@ class Run:
         path = self.folder / "api.journal"
         if not path.exists():
             self.serve(path, [f"g{n}" for n in range(8)])
-        (self.folder / "outbox").mkdir()
-        kept = {"group_overrides": {"group_id": "g8"}, "scores": [1.0, -1.0]}
-        (self.folder / "outbox" / "00000000-g8.json.gz").write_bytes(gzip.compress(json.dumps(kept).encode()))
+        progress = ProgressFile(self.folder)
+        progress.write([Change(group=KeptGroup("g8", "p", 0), body=b"as it is sent")])
+        progress.close()
         return self.folder
 
     def serve(self, path: Path, names: list[str]) -> None:
@@ -222,8 +224,10 @@ def test_what_cannot_be_audited_is_said(run: Run, tmp_path: Path) -> None:
 
 
 def progress(run: Run, *events: dict[str, Any], sent: int = 0, under_way: tuple[str, ...] = ()) -> None:
-    snapshot = {"format": 1, "open": [[name, "p", 0] for name in under_way], "sent": sent}
-    (run.folder / "progress.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [snapshot, *events]))
+    snapshot = {"open": [[name, "p", 0] for name in under_way], "sent": sent}
+    file = ProgressFile(run.folder)
+    file.write([Change(snapshot=json.dumps(snapshot).encode()), *(Change(event=json.dumps(event)) for event in events)])
+    file.close()
 
 
 def test_what_the_environment_began_is_recorded_or_under_way(run: Run) -> None:
@@ -243,4 +247,24 @@ def test_a_group_that_ended_and_was_never_recorded_is_found(run: Run) -> None:
 def test_records_that_are_fewer_than_the_groups_sent_are_found(run: Run) -> None:
     progress(run, sent=10)
     (violation,) = audit(run.write()).violations
-    assert violation.endswith("progress.jsonl counts 10 groups that were sent, environment.jsonl has 9")
+    assert violation.endswith("progress.db counts 10 groups that were sent, environment.jsonl has 9")
+
+
+def test_a_record_that_is_not_yet_in_its_file_counts_once(run: Run) -> None:
+    progress(run, sent=9)
+    last = run.made.pop(8)
+    run.write()
+    with closing(sqlite3.connect(run.folder / NAME)) as connection, connection:
+        for row in (run.made[0], last):
+            connection.execute("INSERT INTO lines (line) VALUES (?)", (json.dumps(row),))
+    found = audit(run.folder)
+    assert found.violations == []
+    assert (found.counts["groups sent"], found.counts["rollouts with a score"]) == (9, 20)
+
+
+def test_a_folder_of_the_form_before_names_the_version_that_reads_it(run: Run) -> None:
+    folder = run.write()
+    (folder / NAME).unlink()
+    (folder / "progress.jsonl").write_text("{}\n")
+    with pytest.raises(ConfigError, match="reads up to commit"):
+        audit(folder)

@@ -55,8 +55,16 @@ class GroupRecords:
 
         Raises OSError where the disk refuses.
         """
-        row = group_record(group, sent=sent) | ({"written": written} if written else {})
-        append_line(self.run_dir / "environment.jsonl", _line(row))
+        append_line(self.run_dir / "environment.jsonl", self.line(group, sent=sent, written=written))
+        self.sample(group)
+
+    @staticmethod
+    def line(group: JudgedGroup, *, sent: bool, written: str | None = None) -> str:
+        """The line of environment.jsonl, as `group` writes it."""
+        return _line(group_record(group, sent=sent) | ({"written": written} if written else {}))
+
+    def sample(self, group: JudgedGroup) -> None:
+        """Of a finished group what rollouts/ and programs/ keep. Raises OSError where the disk refuses."""
         if self._programs:
             append_programs(self.run_dir, group)
         if self._per_group and group.rollouts and self._finished % self._every == 0:
@@ -98,9 +106,8 @@ def group_record(group: JudgedGroup, *, sent: bool) -> dict[str, Any]:
         "weight_version": group.weight_version,
         "begun_at_version": group.begun_at_version,
         "scores": group.scores,
-        "verdicts": [rollout.status for rollout in rollouts] or [row.get("verdict") for row in group.recovered],
-        "overlong": [rollout.overlong for rollout in rollouts]
-        or [row["finish_reason"] == "length" for row in group.recovered],
+        "verdicts": [rollout.status for rollout in rollouts],
+        "overlong": [rollout.overlong for rollout in rollouts],
         "lengths": [len(rollout.sample.ids) for rollout in rollouts],
         "prompt_tokens": len(group.prompt.ids),
         "dropped": group.dropped,
