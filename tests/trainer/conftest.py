@@ -19,7 +19,7 @@ from trainer.data.scored_groups import Rollout, ScoredGroup
 from trainer.parallel import Parallel, distributed
 
 VOCABULARY = 61
-SIZES = {
+SIZES: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 32,
     "intermediate_size": 48,

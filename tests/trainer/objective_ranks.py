@@ -13,12 +13,12 @@ from torch import Tensor
 from environments.common.settings import load
 from tests.trainer.conftest import make_groups
 from tests.trainer.two_ranks import whole
-from trainer.config import TrainerConfig
+from trainer.config import OptimizerConfig, TrainerConfig
 from trainer.data.scored_groups import ScoredGroup
 from trainer.metrics import Metrics
 from trainer.model.policy import Policy
 from trainer.model.reference import Reference
-from trainer.optimizer import OptimizerConfig, PolicyOptimizer
+from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel, distributed
 from trainer.step import accumulate_gradient, prepare, set_old_logprobs, set_reference_logprobs, take_steps
 

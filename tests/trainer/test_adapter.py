@@ -54,7 +54,8 @@ def peft_logprobs(model: Any) -> list[torch.Tensor]:
 
 
 def own_logprobs(policy: Policy, max_tokens: int = 1000) -> list[torch.Tensor]:
-    groups, found = make_groups(SHAPES), {}
+    groups = make_groups(SHAPES)
+    found: dict[tuple[int, int], torch.Tensor] = {}
     for micro in pack(groups, [[1.0] * len(group.rollouts) for group in groups], max_tokens):
         logprob, _ = policy.logprobs(micro)
         found |= {origin: logprob[micro.sequence == number] for number, origin in enumerate(micro.origin)}
@@ -87,13 +88,14 @@ def test_forward_and_gradients_are_those_of_peft(alone: Parallel, model_path: Pa
     ours = own_logprobs(policy)
     for one, other in zip(ours, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
-    sum(part.square().sum() for part in expected).backward()
-    sum(part.square().sum() for part in ours).backward()
+    torch.stack([part.square().sum() for part in expected]).sum().backward()
+    torch.stack([part.square().sum() for part in ours]).sum().backward()
     wanted = {name: weight.grad for name, weight in model.named_parameters() if weight.requires_grad}
     found = adapter_gradients(policy)
     assert {f"base_model.model.{name}" for name in found} == wanted.keys()
     for name, gradient in found.items():
         theirs = wanted[f"base_model.model.{name}"]
+        assert theirs is not None
         assert (gradient - theirs).norm() <= 1e-5 * theirs.norm(), name
 
 
@@ -215,7 +217,7 @@ def test_a_frozen_heads_gradient_is_not_formed() -> None:
                 allocated.append(tuple(result.shape))
             return result
 
-    with Watch():
+    with Watch():  # type: ignore[no-untyped-call]
         logprob.sum().backward()
     plain = torch.log_softmax(hidden @ weight.T, dim=-1).gather(1, target[:, None]).sum()
     torch.testing.assert_close(hidden.grad, torch.autograd.grad(plain, hidden)[0], rtol=1e-5, atol=1e-6)

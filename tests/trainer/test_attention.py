@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from tests.trainer.conftest import make_groups, make_model
+from trainer.config import Recompute
 from trainer.model import attention
 from trainer.model.activation_checkpointing import recompute
 from trainer.model.attention import AttentionLayout, Span, UnsupportedAttention, grouped_attention, varlen_attention
@@ -94,7 +96,7 @@ def kernel_by_hand() -> Iterator[list[int]]:
 
     calls = [0]
 
-    def segments(query: Tensor, key: Tensor, cu_q: Tensor, cu_k: Tensor, scale: float) -> Iterator[tuple]:
+    def segments(query: Tensor, key: Tensor, cu_q: Tensor, cu_k: Tensor, scale: float) -> Iterator[tuple[Any, ...]]:
         for segment in range(len(cu_q) - 1):
             mine, theirs = (slice(int(cu[segment]), int(cu[segment + 1])) for cu in (cu_q, cu_k))
             q, k = query[mine], key[theirs].repeat_interleave(query.shape[1] // key.shape[1], dim=1)
@@ -158,10 +160,11 @@ def test_varlen_attention_by_torchs_operator_equals_the_grouped_form_forward_and
 def test_selective_recomputation_keeps_varlen_attention_and_full_repeats_it(model_path: Path) -> None:
     """As often as the kernel is called for two blocks' forward and backward, and the same gradient."""
     found: dict[str, tuple[int, Tensor]] = {}
-    for mode in ("none", "selective", "full"):
+    modes: tuple[Recompute, ...] = ("none", "selective", "full")
+    for mode in modes:
         micro, model = _packed(model_path)
         for block in model.model.layers:
-            recompute(block, mode)  # type: ignore[arg-type]
+            recompute(block, mode)
         with kernel_by_hand() as calls:
             model.base_model(
                 input_ids=micro.input_ids[None],
@@ -170,7 +173,10 @@ def test_selective_recomputation_keeps_varlen_attention_and_full_repeats_it(mode
                 layout=micro.layout,
                 varlen=True,
             ).last_hidden_state.square().sum().backward()
-        found[mode] = calls[0], model.get_input_embeddings().weight.grad
+        weight = model.get_input_embeddings().weight
+        assert isinstance(weight, Tensor)
+        assert weight.grad is not None
+        found[mode] = calls[0], weight.grad
     assert {mode: calls for mode, (calls, _) in found.items()} == {"none": 2, "selective": 2, "full": 4}
     torch.testing.assert_close(found["full"][1], found["none"][1])
     torch.testing.assert_close(found["selective"][1], found["none"][1])
@@ -180,7 +186,8 @@ def test_keys_repeated_for_every_query_head_are_the_same_attention() -> None:
     """What an fp32 GPU's kernel is given."""
     query, key, value = (part.transpose(0, 1)[None] for part in heads(5))
     grouped = scaled_dot_product_attention(query, key, value, is_causal=True, enable_gqa=True)
-    repeated = scaled_dot_product_attention(query, *attention._every_head(query, key, value), is_causal=True)
+    keys, values = attention._every_head(query, key, value)
+    repeated = scaled_dot_product_attention(query, keys, values, is_causal=True)
     torch.testing.assert_close(repeated, grouped, rtol=1e-10, atol=1e-12)
 
 
@@ -199,9 +206,10 @@ def test_a_changed_token_changes_only_what_may_see_it(model_path: Path, position
 
     def run(ids: Tensor) -> Tensor:
         with torch.no_grad():
-            return model.base_model(
+            hidden: Tensor = model.base_model(
                 input_ids=ids[None], position_ids=micro.position_ids[None], use_cache=False, layout=micro.layout
             ).last_hidden_state[0]
+        return hidden
 
     differs = (run(micro.input_ids) != run(changed)).any(dim=-1)
     first = micro.layout.spans[0]
@@ -222,14 +230,16 @@ def test_a_changed_token_changes_only_what_may_see_it(model_path: Path, position
         ({"layout": AttentionLayout((Span(0, 3, ()),))}, "layout of 3 positions"),
     ],
 )
-def test_what_it_cannot_compute_is_refused(options: dict[str, object], message: str) -> None:
+def test_what_it_cannot_compute_is_refused(options: dict[str, Any], message: str) -> None:
     query, key, value = (part.transpose(0, 1)[None] for part in heads(3))
     with pytest.raises(UnsupportedAttention, match=message):
-        attention.attention(torch.nn.Identity(), query, key, value, None, **options)  # type: ignore[arg-type]
+        attention.attention(torch.nn.Identity(), query, key, value, None, **options)
 
 
 @pytest.mark.parametrize("spans", [((1, 3, ()),), ((0, 3, (2,)), (4, 2, ())), ((0, 0, (2,)),), ((0, 2, (0,)),)])
-def test_layouts_with_gaps_overlaps_or_nothing_in_them_are_refused(spans: tuple[tuple[int, int, tuple]]) -> None:
+def test_layouts_with_gaps_overlaps_or_nothing_in_them_are_refused(
+    spans: tuple[tuple[int, int, tuple[int, ...]], ...],
+) -> None:
     with pytest.raises(ValueError, match="spans follow one another"):
         AttentionLayout(tuple(Span(*span) for span in spans))
 

@@ -12,6 +12,7 @@ import torch
 from transformers import Qwen3Config
 
 from benchmarks import trainer as benchmark
+from benchmarks.loops import trainer_config
 from benchmarks.workload import (
     SHAPES,
     Lengths,
@@ -21,6 +22,7 @@ from benchmarks.workload import (
     padded_share,
     useful,
 )
+from trainer.parallel import distributed
 from trainer.step import prepare
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -70,8 +72,8 @@ def test_lengths_are_reproducible_within_the_context_and_heavy_tailed() -> None:
 def test_no_group_is_dropped_so_that_both_loops_train_on_all(tmp_path: Path) -> None:
     lengths = [*draw_lengths(20, 4, 256, 0), Lengths(56, (200, 200, 200, 9)), Lengths(56, (200, 10, 200, 9))]
     groups = make_groups(lengths, 256, 512, 0)
-    config = benchmark.trainer_config(tmp_path / "model", 256, 256, 88, 4)
-    with benchmark.distributed(60, "cpu") as parallel:
+    config = trainer_config(tmp_path / "model", 256, 256, 88, 4)
+    with distributed(60, "cpu") as parallel:
         batch = prepare(groups, config, parallel)
     assert batch.dropped == {}
     assert batch.tokens == sum(sum(group.completions) for group in lengths)

@@ -24,9 +24,8 @@ from benchmarks.memory import CASES, options, run
 from environments.common.settings import load
 from tests.trainer.conftest import make_groups
 from trainer.budget import BudgetConfig, main
-from trainer.config import TrainerConfig
+from trainer.config import Recompute, TrainerConfig
 from trainer.model import attention, policy
-from trainer.model.activation_checkpointing import Recompute
 from trainer.model.attention import AttentionLayout, Span
 from trainer.model.packing import MicroBatch, pack
 from trainer.model.policy import Policy
@@ -75,8 +74,10 @@ def test_the_prediction_is_what_a_real_step_takes(name: str, tmp_path: Path) -> 
 def simulated_world(size: int) -> Iterator[Parallel]:
     """Rank 0 of `size` ranks whose collectives do nothing."""
     dist.init_process_group("fake", rank=0, world_size=size, store=FakeStore())
+    world = dist.group.WORLD
+    assert world is not None
     try:
-        yield Parallel(0, size, torch.device("cpu"), init_device_mesh("cpu", (size,)), dist.group.WORLD)
+        yield Parallel(0, size, torch.device("cpu"), init_device_mesh("cpu", (size,)), world)
     finally:
         dist.destroy_process_group()
 
@@ -88,7 +89,10 @@ def whole_policy_peaks(
 
     def build(_: Path) -> torch.nn.Module:
         with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention.NAME)
+            model: torch.nn.Module = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, attn_implementation=attention.NAME
+            )
+        return model
 
     monkeypatch.setattr(policy, "build", build)
     monkeypatch.setattr(policy, "fill", lambda model, path, device: model.to_empty(device=device))
@@ -274,10 +278,8 @@ def test_a_model_that_no_setting_makes_fit_says_so() -> None:
 
 def test_more_of_anything_never_needs_less() -> None:
     model = qwen3("Qwen3-1.7B", layers=4)
-    needed = [
-        plan(model, Setup(2, 1024, tokens, 512, mode, 2, 1, recompute_old=True)).needed
-        for mode, tokens in [("full", 1024), ("full", 4096), ("selective", 4096), ("none", 4096)]
-    ]
+    more: list[tuple[Recompute, int]] = [("full", 1024), ("full", 4096), ("selective", 4096), ("none", 4096)]
+    needed = [plan(model, Setup(2, 1024, tokens, 512, mode, 2, 1, recompute_old=True)).needed for mode, tokens in more]
     assert all(less < more for less, more in pairwise(needed))
 
 

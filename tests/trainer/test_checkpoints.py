@@ -224,7 +224,8 @@ def test_an_export_loads_in_transformers_with_the_trained_weights(
     train(policy, optimizer, alone, 1)
     folder = save_hf(policy, tmp_path / "export", source)
     assert (folder / "chat_template.jinja").read_text() == "{{ messages }}"
-    loaded, report = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    both: Any = AutoModelForCausalLM.from_pretrained(folder, output_loading_info=True)
+    loaded, report = both
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert loaded.dtype == torch.float32

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoConfig, GenerationConfig
@@ -29,7 +30,7 @@ REFUSED_BY_SAVE_PRETRAINED = [
 ]
 
 
-def copied(model: Path, folder: Path, generation: dict | None) -> Path:
+def copied(model: Path, folder: Path, generation: dict[str, Any] | None) -> Path:
     source = shutil.copytree(model, folder)
     (source / "tokenizer.json").write_text("{}")
     (source / "generation_config.json").unlink(missing_ok=True)
@@ -40,7 +41,7 @@ def copied(model: Path, folder: Path, generation: dict | None) -> Path:
 
 @pytest.mark.parametrize("generation", REFUSED_BY_SAVE_PRETRAINED, ids=lambda options: next(iter(options)))
 def test_the_generation_config_is_the_first_models_as_it_stands(
-    alone: Parallel, models: dict[str, Path], tmp_path: Path, generation: dict
+    alone: Parallel, models: dict[str, Path], tmp_path: Path, generation: dict[str, Any]
 ) -> None:
     source = copied(models["llama"], tmp_path / "source", generation)
     folder = save_hf(Policy(source, alone), tmp_path / "export", source)

@@ -86,7 +86,7 @@ def test_the_kl_term_holds_to_the_reference_and_not_to_the_old_policy(name: str)
         objective(name), new, flat(OLD), sequence, torch.tensor(ADVANTAGES, dtype=torch.float64), length,
         Denominators(3, 6), max_length=8, kl_coefficient=KL, reference_logprob=flat(HELD_TO),
     )  # fmt: skip
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     value, gradient = oracle.loss_and_gradient(
         name, NEW, OLD, ADVANTAGES, kl=KL, reference=HELD_TO, max_length=8
     )  # fmt: skip
@@ -105,7 +105,7 @@ def test_without_a_coefficient_the_reference_is_measured_and_moves_nothing() -> 
             objective("dapo"), new, flat(OLD), torch.tensor([0, 0, 0, 1, 2, 2]), torch.tensor(ADVANTAGES),
             torch.tensor([3, 1, 2]), Denominators(3, 6), reference_logprob=held_to,
         )  # fmt: skip
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         assert new.grad is not None
         gradients.append(new.grad)
         assert ("kl_reference" in stats) == (held_to is not None)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from tests.trainer.two_ranks import ONE_GROUP, SHAPES, gradients
-from trainer.optimizer import NonFiniteGradient, OptimizerConfig, PolicyOptimizer
+from trainer.config import OptimizerConfig
+from trainer.optimizer import NonFiniteGradient, PolicyOptimizer
 from trainer.parallel import Parallel, ParallelError, all_reduce_sums, clip_grad_norm, distributed
 
 

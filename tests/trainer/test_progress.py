@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -26,9 +27,11 @@ from trainer.planning import disk_use
 from trainer.weight_sync.disk import DiskPublisher
 
 
-def row(step: int, seconds: float, **changed: float | None) -> dict:
-    values = {"step": step, "seconds_step": seconds, "tokens_trained": 4800, "reward": -0.25, "pass_at_1": 0.375,
-              "loss": 0.04309, "grad_norm": 3.89, "groups": 8}  # fmt: skip
+def row(step: int, seconds: float, **changed: float | None) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "step": step, "seconds_step": seconds, "tokens_trained": 4800, "reward": -0.25, "pass_at_1": 0.375,
+        "loss": 0.04309, "grad_norm": 3.89, "groups": 8,
+    }  # fmt: skip
     return values | changed
 
 
@@ -54,7 +57,9 @@ def test_durations_are_said_as_a_person_does(seconds: float, words: str) -> None
 
 
 def test_a_wait_is_said_with_its_reason_at_growing_intervals() -> None:
-    now, said, asked = 0.0, [], []
+    now = 0.0
+    said: list[str] = []
+    asked: list[float] = []
 
     def reason() -> str:
         asked.append(now)
@@ -85,7 +90,12 @@ def bytes_in(folder: Path) -> int:
 
 def test_a_run_keeps_to_the_bound_that_is_said_at_its_start(alone: Parallel, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 128, "intermediate_size": 256, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes: dict[str, Any] = {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+    }
     model, run = tmp_path / "model", tmp_path / "run"
     LlamaForCausalLM(LlamaConfig(**sizes, vocab_size=4000, tie_word_embeddings=True)).save_pretrained(model)
     (model / "tokenizer.json").write_text("{}")

@@ -10,10 +10,10 @@ import pytest
 
 from environments.common.settings import load
 from tests.trainer.objective_ranks import groups_to_train
-from trainer.config import TrainerConfig
+from trainer.config import OptimizerConfig, TrainerConfig
 from trainer.metrics import Metrics
 from trainer.model.policy import Policy
-from trainer.optimizer import OptimizerConfig, PolicyOptimizer
+from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel
 from trainer.step import prepare, set_old_logprobs, take_steps
 

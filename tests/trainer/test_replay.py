@@ -8,6 +8,7 @@ import math
 import shutil
 import subprocess
 import sys
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ import torch
 
 from environments.common.errors import ConfigError
 from tests.trainer.test_run import ROOT, api_server, post_groups, start_trainer
+from tests.trainer.two_ranks import whole
 from trainer.checkpoints import Checkpoints
-from trainer.config import TrainerConfig
+from trainer.config import OptimizerConfig, TrainerConfig
 from trainer.model.policy import Policy
-from trainer.optimizer import OptimizerConfig, PolicyOptimizer
+from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel
 from trainer.planning import disk_use
 from trainer.replay import Replay, replay, replay_as_if
@@ -61,8 +63,6 @@ def copied(resumed: Path, tmp_path: Path) -> Path:
 
 def change(run: Path, step: int, **changes: Any) -> None:
     """Writes a stored step with other fields."""
-    from trainer.replay_store import zlib  # what the file is packed with
-
     stored = msgspec.structs.replace(read_step(run / FOLDER, step), **changes)
     path = run / FOLDER / f"step-{step:08d}.bin"
     path.write_bytes(zlib.compress(msgspec.msgpack.encode(stored)))
@@ -84,12 +84,12 @@ def test_the_weights_again_are_those_of_the_checkpoint_and_the_loss_is_that_of_t
     again = Replay(resumed, 3, alone)
     assert again.begin == 2
     taken = again.take(again.stored[-1], again.config)
-    weights = {name: weight.full_tensor() for name, weight in again.policy.model.named_parameters()}
+    weights = whole(dict(again.policy.model.named_parameters()))
     policy = Policy(again.model, alone)
     Checkpoints(resumed / "checkpoints", alone).load(
         "step-00000003", policy, PolicyOptimizer(policy, OptimizerConfig())
     )
-    saved = {name: weight.full_tensor() for name, weight in policy.model.named_parameters()}
+    saved = whole(dict(policy.model.named_parameters()))
     assert weights.keys() == saved.keys()
     assert all(torch.equal(weights[name], saved[name]) for name in weights)
     row = json.loads((resumed / "metrics.jsonl").read_text().splitlines()[-1])

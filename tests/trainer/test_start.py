@@ -11,8 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.distributed.tensor import DTensor
 
 from environments.common.errors import ConfigError
+from environments.common.run_folder import claim
 from environments.common.settings import load
 from tests.trainer.conftest import make_groups
 from tests.trainer.test_run import ROOT
@@ -68,7 +70,7 @@ def test_starting_over_in_a_used_folder_is_refused_with_both_ways_on(tmp_path: P
         checkpoint(tmp_path, 3)
     else:
         (tmp_path / left).write_text("{}\n")
-    start.claim(tmp_path)
+    claim(tmp_path)
     before = content(tmp_path)
     with pytest.raises(ConfigError, match=r"--checkpoint.resume auto to go on .* --run_dir and another folder"):
         with start.taken(config_of(tmp_path, "--checkpoint.resume", empty)):
@@ -176,6 +178,7 @@ def test_the_optimizers_options_are_the_configurations_after_a_resume(
         assert {name: group[name] for name in wanted} == wanted
     # And the next update is AdamW's with them: torch's own, from the same moments.
     one = resumed.parameters[0]
+    assert isinstance(one, DTensor)
     before, state = one.full_tensor().clone(), resumed.adamw.state[one]
     average, square, steps = (state[name].clone() for name in ("exp_avg", "exp_avg_sq", "step"))
     gradient = torch.ones_like(before)

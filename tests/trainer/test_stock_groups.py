@@ -37,7 +37,8 @@ def stock(**changes: Any) -> dict[str, Any]:
 
 
 def test_what_is_missing_has_the_stated_default() -> None:
-    for empty in ({}, {"inference_logprobs": [], "overrides": [], "group_overrides": {}}):
+    empties: tuple[dict[str, Any], ...] = ({}, {"inference_logprobs": [], "overrides": [], "group_overrides": {}})
+    for empty in empties:
         group = parse_group(stock(**empty), READING)
         assert (group.group_id, group.problem_id) == ("made", "environment 3")
         assert (group.temperature, group.context, group.oldest_version) == (0.7, 16, None)
@@ -152,7 +153,8 @@ def environment(kind: type[Plain], url: str, tokenizer: Path, **options: Any) ->
 
 
 async def test_two_stock_environments_are_trained_on(models: dict[str, Path], smollm2: Path, tmp_path: Path) -> None:
-    run, options = tmp_path / "run", {"steps": 3, "batch.rollouts": 8, "batch.group_size": 2, "batch.context": 16}
+    run = tmp_path / "run"
+    options: dict[str, Any] = {"steps": 3, "batch.rollouts": 8, "batch.group_size": 2, "batch.context": 16}
     options |= {"batch.max_tokens": 64, "optimizer.lr": 0.01, "checkpoint.export": "false", "batch.temperature": 0.9}
     words = [f"--{name}={value}" for name, value in options.items()]
     with api_server(tmp_path) as url:

@@ -50,7 +50,7 @@ def python() -> Path:
 
 def tracked(python: Path, name: str, folder: Path) -> dict[str, Any]:
     """What the tracker's own reader finds after two starts in the folder."""
-    variables = {"TRACKIO_DIR": str(folder / "trackio"), "HOME": str(folder), "MLFLOW_TRACKING_URI": ""}
+    variables: dict[str, Any] = {"TRACKIO_DIR": str(folder / "trackio"), "HOME": str(folder), "MLFLOW_TRACKING_URI": ""}
     program = str(Path(__file__).with_name("track_steps.py"))
     done = run(python, program, name, str(folder), PYTHONPATH=str(Path(__file__).parents[2]), **variables)
     assert (done.returncode, done.stdout.splitlines()[-1]) == (0, "failed"), done.stderr
@@ -89,7 +89,10 @@ def test_trackio_has_one_run(python: Path, tmp_path: Path) -> None:
 @slow
 def test_a_store_of_mlflow_that_cannot_be_used_is_one_line(python: Path, tmp_path: Path) -> None:
     program = str(Path(__file__).with_name("track_steps.py"))
-    variables = {"PYTHONPATH": str(Path(__file__).parents[2]), "MLFLOW_TRACKING_URI": "http://127.0.0.1:9"}
+    variables: dict[str, Any] = {
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
+    }
     variables["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
     done = run(python, program, "mlflow", str(tmp_path), **variables)
     assert "TrackerError: trackers 'mlflow': http://127.0.0.1:9 cannot be used" in done.stderr

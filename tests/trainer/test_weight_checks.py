@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from trainer.model.policy import Policy
 from trainer.parallel import Parallel
@@ -28,15 +28,16 @@ PROMPT = [5, 9, 31, 7, 12]
 SAMPLED = {"a": [3, 17, 44, 8], "b": [3, 60]}
 
 
-def logprobs(model: torch.nn.Module, tokens: list[int], head: torch.Tensor | None = None) -> list[float]:
+def logprobs(model: PreTrainedModel, tokens: list[int], head: torch.Tensor | None = None) -> list[float]:
     """By transformers, at temperature 1; head: in place of the model's own."""
     with torch.no_grad():
         hidden = model.base_model(torch.tensor([PROMPT + tokens])).last_hidden_state[0, len(PROMPT) - 1 : -1]
         logits = hidden @ (model.get_output_embeddings().weight if head is None else head).T
-    return logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist()
+    found: list[float] = logits.log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist()
+    return found
 
 
-def probes_of(model: torch.nn.Module, head: torch.Tensor | None = None) -> dict[str, Probe]:
+def probes_of(model: PreTrainedModel, head: torch.Tensor | None = None) -> dict[str, Probe]:
     return {
         server: Probe(tokens, logprobs(model, tokens, head), [("7", 0, len(tokens))])
         for server, tokens in SAMPLED.items()
@@ -60,7 +61,9 @@ def test_the_published_weights_pass_and_a_stale_tied_head_does_not(alone: Parall
         for name, tensor in weights.items():
             if name != "lm_head.weight":  # the embedding once more
                 tensor.mul_(1.01)
-    assert check_probes(PROMPT, probes_of(model), policy, "float32", 7).largest < 1e-5
+    found = check_probes(PROMPT, probes_of(model), policy, "float32", 7)
+    assert found is not None
+    assert found.largest < 1e-5
     with pytest.raises(WeightSyncError, match="weights to a, phase verify: log-probabilities differ by"):
         check_probes(PROMPT, probes_of(model, old), policy, "float32", 7)
 

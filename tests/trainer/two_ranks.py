@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,10 @@ from torch.distributed.tensor import DTensor
 from tests.trainer.conftest import make_groups
 from trainer.adapter_config import AdapterConfig
 from trainer.checkpoints import Checkpoints
-from trainer.model.activation_checkpointing import Recompute
+from trainer.config import OptimizerConfig, Recompute
 from trainer.model.packing import pack
 from trainer.model.policy import Policy
-from trainer.optimizer import OptimizerConfig, PolicyOptimizer
+from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel, ParallelError, all_reduce_sums, barrier, broadcast, distributed, together
 
 SHAPES = [(11, [4, 2, 6]), (3, [8, 9]), (6, [1, 5]), (5, [3, 3, 3])]
@@ -43,7 +44,7 @@ def accumulate(policy: Policy, parallel: Parallel, shapes: list[tuple[int, list[
     return float(all_reduce_sums({"loss": total}, parallel)["loss"])
 
 
-def whole(values: dict[str, Tensor | None]) -> dict[str, Tensor]:
+def whole(values: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
     """Gathers sharded tensors; a collective."""
     found = {}
     for name, value in values.items():
@@ -91,7 +92,7 @@ def weights(policy: Policy) -> dict[str, Tensor]:
 def main(models: Path, folder: Path) -> None:
     """Everything that needs two ranks, once; rank 0 leaves the results in folder/results.pt."""
     torch.set_num_threads(1)
-    results: dict[str, Any] = {}
+    results: dict[Any, Any] = {}
     with distributed(deadline_s=120, device="cpu") as parallel:
         for kind in ("llama", "qwen3"):
             for max_tokens in (20, 1000):

@@ -15,21 +15,28 @@ from safetensors.torch import load_file
 
 from environments.launch.processes import free_port
 from trainer.weight_sync.publisher import DiskPublisher, WeightSyncError, checkpoint_tensors
+from trainer.weight_sync.vllm_routes import PublishStats
+
+
+def published(publisher: DiskPublisher, weights: dict[str, torch.Tensor], version: int) -> PublishStats:
+    stats = publisher.publish(weights, version)
+    assert stats is not None
+    return stats
 
 
 def test_changed_share_counts_the_served_numbers_that_differ(tmp_path: Path) -> None:
     publisher = DiskPublisher([], tmp_path)
     weights = {"a": torch.zeros(6), "b": torch.ones(2)}
-    assert publisher.publish(weights, 0).changed_share is None
+    assert published(publisher, weights, 0).changed_share is None
     weights["a"][0] = 1.0
-    assert publisher.publish(weights, 1).changed_share == 1 / 8
-    assert publisher.publish(weights, 2).changed_share == 0.0
+    assert published(publisher, weights, 1).changed_share == 1 / 8
+    assert published(publisher, weights, 2).changed_share == 0.0
 
 
 def test_an_update_that_bf16_rounds_away_changes_nothing(tmp_path: Path) -> None:
     publisher = DiskPublisher([], tmp_path, dtype="bfloat16")
     publisher.publish({"a": torch.ones(4)}, 0)
-    assert publisher.publish({"a": torch.full((4,), 1.001)}, 1).changed_share == 0.0
+    assert published(publisher, {"a": torch.full((4,), 1.001)}, 1).changed_share == 0.0
 
 
 def test_only_the_last_version_stays_on_disk(tmp_path: Path) -> None:
@@ -47,7 +54,9 @@ def test_a_tied_head_and_wrapper_prefixes_are_left_out() -> None:
             super().__init__()
             self.module = torch.nn.ModuleDict({"embed": torch.nn.Embedding(3, 2)})
             self.lm_head = torch.nn.Linear(2, 3, bias=False)
-            self.lm_head.weight = self.module["embed"].weight
+            embed = self.module["embed"]
+            assert isinstance(embed, torch.nn.Embedding)
+            self.lm_head.weight = embed.weight
 
     assert list(checkpoint_tensors(Tied(), torch.float32)) == ["embed.weight"]
 
@@ -167,12 +176,12 @@ def test_a_server_that_is_gone_is_left_out_and_gets_the_weights_when_it_is_back(
     servers = [first, second]
     try:
         publisher = DiskPublisher([first.url, second.url], tmp_path)
-        assert publisher.publish({"a": torch.ones(1)}, 1).missing == ()
+        assert published(publisher, {"a": torch.ones(1)}, 1).missing == ()
         assert publisher.catch_up() == []
         port = second.server_port
         servers.remove(second)
         second.end()
-        assert publisher.publish({"a": torch.zeros(1)}, 2).missing == (second.url,)
+        assert published(publisher, {"a": torch.zeros(1)}, 2).missing == (second.url,)
         assert (first.version, publisher.catch_up()) == ("2", [])
         back = Living(port)
         servers.append(back)
@@ -184,7 +193,7 @@ def test_a_server_that_is_gone_is_left_out_and_gets_the_weights_when_it_is_back(
         back.end()
         again = Living(port)  # and one that was started again between two publications
         servers.append(again)
-        assert publisher.publish({"a": torch.ones(1)}, 3).missing == ()
+        assert published(publisher, {"a": torch.ones(1)}, 3).missing == ()
         assert (again.version, again.folder) == ("3", first.folder)
     finally:
         for server in servers:

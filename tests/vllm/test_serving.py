@@ -106,8 +106,8 @@ def test_a_served_model_computes_transformers_yarn(tmp_path: Path) -> None:
     folder = tmp_path / "model"
     torch.manual_seed(0)
     rope = {"rope_type": "default", "rope_theta": 10000.0, "original_max_position_embeddings": 64}
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
-    sizes = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
     config = Qwen3Config(**sizes, **heads, max_position_embeddings=64, tie_word_embeddings=False, rope_parameters=rope)
     Qwen3ForCausalLM(config).save_pretrained(folder)
     overrides = yarn_overrides(folder, 4.0, 256)

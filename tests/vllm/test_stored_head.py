@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +24,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # starts vLLM servers
 
 def make(folder: Path, change: float) -> Path:
     torch.manual_seed(3)
-    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
-    sizes = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
+    heads: dict[str, Any] = {"num_attention_heads": 2, "num_key_value_heads": 1, "head_dim": 32}
+    sizes: dict[str, Any] = {"vocab_size": 128, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 2}
     config = Qwen3Config(**sizes, **heads, max_position_embeddings=256, tie_word_embeddings=True, initializer_range=0.2)
     Qwen3ForCausalLM(config).save_pretrained(folder)
     tensors = load_file(folder / "model.safetensors")
@@ -33,7 +35,7 @@ def make(folder: Path, change: float) -> Path:
 
 
 @pytest.fixture(params=[0.0, 0.5], ids=["equal", "different"])
-def served(request: pytest.FixtureRequest, tmp_path: Path):
+def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[str, Path, float]]:
     model = make(tmp_path / "model", request.param)
     config = ServeConfig(model=model, port=free_port(), max_model_len=128, dtype="float32", max_num_seqs=4,
                          enforce_eager=True, kv_cache_gib=0.2, extra_args=["--skip-tokenizer-init"])  # fmt: skip

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -41,13 +42,16 @@ class Policy:
             for name, tensor in self.model.named_parameters():
                 noise = torch.randn(tensor.shape, generator=generator)
                 tensor.copy_(self._original[name] * (1 + 0.05 * noise))
-            self.model.get_input_embeddings().weight.mul_(1 + 0.1 * (self.version % 3 + 1))
+            embedding = self.model.get_input_embeddings().weight
+            assert isinstance(embedding, torch.Tensor)
+            embedding.mul_(1 + 0.1 * (self.version % 3 + 1))
 
     def logprobs(self, prompt: list[int], tokens: list[int], temperature: float = 1.0) -> list[float]:
         with torch.no_grad():
             logits = self.model(torch.tensor([prompt + tokens])).logits[0, len(prompt) - 1 : -1]
         picked = (logits / temperature).log_softmax(-1).gather(1, torch.tensor(tokens)[:, None])
-        return picked[:, 0].tolist()
+        found: list[float] = picked[:, 0].tolist()
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +104,8 @@ def test_an_output_head_left_behind_is_detected(policy: Policy) -> None:
         with torch.no_grad():
             hidden = policy.model.base_model(torch.tensor([prompt + tokens])).last_hidden_state[0]
         logprobs = (hidden[len(prompt) - 1 : -1] @ old_head.T).log_softmax(-1)
-        return logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist()
+        found: list[float] = logprobs.gather(1, torch.tensor(tokens)[:, None])[:, 0].tolist()
+        return found
 
     with pytest.raises(WeightSyncError, match="phase verify: log-probabilities differ"):
         verify_sync(policy.server.url, PROMPT, with_old_head)
@@ -159,7 +164,7 @@ def test_weights_of_another_model_are_refused_and_the_old_ones_go_on(policy: Pol
 
 def test_an_update_that_a_dead_trainer_left_open_does_not_bar_the_next_one(policy: Policy, tmp_path: Path) -> None:
     url = policy.server.url
-    begun = (
+    begun: tuple[tuple[str, dict[str, Any] | None], ...] = (
         ("/pause?mode=keep", None),
         ("/init_weight_transfer_engine", {"init_info": {}}),
         ("/start_weight_update", {}),

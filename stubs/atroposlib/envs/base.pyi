@@ -17,7 +17,7 @@ class EvalHandlingEnum(Enum):
 # Its fields stand in environments/livecode/atropos_options.py, where a test compares them with the original.
 class BaseEnvConfig(BaseModel): ...
 
-class ScoredDataItem(TypedDict):
+class ScoredDataItem(TypedDict, total=False):
     tokens: list[int]
     masks: list[int]
     scores: float
