@@ -28,6 +28,10 @@ from environments.launch.process_loop import (
 from environments.launch.processes import ProcessError, free_port
 from trainer.config import TrainerConfig
 
+ADAPTER_DEADLINE_S = 3600
+"""Of a rollout through an adapter: on a CPU vLLM samples several times slower than without one, and a rollout waits for
+those before it. The demo's own 600 s would end the environment."""
+
 
 class Demo:
     """One run: its folder, its processes and what is printed about them."""
@@ -92,6 +96,7 @@ class Demo:
             *("--env.shuffle_rewards", str(self.config.shuffle_rewards).lower()),
             *("--evaluation.every", str(self.config.eval_every or self.config.steps)),
             *("--evaluation.n", str(self.config.eval_samples), "--evaluation.seed", str(self.config.seed)),
+            *(("--env.rollout_deadline_s", str(ADAPTER_DEADLINE_S)) if self.adapter_rank else ()),
             *flags(self.config.environment),
         ]
 
