@@ -54,7 +54,8 @@ def _stays_here(path: Path) -> bool:
 
 
 image = (
-    modal.Image.debian_slim(python_version=f"{sys.version_info.major}.{sys.version_info.minor}")
+    # not debian_slim, which installs compilers: programs are to be Python, and the image small
+    modal.Image.from_registry(f"python:{sys.version_info.major}.{sys.version_info.minor}-slim-bookworm")
     .uv_pip_install(*PACKAGES_PINNED)
     .env({"VERIFIER_TIMEOUT_S": TIMEOUT_S})
     .add_local_python_source(

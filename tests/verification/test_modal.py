@@ -124,8 +124,8 @@ def test_the_containers_see_the_verifiers_sources_and_nothing_else_of_the_projec
     ]
     assert mounted == {f"/root/{path.relative_to(REPOSITORY)}" for path in needed}
     lines = [line for image in plane.images.values() for line in image.dockerfile_commands]
-    version = f"{sys.version_info.major}.{sys.version_info.minor}."
-    assert any(f"python:{version}" in line for line in lines)
+    assert f"FROM python:{sys.version_info.major}.{sys.version_info.minor}-slim-bookworm" in lines
+    assert not any("apt" in line or "gcc" in line for line in lines), lines  # no compiler for programs
     (installed,) = [line for line in lines if "==" in line]
     assert installed.split()[-len(PACKAGES) :] == [f"{name}=={metadata.version(name)}" for name in PACKAGES]
 
