@@ -7,8 +7,8 @@ VENV   ?= .venv
 DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 STEPS  ?=
 SEED   ?=
-# Processes that share the tests; 0: this one runs them all.
-WORKERS ?= 0
+# Processes that share the tests; 0: one process runs them all, which is what a debugger wants.
+WORKERS ?= 2
 ARGS   ?=
 
 BIN    := $(VENV)/bin

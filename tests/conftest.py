@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,10 @@ from xdist.scheduler import LoadScopeScheduling
 from environments.launch.processes import Child, free_port
 
 ROOT = Path(__file__).resolve().parents[1]
+
+# Before torch is imported, here and in the processes that tests start: on tensors of this size a second thread waits
+# for the first, and takes a core from the other worker while it does.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # Files whose tests run one after the other in one worker. Any other file is a group by itself, because its fixtures
 # are made once for it; so is each host of the adversarial programs.
@@ -29,8 +34,12 @@ GROUPS = {
         "tests/judge/test_pool.py",
         "tests/judge/test_watch_totals.py",
     ),
-    # They share the worlds of two processes that the session starts.
-    "ranks": ("tests/trainer/test_checkpoints.py", "tests/trainer/test_parallel.py", "tests/trainer/test_ranks.py"),
+    # They share the server of forks, and the world of two ranks that the session starts.
+    "ranks": tuple(
+        f"tests/trainer/test_{name}.py"
+        for name in "adapter checkpoints masked_ranks nccl_ranks objective_ranks parallel ranks run_weights "
+        "weights_nccl".split()
+    ),
 }
 # What takes longest begins first: the workers then end together.
 FIRST = ("vllm", "tests/adversarial/", "tests/faults/", "machine", "tests/trainer/test_run.py", "ranks")

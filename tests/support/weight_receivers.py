@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import multiprocessing
 import os
 import threading
 import time
@@ -24,22 +23,7 @@ import torch
 from torch import Tensor
 
 from environments.launch.processes import free_port
-
-_PRELOAD = [
-    "tests.support.gloo_nccl",
-    "tests.trainer.nccl_ranks",
-    "vllm.distributed.weight_transfer.nccl_engine",
-    "vllm.model_executor.model_loader.mtp_validation",  # which the engine imports as it receives
-]
-
-
-def forked(target: Callable[..., None], *arguments: Any) -> multiprocessing.process.BaseProcess:
-    """A started process that has torch and vLLM already: they are imported once for all of them."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOAD)
-    process = context.Process(target=target, args=arguments, daemon=True)
-    process.start()
-    return process
+from tests.support.forked import forked
 
 
 def digest(tensor: Tensor) -> list[Any]:

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import socket
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -99,7 +95,8 @@ def two_ranks(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
 
     Before, one rank leaves a checkpoint after two updates in "folder"/by-one, with which the two go on.
     """
-    # Imported here: the module takes its groups from this one.
+    # Imported here: these modules take their groups from this one.
+    from tests.support.forked import Ranks
     from tests.trainer import two_ranks as program
     from trainer.checkpoints import Checkpoints
 
@@ -113,34 +110,7 @@ def two_ranks(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory)
         policy, optimizer = program.start(models["llama"], parallel, program.ADAPTER)
         program.train(policy, optimizer, parallel, 3)
         adapter_alone = policy.adapter_state()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "tests.trainer.two_ranks", str(models["llama"].parent), str(folder)]
-    ranks = [
-        subprocess.Popen(
-            command,
-            cwd=Path(__file__).parents[2],
-            stderr=subprocess.PIPE,
-            text=True,
-            env={
-                **os.environ,
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": "2",
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1",
-            },
-        )
-        for rank in range(2)
-    ]
-    try:
-        errors = [rank.communicate(timeout=240)[1] for rank in ranks]
-    finally:
-        for rank in ranks:
-            rank.kill()
-    assert [rank.returncode for rank in ranks] == [0, 0], "\n".join(errors)
+    Ranks(2, folder, program.main, models["llama"].parent, folder).wait()
     first, second = (torch.load(folder / f"results-{rank}.pt") for rank in range(2))
     return {
         **first,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -56,7 +55,6 @@ def zeroed(batch: Batch) -> Batch:
 
 def main(path: Path, folder: Path) -> None:
     """Each rank leaves (optimizer steps, whether a weight moved, metrics) of every case in `folder`."""
-    torch.set_num_threads(1)
     results: dict[str, Any] = {}
     config = load(TrainerConfig, FLAGS)
     with distributed(deadline_s=120, device="cpu") as parallel:
@@ -78,7 +76,3 @@ def main(path: Path, folder: Path) -> None:
         results["all masked"] = step((FAR, FAR))
         results["no advantage"] = step((0.0, 0.0), silent=True)
         torch.save(results, folder / f"{parallel.rank}.pt")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

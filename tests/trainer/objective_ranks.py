@@ -1,8 +1,7 @@
-"""The gradient of every objective on a world of any size: run as a program by each rank."""
+"""The gradient of every objective on a world of any size, computed by each of its ranks."""
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -103,12 +102,7 @@ def all_gradients(path: Path, parallel: Parallel) -> dict[Any, dict[str, Tensor]
 
 def main(path: Path, result: Path) -> None:
     """Rank 0 leaves the gradients in `result`."""
-    torch.set_num_threads(1)
     with distributed(deadline_s=120, device="cpu") as parallel:
         found = all_gradients(path, parallel)
         if parallel.is_main:
             torch.save(found, result)
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))

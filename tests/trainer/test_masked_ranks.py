@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+
+from tests.support.forked import Ranks
+from tests.trainer import masked_ranks
 
 Case = tuple[int, bool, dict[str, Any]]
 
@@ -17,12 +18,7 @@ Case = tuple[int, bool, dict[str, Any]]
 def ranks(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Case]]:
     """What each of two ranks saw of tests/trainer/masked_ranks.py."""
     folder = tmp_path_factory.mktemp("masked")
-    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    program = ["-m", "tests.trainer.masked_ranks", str(models["llama"]), str(folder)]
-    done = subprocess.run(
-        [sys.executable, *launch, *program], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=240
-    )
-    assert done.returncode == 0, done.stderr
+    Ranks(2, folder, masked_ranks.main, models["llama"], folder).wait()
     return [torch.load(folder / f"{rank}.pt") for rank in range(2)]
 
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from environments.launch.processes import free_port
-from tests.support.weight_receivers import Receiver, digest, forked
+from tests.support.forked import forked
+from tests.support.weight_receivers import Receiver, digest
 from tests.trainer import nccl_ranks
 
 

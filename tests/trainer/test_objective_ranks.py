@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.support.forked import Ranks
+from tests.trainer import objective_ranks
 from tests.trainer.objective_ranks import HELD, MAX_TOKENS, NAMES
 
 Gradients = dict[Any, dict[str, Tensor]]
@@ -18,24 +18,17 @@ Gradients = dict[Any, dict[str, Tensor]]
 
 @pytest.fixture(scope="module")
 def worlds(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> dict[int, Gradients]:
-    """World size -> all gradients, each world started by torchrun, all at the same time."""
+    """World size -> all gradients, the worlds side by side."""
     folder = tmp_path_factory.mktemp("worlds")
-    started = {}
-    for world in (1, 2, 3):
-        launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(world)]
-        program = ["-m", "tests.trainer.objective_ranks", str(models["llama"]), str(folder / f"{world}.pt")]
-        started[world] = subprocess.Popen(
-            [*launch, *program], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True
-        )
+    results = {world: folder / f"{world}.pt" for world in (1, 2, 3)}
+    started = [Ranks(world, folder, objective_ranks.main, models["llama"], result) for world, result in results.items()]
     try:
-        for one in started.values():
-            errors = one.communicate(timeout=280)[1]
-            assert one.returncode == 0, errors
+        for world in started:
+            world.wait()
     finally:
-        for one in started.values():
-            one.terminate()  # torchrun ends its ranks
-            one.wait()
-    return {world: torch.load(folder / f"{world}.pt") for world in started}
+        for world in started:
+            world.kill()
+    return {world: torch.load(result) for world, result in results.items()}
 
 
 @pytest.mark.timeout(600)

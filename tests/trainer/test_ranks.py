@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from tests.support.forked import Ranks
 from trainer.data.api_client import BatchTimeout, broadcast_groups
 from trainer.data.scored_groups import Rollout, ScoredGroup
 from trainer.metrics import Metrics
@@ -17,9 +16,9 @@ from trainer.metrics import Metrics
 GROUPS = [ScoredGroup("g-1", "p-1", 0.7, 64, [1, 2], [Rollout([3, 4], [-0.5, 0.0], 1.0, False, "stop", [(0, 0, 2)])])]
 
 
-def worker(rank: int, port: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+def worker(folder: Path) -> None:
+    torch.distributed.init_process_group("gloo")
+    rank = torch.distributed.get_rank()
     seen: dict[str, Any] = {"groups": broadcast_groups(GROUPS if rank == 0 else None)}
     try:
         broadcast_groups(BatchTimeout("no batch") if rank == 0 else None)
@@ -36,7 +35,7 @@ def worker(rank: int, port: int, folder: str) -> None:
     metrics.add("loss", 0.25)
     metrics.add("sequences", 7)
     seen["metrics"] = metrics.reduce()
-    torch.save(seen, f"{folder}/{rank}.pt")
+    torch.save(seen, folder / f"{rank}.pt")
     torch.distributed.destroy_process_group()
 
 
@@ -44,16 +43,7 @@ def worker(rank: int, port: int, folder: str) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What rank 0 and rank 1 saw."""
     folder: Path = tmp_path_factory.mktemp("ranks")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    workers = [context.Process(target=worker, args=(rank, port, str(folder))) for rank in range(2)]
-    for process in workers:
-        process.start()
-    for process in workers:
-        process.join(120)
-    assert [process.exitcode for process in workers] == [0, 0]
+    Ranks(2, folder, worker, folder).wait()
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(2)]
 
 

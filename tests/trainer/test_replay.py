@@ -17,10 +17,12 @@ import pytest
 import torch
 
 from environments.common.errors import ConfigError
-from tests.trainer.test_run import ROOT, api_server, post_groups, start_trainer
+from tests.support.forked import Ranks
+from tests.trainer.test_run import ROOT, api_server, post_groups, trainer_words
 from tests.trainer.two_ranks import whole
 from trainer.checkpoints import Checkpoints
 from trainer.config import OptimizerConfig, TrainerConfig
+from trainer.main import main as trainer_main
 from trainer.model.policy import Policy
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel
@@ -40,12 +42,8 @@ def train(folder: Path, model: Path, ranks: int, stops: tuple[int, ...], *flags:
     with api_server(folder) as url:
         post_groups(url, model, 0, 6)
         for last in (*stops, 3):
-            trainer = start_trainer(url, model, run, *TWO_UPDATES, "--steps", str(last), *flags, ranks=ranks)
-            try:
-                errors = trainer.communicate(timeout=240)[1]
-                assert trainer.returncode == 0, errors
-            finally:
-                trainer.kill()
+            words = trainer_words(url, model, run, *TWO_UPDATES, "--steps", str(last), *flags)
+            Ranks(ranks, folder, trainer_main, words).wait()
     return run
 
 
@@ -181,11 +179,8 @@ def test_two_ranks_take_their_step_again_bit_for_bit(models: dict[str, Path], tm
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "are the same bit for bit" in done.stdout
-    as_if = subprocess.run(
-        [*command, "--objective.name", "gspo"], cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert as_if.returncode == 0, as_if.stdout + as_if.stderr
-    assert "update of the weights: cosine" in as_if.stdout
+    as_if = [str(run), "--step", "3", "--objective.name", "gspo"]
+    assert "update of the weights: cosine" in Ranks(2, tmp_path, main, as_if).wait()[0]
 
 
 def test_only_the_newest_batches_stay_and_the_budget_has_room_for_them(

@@ -90,14 +90,8 @@ def post_groups(url: str, model: Path, first: int, last: int) -> None:
         assert answer.status_code == 200, answer.text
 
 
-def start_trainer(
-    url: str,
-    model: Path,
-    run_dir: Path,
-    *flags: str,
-    ranks: int = 2,
-    program: Path = ROOT / "trainer" / "main.py",
-) -> subprocess.Popen[str]:
+def trainer_words(url: str, model: Path, run_dir: Path, *flags: str) -> list[str]:
+    """The trainer's command line for three steps of two groups."""
     options = {
         "--model": model,
         "--run_dir": run_dir,
@@ -111,10 +105,20 @@ def start_trainer(
         "--checkpoint.every": 1,
         "--checkpoint.export": "false",
     }
-    words = [str(word) for pair in options.items() for word in pair]
+    return [str(word) for pair in options.items() for word in pair] + list(flags)
+
+
+def start_trainer(
+    url: str,
+    model: Path,
+    run_dir: Path,
+    *flags: str,
+    ranks: int = 2,
+    program: Path = ROOT / "trainer" / "main.py",
+) -> subprocess.Popen[str]:
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(free_port())]
     return subprocess.Popen(
-        [sys.executable, *launcher, str(program), *words, *flags],
+        [sys.executable, *launcher, str(program), *trainer_words(url, model, run_dir, *flags)],
         cwd=run_dir.parent,
         stderr=subprocess.PIPE,
         text=True,

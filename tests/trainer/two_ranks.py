@@ -1,8 +1,7 @@
-"""What the multi-rank tests compute, on one rank or on several: run as a program by each rank of a world of two."""
+"""What the multi-rank tests compute, on one rank or on several: `main` is what each rank of a world of two runs."""
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,7 +90,6 @@ def weights(policy: Policy) -> dict[str, Tensor]:
 
 def main(models: Path, folder: Path) -> None:
     """Everything that needs two ranks, once; rank 0 leaves the results in folder/results.pt."""
-    torch.set_num_threads(1)
     results: dict[Any, Any] = {}
     with distributed(deadline_s=120, device="cpu") as parallel:
         for kind in ("llama", "qwen3"):
@@ -144,7 +142,3 @@ def main(models: Path, folder: Path) -> None:
             barrier(parallel, 0.3, "the test's meeting")
         except ParallelError as error:
             (folder / f"barrier-{parallel.rank}.txt").write_text(str(error))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
