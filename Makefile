@@ -8,7 +8,7 @@ DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/n
 STEPS  ?=
 SEED   ?=
 # Processes that share the tests; 0: one process runs them all, which is what a debugger wants.
-WORKERS ?= 2
+WORKERS ?= 0
 ARGS   ?=
 
 BIN    := $(VENV)/bin
