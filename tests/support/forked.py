@@ -53,7 +53,9 @@ class Ranks:
         port = free_port()
         folder.mkdir(parents=True, exist_ok=True)
         self._printed = [folder / f"world-{world}-rank-{rank}.txt" for rank in range(world)]
-        self._ranks = [forked(_rank, rank, world, port, self._printed[rank], target, arguments) for rank in range(world)]
+        self._ranks = [
+            forked(_rank, rank, world, port, self._printed[rank], target, arguments) for rank in range(world)
+        ]
 
     def wait(self, deadline_s: float = 280.0) -> list[str]:
         """What each rank printed; AssertionError with it where one fails or the deadline passes."""
