@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -80,6 +81,7 @@ class Counted:
                 level.restart()
         self.began = loop.clock.now
         self.ended, self.answers, self.tokens = loop.ended.copy(), loop.answers, loop.finished_tokens
+        self.judged = loop.verifier.done
         self.overlong, self.preempted = loop.overlong, sum(server.preempted for server in servers)
 
     def mean(self, name: str, seconds: float) -> float:
@@ -135,6 +137,7 @@ def _figures(config: PlanConfig, recipe: Recipe, rates: Rates, loop: Loop, count
         "server sequences": mean("running") / rates.servers / rates.speed.most_running,
         "slots": mean("slots") / recipe.max_concurrent,
         "verifier": mean("verifier") / recipe.verifier_places,
+        "container starts": (loop.verifier.done - counted.judged) / seconds / (rates.starts_per_s or math.inf),
         "environment process": mean("environment"),
         "API process": mean("api"),
     }
