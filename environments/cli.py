@@ -285,7 +285,13 @@ def rejudge(
             row = bar.add_task("judging", total=total)
             return lambda: bar.advance(row)
 
-        found = rejudge_run(run, out, profile, evaluations, limit, context.args, begin)  # type: ignore[arg-type]
+        try:
+            found = rejudge_run(run, out, profile, evaluations, limit, context.args, begin)  # type: ignore[arg-type]
+        except KeyboardInterrupt:
+            _errors.print(
+                f"stopped: the verdicts so far are in {out}; the same command continues there", soft_wrap=True
+            )
+            raise typer.Exit(130) from None
     typer.echo("\n".join(found.lines()))
     typer.echo(f"all verdicts: {out / 'rejudged.jsonl'}; what changed: {out / 'changed.jsonl'}")
     raise typer.Exit(1 if found.rewards_changed or found.lost else 0)

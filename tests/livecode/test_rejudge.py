@@ -18,7 +18,7 @@ from environments.livecode.environment import LivecodeEnv
 from environments.livecode.problems.load import save_problems
 from environments.livecode.problems.problem import Problem, TestCase
 from environments.livecode.records.programs import unpacked
-from environments.tools.rejudge import Comparison, compare_groups, recorded
+from environments.tools.rejudge import Comparison, Results, compare_groups, recorded
 
 ANSWERS = {
     "right": "```python\nprint(int(input()) + 1)\n```",
@@ -117,6 +117,28 @@ def test_a_second_run_judges_only_what_is_missing(run: Path, tmp_path: Path) -> 
     assert whole.startswith(first)
     keys = [json.loads(line)["key"] for line in whole.splitlines() if line.endswith("}")]
     assert len(keys) == len(set(keys)) == 6
+
+
+def test_ctrl_c_keeps_the_verdicts_and_says_how_to_continue(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "again"
+    add = Results.add
+
+    def stopped(self: Results, key: str, verdict: dict[str, Any]) -> None:
+        add(self, key, verdict)
+        if len(self.known) == 2:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Results, "add", stopped)
+        result = CliRunner().invoke(app, ["rejudge", str(run), "--out", str(out)])
+    assert result.exit_code == 130
+    assert f"stopped: the verdicts so far are in {out}" in result.output
+    assert len((out / "rejudged.jsonl").read_text().splitlines()) == 2
+    code, shown = rejudge(run, out)
+    assert (code, "6 programs judged again: 6 have the same status" in shown) == (0, True)
+    assert len((out / "rejudged.jsonl").read_text().splitlines()) == 6
 
 
 def test_verdicts_by_other_rules_are_not_mixed(run: Path, tmp_path: Path) -> None:
