@@ -37,8 +37,8 @@ GROUPS = {
     # They share the server of forks, and the world of two ranks that the session starts.
     "ranks": tuple(
         f"tests/trainer/test_{name}.py"
-        for name in "adapter checkpoints masked_ranks nccl_ranks objective_ranks parallel ranks replay run_weights "
-        "weights_nccl".split()
+        for name in "adapter checkpoints exit_codes masked_ranks nccl_ranks objective_ranks parallel ranks replay "
+        "run_weights weights_nccl".split()
     ),
 }
 # What takes longest begins first: the workers then end together.

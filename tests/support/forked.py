@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import subprocess
 import sys
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
@@ -39,6 +40,23 @@ def forked(target: Callable[..., None], *arguments: Any) -> BaseProcess:
     process = context.Process(target=target, args=arguments, daemon=True)
     process.start()
     return process
+
+
+def completed(
+    folder: Path, target: Callable[..., int | None], *arguments: Any, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """What `subprocess.run` gives of a command line whose function is `target`; `variables` are set for it.
+
+    Args:
+        folder: takes what is printed.
+    """
+    paths = [folder / "stdout.txt", folder / "stderr.txt"]
+    process = forked(_command, paths, variables, target, arguments)
+    process.join(280.0)
+    process.kill()
+    process.join()
+    assert process.exitcode is not None
+    return subprocess.CompletedProcess([], process.exitcode, *(path.read_text() for path in paths))
 
 
 class Ranks:
@@ -74,6 +92,15 @@ class Ranks:
         for rank in self._ranks:
             rank.kill()
             rank.join()
+
+
+def _command(
+    paths: list[Path], variables: dict[str, str], target: Callable[..., int | None], arguments: tuple[Any, ...]
+) -> None:
+    for number, path in enumerate(paths, 1):
+        os.dup2(os.open(path, os.O_CREAT | os.O_TRUNC | os.O_WRONLY | os.O_APPEND), number)
+    os.environ |= variables
+    sys.exit(target(*arguments))
 
 
 def _rank(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,30 +18,30 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from environments import cli
+from tests.support.forked import completed, forked
 from tests.trainer.two_ranks import start, train, weights
 from trainer.checkpoints import CheckpointError, Checkpoints, point_best
 from trainer.model.export import ExportError, save_hf
 from trainer.model.policy import Policy
 from trainer.optimizer import PolicyOptimizer
-from trainer.parallel import Parallel
+from trainer.parallel import Parallel, distributed
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from unittest.mock import patch
-from tests.trainer.two_ranks import start
-from trainer.checkpoints import Checkpoints
-from trainer.parallel import distributed
-with distributed(60, "cpu") as parallel:
-    state = start(sys.argv[1], parallel)
-    checkpoints = Checkpoints(Path(sys.argv[2]), parallel)
-    checkpoints.save(*state, 1)
-    checkpoints.wait()
-    with patch(sys.argv[3], lambda *_: os.kill(os.getpid(), signal.SIGKILL)):
-        checkpoints.save(*state, 2)
+
+def dies_in_its_second_save(model: Path, folder: Path, reached: str) -> None:
+    """At the first call of the function that is named."""
+    with distributed(60, "cpu") as parallel:
+        state = start(model, parallel)
+        checkpoints = Checkpoints(folder, parallel)
+        checkpoints.save(*state, 1)
         checkpoints.wait()
-"""
-"""Dies in its second save, at the first call of the function that is named."""
+        with patch(reached, lambda *_: os.kill(os.getpid(), signal.SIGKILL)):
+            checkpoints.save(*state, 2)
+            checkpoints.wait()
+
+
+def atropos(words: list[str]) -> None:
+    cli.app(words)
 
 
 def assert_same(ours: dict[str, Tensor], expected: dict[str, Tensor], tolerance: float = 0.0) -> None:
@@ -132,9 +133,9 @@ def test_a_save_that_fails_is_an_error_and_leaves_the_older_one_in_use(
 def test_a_process_killed_while_it_writes_leaves_the_older_one_in_use(
     alone: Parallel, models: dict[str, Path], tmp_path: Path, reached: str
 ) -> None:
-    command = [sys.executable, "-c", KILLED, str(models["llama"]), str(tmp_path), reached]
-    died = subprocess.run(command, cwd=Path(__file__).parents[2], check=False)
-    assert died.returncode == -signal.SIGKILL
+    died = forked(dies_in_its_second_save, models["llama"], tmp_path, reached)
+    died.join()
+    assert died.exitcode == -signal.SIGKILL
     policy, optimizer = start(models["llama"], alone)
     checkpoints = Checkpoints(tmp_path, alone)
     assert [path.name for path in checkpoints.complete()] == ["step-00000001"]
@@ -276,8 +277,7 @@ def test_the_export_command_writes_the_checkpoint_that_is_asked_for(
     point_best(run / "checkpoints", "step-00000001")
 
     def command(*words: str) -> subprocess.CompletedProcess[str]:
-        program = [sys.executable, "-m", "environments.cli", "export", *words]
-        return subprocess.run(program, capture_output=True, text=True, timeout=120, check=False)
+        return completed(tmp_path, atropos, ["export", *words])
 
     for which, step in (("latest", 2), ("best", 1)):
         done = command(str(run), "--out", str(tmp_path / which), "--checkpoint", which)
