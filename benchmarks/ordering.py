@@ -31,6 +31,7 @@ from environments.livecode.problems.sampler import load_set
 from environments.livecode.verification.judge_requests import judge_request
 from environments.livecode.verification.ordering import TestOrder
 from verifier_app.judge import Judge
+from verifier_app.judge.verdict import RanTest, Verdict
 
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Add, ast.FloorDiv: ast.Mult, ast.Mod: ast.FloorDiv,
@@ -86,13 +87,13 @@ def as_learned(learned: TestOrder, problem: Problem) -> list[int] | None:
     return learned.order(problem.id, [len(test.input) for test in problem.tests])
 
 
-def learn(learned: TestOrder, problem: Problem, verdict: dict[str, Any]) -> None:
+def learn(learned: TestOrder, problem: Problem, verdict: Verdict) -> None:
     """What the environment learns from a verdict."""
     learned.record(problem.id, verdict)
 
 
-def replay(judged: list[tuple[Problem, list[dict[str, Any]]]], order: Callable[[Problem], list[int] | None],
-           learn: Callable[[Problem, dict[str, Any]], None] = lambda *_: None) -> tuple[float, float]:  # fmt: skip
+def replay(judged: list[tuple[Problem, list[RanTest]]], order: Callable[[Problem], list[int] | None],
+           learn: Callable[[Problem, Verdict], None] = lambda *_: None) -> tuple[float, float]:  # fmt: skip
     """Tests run and CPU seconds until the first failure, per failing program."""
     tests, seconds = [], []
     for problem, results in judged:
@@ -101,7 +102,8 @@ def replay(judged: list[tuple[Problem, list[dict[str, Any]]]], order: Callable[[
             ran.append(results[index])
             if results[index]["status"] != "accepted":
                 break
-        learn(problem, {"status": ran[-1]["status"], "tests": ran})
+        passed = sum(one["status"] == "accepted" for one in ran)
+        learn(problem, {"status": ran[-1]["status"], "passed": passed, "total": len(results), "tests": ran})
         if ran[-1]["status"] != "accepted":
             tests.append(len(ran))
             if all(one["status"] != "time_limit_exceeded" for one in results):
@@ -129,7 +131,7 @@ def main() -> None:
     by_id = {problem.id: problem for problem in problems}
     with Judge() as judge, ThreadPoolExecutor(2) as threads:
 
-        def on_all_tests(pair: tuple[str, str]) -> tuple[Problem, list[dict[str, Any]]]:
+        def on_all_tests(pair: tuple[str, str]) -> tuple[Problem, list[RanTest]]:
             problem = by_id[pair[0]]
             request = judge_request(problem, pair[1], time_limit_s=4.0, memory_limit_mb=2048)
             verdict = judge.verify(request | {"stop_at_first_failure": False})

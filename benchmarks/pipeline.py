@@ -52,6 +52,7 @@ from environments.livecode.problems.load import save_problems
 from environments.livecode.problems.problem import Problem, TestCase
 from environments.livecode.problems.prompts import PromptBuilder
 from environments.livecode.problems.sampler import UniformSampler
+from verifier_app.judge.verdict import Verdict
 
 SLOTS, GROUP, CONTEXT = 32, 8, 512
 GENERATE_S, VERIFY_S = 0.5, 2.5
@@ -129,7 +130,7 @@ class SlowVerifier:
     async def __aexit__(self, *_: object) -> None:
         return None
 
-    async def verify(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def verify(self, request: dict[str, Any]) -> Verdict:
         status = self.draw.choice(["accepted", "wrong_answer"])
         await asyncio.sleep(delay(self.draw, VERIFY_S))
         return {"status": status, "passed": 0, "ran": 1, "total": 1, "tests": []}

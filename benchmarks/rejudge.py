@@ -32,6 +32,7 @@ from environments.livecode.pipeline import JudgedGroup, JudgedRollout, pack
 from environments.livecode.problems.prompts import Prompt
 from environments.livecode.problems.warmup import build
 from environments.livecode.records.programs import append_programs
+from verifier_app.judge.verdict import Verdict
 
 GROUP = 16
 GROUPS_A_STEP = 64
@@ -69,7 +70,7 @@ def write_run(folder: Path, count: int) -> None:
         index = number // GROUP
         problem = problems[index % len(problems)]
         sample = Completion(array("i", [1]), array("d", [0.0]), "stop", [(index // GROUPS_A_STEP, 0, 1)], 0.0)
-        verdict = {"status": status, "message": ""}
+        verdict: Verdict = {"status": status, "passed": 0, "total": 1, "message": ""}
         group.append(JudgedRollout(sample, pack(""), sets.references[problem.id] + ending, verdict, 0.0))
         if len(group) == GROUP or number == count - 1:
             judged = JudgedGroup(problem, Prompt([1], "", False), 0, group_id=f"g{index}", rollouts=group)

@@ -16,6 +16,7 @@ from environments.livecode.problems.load import load_problems
 from verifier_app.judge import Judge
 from verifier_app.judge.default_limits import MEMORY_LIMIT_MB
 from verifier_app.judge.protocol import MAX_KEPT_OUTPUT, JudgeError
+from verifier_app.judge.verdict import Verdict
 
 ROOT = Path(__file__).parents[2]
 OTHERS_MEMORY_MB = 5120
@@ -114,11 +115,11 @@ def verdicts(judge: Judge, program: Program) -> dict[str, bool | None]:
     }
 
 
-def _verify(judge: Judge, program: Program, fields: dict[str, Any]) -> dict[str, Any]:
+def _verify(judge: Judge, program: Program, fields: dict[str, Any]) -> Verdict:
     return _asked(judge, {"code": program.code, "tests": program.tests, **program.fields, **fields})
 
 
-def _asked(judge: Judge, request: dict[str, Any]) -> dict[str, Any]:
+def _asked(judge: Judge, request: dict[str, Any]) -> Verdict:
     for attempt in range(ATTEMPTS):
         try:
             return judge.verify({**request, "stop_at_first_failure": False, "keep_output_bytes": MAX_KEPT_OUTPUT})
@@ -128,7 +129,7 @@ def _asked(judge: Judge, request: dict[str, Any]) -> dict[str, Any]:
     raise AssertionError
 
 
-def test_runs(judge: Judge, program: Program, verdict: dict[str, Any]) -> list[TestRun]:
+def test_runs(judge: Judge, program: Program, verdict: Verdict) -> list[TestRun]:
     """The tests of a verdict as the rules read them.
 
     Of an answer longer than the judge keeps only its verdict is known: an accepted one stands as the expected text.

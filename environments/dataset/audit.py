@@ -23,6 +23,7 @@ from environments.livecode.verification.base import VerifierError
 from environments.livecode.verification.judge_requests import judge_request
 from environments.livecode.verification.local import LocalVerifier
 from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
+from verifier_app.judge.verdict import RanTest
 
 KEPT_BYTES = 4096  # of an output that is compared; longer ones differ where their beginnings do
 MOST = 0.5  # of the tests that a program of a run has to pass to be taken for an answer to the problem
@@ -79,7 +80,7 @@ async def run_programs(
     return found
 
 
-def _ran(test: dict[str, Any]) -> Ran:
+def _ran(test: RanTest) -> Ran:
     ended = test["status"] in ("accepted", "wrong_answer")
     return Ran(test["status"], " ".join(test.get("output", "").split()) if ended else None)
 

@@ -15,6 +15,7 @@ from environments.livecode.problems.load import load_problems
 from environments.livecode.problems.problem import Problem
 from verifier_app.judge import Judge, JudgeError
 from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
+from verifier_app.judge.verdict import Verdict
 
 EXIT_ACCEPTED, EXIT_REJECTED, EXIT_NO_VERDICT = 0, 1, 2
 ROWS = 20
@@ -128,7 +129,7 @@ def verify_file(
     return EXIT_ACCEPTED if verdict["status"] == "accepted" else EXIT_REJECTED
 
 
-def show(verdict: dict[str, Any], cases: list[dict[str, str]], console: Console) -> None:
+def show(verdict: Verdict, cases: list[dict[str, str]], console: Console) -> None:
     """The verdict: a line, a table of the tests that ran, the first difference, the layers in force."""
     good = verdict["status"] == "accepted"
     style = "bold green" if good else "bold red"

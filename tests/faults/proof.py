@@ -10,12 +10,14 @@ from transformers import AutoTokenizer
 
 from environments.api_server.journal import read_bodies
 from environments.common.rewards import reward
+from environments.livecode.pipeline import NO_CODE
 from environments.livecode.problems.extraction import extract_code
 from environments.livecode.problems.load import load_problems
 from environments.livecode.verification.judge_requests import judge_request
 from environments.tools.audit import Audit, audit
 from tests.faults.loop import GROUP, LIMITS, PER_STEP, Loop, lines
 from verifier_app.judge.judging import Judge
+from verifier_app.judge.verdict import Verdict
 
 
 def prove(loop: Loop) -> Audit:
@@ -41,12 +43,12 @@ def prove(loop: Loop) -> Audit:
 def _judge_again(loop: Loop) -> None:
     problems = {problem.id: problem for problem in load_problems(loop.problems)}
     tokenizer = AutoTokenizer.from_pretrained(loop.model)
-    known: dict[tuple[str, str], dict[str, Any]] = {}
+    known: dict[tuple[str, str], Verdict] = {}
     with Judge() as judge:
 
-        def verdict(problem: str, code: str | None) -> dict[str, Any]:
+        def verdict(problem: str, code: str | None) -> Verdict:
             if code is None:
-                return {"status": "no_code"}
+                return NO_CODE
             if (problem, code) not in known:
                 known[problem, code] = judge.verify(judge_request(problems[problem], code, **LIMITS))
             return known[problem, code]

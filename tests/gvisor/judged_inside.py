@@ -10,6 +10,7 @@ import os
 import socket
 import sys
 import threading
+from typing import Any
 
 from verifier_app.judge import Judge, JudgeError
 
@@ -29,7 +30,7 @@ def main(requests: str, answers: str) -> None:
             guest.close()
 
     threading.Thread(target=answer, daemon=True).start()
-    found = {}
+    found: dict[str, Any] = {}
     with open(requests) as file, Judge("strong") as judge:
         for name, request in json.load(file).items():
             try:

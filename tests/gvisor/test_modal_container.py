@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
 
 import pytest
 
@@ -14,6 +13,7 @@ from tests.gvisor.programs import PROGRAMS
 from tests.support.gvisor import CAPABILITIES, needs_gvisor
 from tests.support.modal_plane import ControlPlane
 from tests.verification.test_modal import plane  # noqa: F401
+from verifier_app.judge.verdict import Verdict
 
 pytestmark = needs_gvisor
 
@@ -25,7 +25,7 @@ def container(request: pytest.FixtureRequest, plane: ControlPlane) -> Iterator[C
     plane.capabilities = None
 
 
-def statuses(verdicts: list[dict[str, Any]]) -> list[str]:
+def statuses(verdicts: Iterable[Verdict]) -> list[str]:
     return [verdict["status"] for verdict in verdicts]
 
 

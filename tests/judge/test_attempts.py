@@ -10,6 +10,7 @@ import pytest
 
 from verifier_app.judge import Judge
 from verifier_app.judge.refusals import ALL_KINDS, MOST
+from verifier_app.judge.verdict import Verdict
 
 ANSWER = [{"input": "", "output": "3"}]
 REFUSED = """
@@ -66,7 +67,7 @@ def judge() -> Iterator[Judge]:
         yield judge
 
 
-def judged(judge: Judge, code: str, **fields: Any) -> dict[str, Any]:
+def judged(judge: Judge, code: str, **fields: Any) -> Verdict:
     return judge.verify({"code": code, "tests": ANSWER, **fields})
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from verifier_app.judge import Judge, JudgeError
+from verifier_app.judge.verdict import Verdict
 
 TESTS = [{"input": "6\n", "output": "2 3\n"}, {"input": "15\n", "output": "3 5\n"}]
 DIVISORS = """
@@ -32,7 +33,7 @@ def judge() -> Iterator[Judge]:
         yield judge
 
 
-def verdict(judge: Judge, code: str, checker: Any, tests: Any = TESTS, **fields: Any) -> dict[str, Any]:
+def verdict(judge: Judge, code: str, checker: Any, tests: Any = TESTS, **fields: Any) -> Verdict:
     return judge.verify({"code": code, "tests": tests, "checker": checker, **fields})
 
 
@@ -155,7 +156,7 @@ def test_a_checker_that_is_none_is_one_clear_error(judge: Judge, checker: Any, f
     assert caught.value.kind == "bad_request"
 
 
-def called(judge: Judge, result: str, expected: str, checker: Any, **fields: Any) -> dict[str, Any]:
+def called(judge: Judge, result: str, expected: str, checker: Any, **fields: Any) -> Verdict:
     """The verdict on a function that returns the result of this expression."""
     code = f"def f(n):\n    return {result}"
     return judge.verify(

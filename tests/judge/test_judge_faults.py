@@ -18,6 +18,7 @@ from environments.livecode.verification.remote import raise_fault
 from verifier_app import container
 from verifier_app.judge import Judge, JudgeError, TestStore, judging
 from verifier_app.judge.pool import GRACE_S, JudgePool, longest
+from verifier_app.judge.verdict import Verdict
 from verifier_app.judge.worker import answer_to
 
 ADD = "print(sum(map(int, input().split())))"
@@ -149,7 +150,7 @@ def test_the_pool_waits_a_finite_time_whatever_the_request_says(limit: Any) -> N
 async def test_a_judge_fault_is_not_tried_again() -> None:
     calls = []
 
-    async def call() -> dict[str, Any]:
+    async def call() -> Verdict:
         calls.append(1)
         raise JudgeError("judge_fault", "scripted")
 

@@ -12,6 +12,7 @@ import pytest
 
 from verifier_app.judge import JudgeError, judging
 from verifier_app.judge.judging import Judge
+from verifier_app.judge.verdict import Verdict
 
 RIGHT = "import time\nn = int(input())\ntime.sleep(0.6)\nprint(n + 1)"
 
@@ -66,7 +67,7 @@ def killing(level: int, times: int, then: Callable[[], None]) -> int:
 
 @pytest.mark.parametrize("level", [1, 2, 3], ids=["template", "zygote", "program"])
 def test_a_right_program_whose_sandbox_is_killed_once_is_accepted(judge: Judge, level: int) -> None:
-    found: list[dict[str, Any]] = []
+    found: list[Verdict] = []
     assert killing(level, 1, lambda: found.append(judge.verify(request(RIGHT)))) == 1
     assert found[0]["status"] == "accepted", found
 

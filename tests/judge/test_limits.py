@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import resource
-from typing import Any
 
 import pytest
 
 from verifier_app.judge import Judge, JudgeError
+from verifier_app.judge.verdict import Verdict
 
 REQUEST = {"code": "print(int(input()) ** 2)", "tests": [{"input": "2", "output": "4"}]}
 # what gVisor's prlimit64 sets (pkg/sentry/syscalls/linux/sys_rlimit.go); it refuses every other one
@@ -20,7 +20,7 @@ COVERED = ["RLIMIT_CORE", "RLIMIT_CPU", "RLIMIT_FSIZE", "RLIMIT_MEMLOCK", "RLIMI
 NEEDS_ROOT = pytest.mark.skipif(os.geteuid() != 0, reason="the host's full layers need root")
 
 
-def judged(code: str, *deny: str, time_limit_s: float = 15.0) -> dict[str, Any]:
+def judged(code: str, *deny: str, time_limit_s: float = 15.0) -> Verdict:
     with Judge(deny=deny) as judge:
         return judge.verify({**REQUEST, "code": code, "time_limit_s": time_limit_s})
 

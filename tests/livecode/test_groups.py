@@ -19,6 +19,7 @@ from environments.livecode.problems.prompts import PromptBuilder
 from environments.livecode.records.step_metrics import StepMetrics
 from environments.livecode.verification.base import JudgeFault, VerifierError
 from environments.livecode.verification.local import LocalVerifier
+from verifier_app.judge.verdict import Verdict
 
 RIGHT, WRONG = "```python\nprint(int(input()) + 1)\n```", "```python\nprint(0)\n```"
 ADD = Problem(id="add", source="t", kind="stdin", statement="Add one.", tests=[TestCase(input="1\n", output="2\n")])
@@ -40,7 +41,7 @@ class Broken:
     async def __aexit__(self, *_: object) -> None:
         return None
 
-    async def verify(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def verify(self, request: dict[str, Any]) -> Verdict:
         self.calls += 1
         if self.calls <= self.times:
             raise self.error("scripted")

@@ -25,6 +25,7 @@ from environments.livecode.recovery import progress_file
 from environments.livecode.recovery.progress import DiskFull, OpenGroup, Progress, ProgressError
 from environments.livecode.recovery.progress_file import NAME, KeptGroup, ProgressFile, reading
 from environments.livecode.verification.ordering import TestOrder
+from verifier_app.judge.verdict import RanTest, Verdict
 
 PROBLEMS = [
     Problem(id=f"p{n}", source="t", kind="stdin", statement="s", tests=[TestCase(input="1", output="2")] * 3)
@@ -48,9 +49,12 @@ def finished(begun: OpenGroup, passed: int, dropped: str | None = None) -> Judge
     group = JudgedGroup(begun.problem, PROMPT, begun.version, begun.group_id, dropped=dropped)
     for index in range(4):
         right = index < passed
-        tests = [{"index": 0, "status": "accepted", "cpu_s": 0.01}]
-        tests.append({"index": 1, "status": "accepted" if right else "wrong_answer", "cpu_s": 0.02})
-        verdict = {"status": "accepted" if right else "wrong_answer", "tests": tests}
+        status = "accepted" if right else "wrong_answer"
+        tests: list[RanTest] = [
+            {"index": 0, "status": "accepted", "wall_s": 0.01, "cpu_s": 0.01, "peak_mb": 9.0},
+            {"index": 1, "status": status, "wall_s": 0.02, "cpu_s": 0.02, "peak_mb": 9.0},
+        ]
+        verdict: Verdict = {"status": status, "passed": 1 + right, "total": 2, "tests": tests}
         group.rollouts.append(
             JudgedRollout(
                 Completion(array("i", [1]), array("d", [0.0]), "stop", [(0, 0, 1)], 0.0), b"", "code", verdict, 0.1

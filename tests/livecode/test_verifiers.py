@@ -17,6 +17,7 @@ from environments.livecode.verification.group import GroupVerifier
 from environments.livecode.verification.judge_requests import judge_request
 from environments.livecode.verification.local import LocalVerifier, with_retries
 from verifier_app.judge import JudgeError
+from verifier_app.judge.verdict import Verdict
 
 ADD = Problem(
     id="add",
@@ -32,17 +33,20 @@ def _short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "_FIRST_PAUSE_S", 0.001)
 
 
+ACCEPTED: Verdict = {"status": "accepted", "passed": 1, "total": 1}
+
+
 class Faults:
     """A call that fails a given number of times, then gives a verdict."""
 
     def __init__(self, kind: str, times: int) -> None:
         self.kind, self.times, self.calls, self.noticed = kind, times, 0, 0
 
-    async def __call__(self) -> dict[str, Any]:
+    async def __call__(self) -> Verdict:
         self.calls += 1
         if self.calls <= self.times:
             raise JudgeError(self.kind, "scripted")
-        return {"status": "accepted"}
+        return ACCEPTED
 
     def notice(self, error: JudgeError) -> None:
         self.noticed += 1
@@ -67,7 +71,7 @@ async def test_a_request_that_the_judge_refuses_is_an_error_and_no_verdict() -> 
 
 async def test_a_loaded_host_is_tried_again_until_there_is_a_verdict() -> None:
     call = Faults("host_overloaded", 3)
-    assert await with_retries(call, 5.0, call.notice) == {"status": "accepted"}
+    assert await with_retries(call, 5.0, call.notice) is ACCEPTED
     assert (call.calls, call.noticed) == (4, 3)
 
 
@@ -86,9 +90,9 @@ async def test_a_fault_of_the_request_is_not_tried_again() -> None:
 
 
 async def test_a_verdict_that_does_not_come_in_time_is_a_deadline() -> None:
-    async def never() -> dict[str, Any]:
+    async def never() -> Verdict:
         await asyncio.sleep(60)
-        return {}
+        return ACCEPTED
 
     with pytest.raises(DeadlineExceeded, match=r"no verdict within 0.05 s"):
         await with_retries(never, 0.05, lambda error: None)

@@ -35,7 +35,7 @@ def judged(judge: Judge, request: dict[str, Any]) -> dict[str, Any]:
         mock.patch("verifier_app.judge.watchdog.LOOK_EVERY_S", never),
     ):
         try:
-            return judge.verify(request)
+            return dict(judge.verify(request))
         except JudgeError as error:
             return {"status": error.kind, "message": error.message}
 

@@ -31,6 +31,7 @@ from tests.served import Served
 from tests.verification.conftest import Service
 from verifier_app import container
 from verifier_app.judge import Judge
+from verifier_app.judge.verdict import Verdict
 
 REQUEST: dict[str, Any] = {"code": "print(2)", "tests": [{"input": "1", "output": "2"}]}
 RIGHT = {"status": "accepted", "passed": 2, "total": 2, "failed_test": None}
@@ -75,7 +76,7 @@ async def examined(*answers: dict[str, Any]) -> Answers:
 async def test_the_real_judge_passes_the_self_test(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
     with Judge() as judge:
 
-        async def here(request: dict[str, Any]) -> dict[str, Any]:
+        async def here(request: dict[str, Any]) -> Verdict:
             return judge.verify(request)
 
         await self_test(here, "here")

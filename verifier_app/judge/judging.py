@@ -30,6 +30,7 @@ from verifier_app.judge.protocol import (
 )
 from verifier_app.judge.refusals import PROCESSES
 from verifier_app.judge.store import TestStore
+from verifier_app.judge.verdict import RanTest, Verdict
 from verifier_app.judge.watchdog import Watchdog, cpu_cap_s
 
 log = logging.getLogger(__name__)
@@ -93,7 +94,7 @@ class Judging:
             for kind, count in zygote.refusals.take().items():
                 self.attempts[kind] = self.attempts.get(kind, 0) + count
 
-    def verdict(self, status: str | None = None, message: str = "") -> dict[str, Any]:
+    def verdict(self, status: str | None = None, message: str = "") -> Verdict:
         """Plain JSON types. The first failure in running order decides, unless `status` says otherwise."""
         failed = next((result for result in self.results if result.status != "accepted"), None)
         if status is None:
@@ -106,28 +107,24 @@ class Judging:
             "ran": len(self.results),
             "total": len(self.request.tests),
             "failed_test": failed.index if failed else None,
-            "tests": [
-                {
-                    "index": result.index,
-                    "status": result.status,
-                    "wall_s": round(result.wall_s, 4),
-                    "cpu_s": round(result.cpu_s, 4),
-                    "peak_mb": round(result.peak_mb, 1),
-                    **self._kept(result),
-                }
-                for result in self.results
-            ],
+            "tests": [self._test(result) for result in self.results],
             "message": printable(message[:MESSAGE_CHARS])[:MESSAGE_CHARS],
             "attempts": self.attempts,
             "isolation": self.isolation,
         }
 
-    def _kept(self, result: TestResult) -> dict[str, str]:
-        most = self.request.keep_output_bytes
-        if not most:
-            return {}
-        text = result.output[:most].decode("utf-8", "replace") if result.value is None else result.value[:most]
-        return {"output": text}
+    def _test(self, result: TestResult) -> RanTest:
+        test: RanTest = {
+            "index": result.index,
+            "status": result.status,
+            "wall_s": round(result.wall_s, 4),
+            "cpu_s": round(result.cpu_s, 4),
+            "peak_mb": round(result.peak_mb, 1),
+        }
+        if most := self.request.keep_output_bytes:
+            text = result.output[:most].decode("utf-8", "replace") if result.value is None else result.value[:most]
+            test["output"] = text
+        return test
 
 
 class Judge:
@@ -147,7 +144,7 @@ class Judge:
         self._lock = threading.Lock()
         self._owner = os.getpid()
 
-    def verify(self, request: dict[str, Any], store: Any = None) -> dict[str, Any]:
+    def verify(self, request: dict[str, Any], store: Any = None) -> Verdict:
         """Judge one rollout. Raises JudgeError for faults on our side and nothing else."""
         try:
             return self._judge(parse_request(request, default_store() if store is None else store))
@@ -168,7 +165,7 @@ class Judge:
             check_code(code, f"codes[{index}]")
         return [self._one_of_many({"tests_ref": tests_ref, "code": code, **fields}, store) for code in codes]
 
-    def _one_of_many(self, request: dict[str, Any], store: Any) -> dict[str, Any]:
+    def _one_of_many(self, request: dict[str, Any], store: Any) -> Verdict | dict[str, Any]:
         try:
             return self.verify(request, store)
         except JudgeError as error:
@@ -206,7 +203,7 @@ class Judge:
                 found = self._templates[kind] = TemplateHandle(modules, self.deny)
             return found
 
-    def _judge(self, request: Request) -> dict[str, Any]:
+    def _judge(self, request: Request) -> Verdict:
         rollout = Judging(request)
         started = time.monotonic()
         starved = 0.0
@@ -459,7 +456,7 @@ def default_judge() -> Judge:
         return _default
 
 
-def verify(request: dict[str, Any], store: Any = None) -> dict[str, Any]:
+def verify(request: dict[str, Any], store: Any = None) -> Verdict:
     """Judge one program (see the README for request and verdict). Raises JudgeError for faults on our side only."""
     return default_judge().verify(request, store)
 

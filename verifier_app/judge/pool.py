@@ -18,6 +18,7 @@ from typing import Any
 
 from verifier_app.judge.default_limits import TIME_LIMIT_S
 from verifier_app.judge.protocol import MAX_TESTS, MAX_TIME_LIMIT_S, JudgeError
+from verifier_app.judge.verdict import Verdict
 from verifier_app.judge.watchdog import PATIENCE
 from verifier_app.judge.worker import HEADER, frame
 
@@ -120,13 +121,13 @@ class JudgePool:
         await asyncio.gather(*(worker.stop() for worker in workers))
         await asyncio.gather(*self._cleanup)
 
-    async def verify(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def verify(self, request: dict[str, Any]) -> Verdict:
         """The verdict of one rollout. JudgeError for faults on our side; a judge that dies is replaced, the request
         retried once. A cancelled call stops its judge, which is replaced too."""
         async with self._door:
             return await self._verify(request)
 
-    async def _verify(self, request: dict[str, Any]) -> dict[str, Any]:
+    async def _verify(self, request: dict[str, Any]) -> Verdict:
         try:
             payload = await asyncio.to_thread(frame, {"request": request})
         except (TypeError, ValueError, OverflowError, RecursionError) as error:
@@ -157,7 +158,7 @@ class JudgePool:
                 self._idle.put_nowait(worker)
             if "error" in answer:
                 raise JudgeError(answer["error"]["kind"], answer["error"]["message"])
-            verdict: dict[str, Any] = answer["verdict"]
+            verdict: Verdict = answer["verdict"]
             return verdict
         raise JudgeError("judge_died", "two judge processes ended under this request")
 

@@ -114,7 +114,7 @@ def as_sample(
         "length": judged.sample.length,
         "overlong": judged.overlong,
         "finish_reason": judged.sample.finish_reason,
-        "message": (judged.verdict or {}).get("message"),
+        "message": judged.verdict.get("message") if judged.verdict else None,
         "code": judged.code,
         "text": judged.text,
     }

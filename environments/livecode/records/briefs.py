@@ -12,4 +12,4 @@ def brief(verdict: Verdict | None) -> dict[str, Any] | None:
     if verdict is None:
         return None
     kept = ("status", "passed", "ran", "total", "failed_test", "message", "attempts")
-    return {name: verdict[name] for name in kept if name in verdict}
+    return {name: value for name, value in verdict.items() if name in kept}

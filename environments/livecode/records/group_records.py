@@ -159,7 +159,7 @@ def append_jsonl(path: str | Path, record: dict[str, Any]) -> None:
 
 def failing_test(problem: Problem, verdict: Verdict | None) -> dict[str, str] | None:
     """The beginning of the first test that failed; None where there is none, or its set is large and on disk."""
-    index = (verdict or {}).get("failed_test")
+    index = verdict.get("failed_test") if verdict else None
     tests: Sequence[TestCase] = problem.tests
     if index is None or (isinstance(tests, StoredTests) and tests.size > INLINE_BYTES):
         return None

@@ -39,7 +39,7 @@ def _finished(group: JudgedGroup) -> _Finished:
             one.overlong,
             one.sample.length,
             one.verify_seconds,
-            tuple((one.verdict or {}).get("attempts") or ()),
+            tuple((one.verdict.get("attempts") if one.verdict else None) or ()),
         )
         for one in group.rollouts
     ]

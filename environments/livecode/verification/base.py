@@ -15,8 +15,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
 from environments.common.errors import LivecodeError
-
-Verdict = dict[str, Any]
+from verifier_app.judge.verdict import Verdict as Verdict
 
 
 class VerifierError(LivecodeError, RuntimeError):

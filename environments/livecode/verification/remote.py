@@ -7,7 +7,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeGuard, TypeVar
 
 from environments.common.retry import Failure, Retry, RetryLater
 from environments.livecode.verification.base import (
@@ -150,7 +150,7 @@ def _are_attempts(attempts: Any) -> bool:
     return attempts.keys() <= set(ALL_KINDS) and all(type(count) is int and count > 0 for count in attempts.values())
 
 
-def _is_verdict(verdict: dict[str, Any]) -> bool:
+def _is_verdict(verdict: dict[str, Any]) -> TypeGuard[Verdict]:
     """Whether status, failed test and the tests' results are what a judge says; what is read later must be there."""
     status, failed, tests = verdict.get("status"), verdict.get("failed_test"), verdict.get("tests", [])
     if not _are_attempts(verdict.get("attempts")):
