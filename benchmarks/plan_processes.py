@@ -146,7 +146,7 @@ class Trainer:
     def run(self) -> None:
         """Until it is stopped."""
         script = self.script
-        said = terms(
+        its_terms = terms(
             model=self.folder, context=script.context, group_size=script.group_size, overlong_baseline="include",
             steps=STEPS,
         )  # fmt: skip
@@ -155,7 +155,7 @@ class Trainer:
             "num_steps": STEPS,
         }  # fmt: skip
         self._post(f"{self.api}/register", registration)
-        self._post(f"{self.api}/contract", {"side": "trainer", "terms": said})
+        self._post(f"{self.api}/contract", {"side": "trainer", "terms": its_terms})
         for step in range(STEPS):
             self._step(step)
 

@@ -21,8 +21,8 @@ from environments.tools.plan.recipe import read, recipe
 
 def test_errors_are_of_speed_and_of_the_phases_that_take_a_tenth_of_a_step() -> None:
     did = {"steps_hour": 36.0, "wait": 60.0, "train": 32.0, "sync": 8.0}
-    said = {"steps_hour": 40.0, "wait": 51.0, "train": 32.0, "sync": 80.0}
-    assert errors(said, did) == pytest.approx({"steps_hour": 1 / 9, "wait": -0.15, "train": 0.0})
+    foreseen = {"steps_hour": 40.0, "wait": 51.0, "train": 32.0, "sync": 80.0}
+    assert errors(foreseen, did) == pytest.approx({"steps_hour": 1 / 9, "wait": -0.15, "train": 0.0})
 
 
 @pytest.mark.parametrize("right", [True, False])

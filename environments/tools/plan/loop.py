@@ -14,6 +14,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 from environments.common.rewards import FAIL, PASS, drop_reason
 from environments.livecode.staleness import may_begin
@@ -65,6 +66,16 @@ class Step:
     staleness: tuple[int, ...]
 
 
+class Trained(NamedTuple):
+    """A batch that was trained on, before its weights are published."""
+
+    wait: float
+    old: float
+    train: float
+    tokens: int
+    staleness: tuple[int, ...]
+
+
 class Loop:
     """A simulated run. `steps` are those that are done."""
 
@@ -91,7 +102,6 @@ class Loop:
         self._evaluated_versions: set[int] = set()
         self._evaluation_began, self._evaluation_s = 0.0, 0.0
         self._waiting_since: float | None = None
-        self._step_began = 0.0
 
     def run(self, steps: int) -> bool:
         """Until so many steps are done; False where the run stops of itself before, as nothing can begin any more."""
@@ -280,7 +290,6 @@ class Loop:
 
     def _wait_for_batch(self) -> None:
         self._waiting_since = self.clock.now
-        self._step_began = self.clock.now
         self._take_batch()
 
     def _take_batch(self) -> None:
@@ -306,26 +315,28 @@ class Loop:
         # The version of the oldest token: a group that began late may have been sampled by newer weights.
         staleness = tuple(version - group.oldest for group in batch)
         tokens = sum(prompt + sum(kept) for prompt, kept in lengths)
-        self.clock.after(old + train, self._publish, (wait, old, train, tokens, staleness))
+        self.clock.after(old + train, self._publish, Trained(wait, old, train, tokens, staleness))
 
-    def _publish(self, told: tuple[float, float, float, int, tuple[int, ...]]) -> None:
+    def _publish(self, batch: Trained) -> None:
         began = self.clock.now
-        self.clock.after(self.rates.publish_s, self._pause, told, began)
+        self.clock.after(self.rates.publish_s, self._pause, batch, began)
 
-    def _pause(self, told: tuple[float, float, float, int, tuple[int, ...]], began: float) -> None:
+    def _pause(self, batch: Trained, began: float) -> None:
         self.servers.pause()
-        self.clock.after(self.rates.pause_s, self._resume, told, began)
+        self.clock.after(self.rates.pause_s, self._resume, batch, began)
 
-    def _resume(self, told: tuple[float, float, float, int, tuple[int, ...]], began: float) -> None:
+    def _resume(self, batch: Trained, began: float) -> None:
         self.served += 1
         self.servers.resume(cleared=True)
         now = self.clock.now
         self.clock.at(POLL_S * math.ceil(now / POLL_S), self._hear, self.served)
-        wait, old, train, tokens, staleness = told
         every = self.recipe.checkpoint_every
         saved = self.rates.checkpoint_s if every and self.served % every == 0 else 0.0
         held, self._evaluation_s = self._evaluation_s, 0.0
-        step = Step(now + saved, wait, min(held, wait), old, train, now - began, saved, tokens, staleness)
+        step = Step(
+            ended=now + saved, wait=batch.wait, evaluation=min(held, batch.wait), old=batch.old, train=batch.train,
+            sync=now - began, checkpoint=saved, tokens=batch.tokens, staleness=batch.staleness,
+        )  # fmt: skip
         self.clock.after(saved, self._recorded, step)
 
     def _recorded(self, step: Step) -> None:
