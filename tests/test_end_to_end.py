@@ -18,9 +18,11 @@ import yaml
 from transformers import AutoModelForCausalLM
 
 from environments.api_server.launch import bind
+from environments.common.packed import IDS, REALS, unpacked
 from environments.launch.demo_config import CONFIGS
 from environments.launch.processes import tail
 from environments.tools.audit import audit
+from environments.tools.report.collect import collect
 from tests.conftest import VllmServer
 from trainer.weight_sync.publisher import verify_sync
 
@@ -162,6 +164,13 @@ def test_the_run_folder_holds_what_the_user_needs(finished: Path) -> None:
     assert all(row["prompt"] and row["status"] and "code" in row for row in rollouts)
     evaluations = lines(finished / "evaluations.jsonl")
     assert len(evaluations) == 8
+    page = collect(finished, 1000)
+    trained = [one["trained"] for one in page["tokens"].values() if "trained" in one]
+    assert {one["step"] for one in trained} == {1, 2}  # in the report they meet the sampler's
+    for one in page["tokens"].values():
+        spoken = "".join(page["vocabulary"][token] for token in unpacked(one["ids"], IDS).tolist())
+        assert spoken.encode("latin-1").decode("utf-8", "replace")
+        assert "trained" not in one or unpacked(one["trained"]["old"], REALS).size == unpacked(one["ids"], IDS).size
     assert [(row["step"], row["weight_version"]) for row in evaluations] == [(0, 0)] * 4 + [(2, 2)] * 4
 
 

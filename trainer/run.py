@@ -35,6 +35,7 @@ from trainer.process.signals import StopRequest
 from trainer.replay_store import StepRecorder
 from trainer.start import RecordError, RunStart, taken
 from trainer.step import Batch, describe, prepare, set_old_logprobs, set_reference_logprobs, take_steps
+from trainer.token_records import TokenRecords
 from trainer.tracking import Tracker, tracking
 from trainer.training_state import TrainingState
 from trainer.weight_sync.publisher import make_publisher
@@ -127,6 +128,7 @@ class Run:
         )
         opened.callback(self.checkpoints.close)
         self.recorder = StepRecorder(config.run_dir, config.keep_batches, self.policy, self.optimizer, self.parallel)
+        self.tokens = TokenRecords(config.run_dir, config.record_tokens, self.parallel.rank)
         self._restore()
         with together(self.parallel):
             if self.client is not None:
@@ -279,7 +281,14 @@ class Run:
         """One optimizer step for each part of the batch that has a gradient; the others are skipped and counted."""
         with self._timed("seconds_train"):
             taken = take_steps(
-                batch, self.policy, self.optimizer, self.config, self.parallel, self.metrics, self.reference
+                batch,
+                self.policy,
+                self.optimizer,
+                self.config,
+                self.parallel,
+                self.metrics,
+                self.reference,
+                self.tokens,
             )
         if not taken:
             log.warning("step %d: nothing in the batch has a gradient, skipped", self.step)
@@ -302,6 +311,8 @@ class Run:
         row: dict[str, Any] = {"step": self.step, "time": time.time(), "tokens_trained": batch.tokens}
         row |= self.metrics.reduce(self.parallel.control)
         self.recorder.write(self.step, self.config, row, left_out)
+        with together(self.parallel):
+            self.tokens.write(self.step)
         if self.parallel.is_main:
             # Which groups made these weights: written before a checkpoint has them, so that an audit finds each once.
             dropped = {**batch.dropped, **left_out}

@@ -29,6 +29,7 @@ from trainer.objective.objectives import (
 from trainer.objective.off_policy import OffPolicy, kept_sequences
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel, all_reduce_sums
+from trainer.token_records import TokenRecords
 
 log = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ class OptimizerBatch:
     """fp32 [K] for each micro-batch."""
     reference_logprobs: list[Tensor] = field(default_factory=list)
     """The same of the reference; none where there is none."""
+    group_ids: list[str] = field(default_factory=list)
+    """Of the groups that the micro-batches' `origin` counts."""
 
 
 @dataclass
@@ -121,7 +124,7 @@ def _part(groups: list[ScoredGroup], config: TrainerConfig, parallel: Parallel) 
         device=parallel.device,
         skip_silent=baseline == "exclude",
     )
-    return OptimizerBatch(micro_batches, counts)
+    return OptimizerBatch(micro_batches, counts, group_ids=[group.group_id for group in groups])
 
 
 def chosen_mismatch(config: TrainerConfig) -> OffPolicy:
@@ -180,7 +183,12 @@ def _counts_of_kept(part: OptimizerBatch, mismatch: OffPolicy, parallel: Paralle
 
 
 def accumulate_gradient(
-    part: OptimizerBatch, policy: Policy, config: TrainerConfig, parallel: Parallel, metrics: Metrics
+    part: OptimizerBatch,
+    policy: Policy,
+    config: TrainerConfig,
+    parallel: Parallel,
+    metrics: Metrics,
+    tokens: TokenRecords | None = None,
 ) -> Ratios:
     """Forward and backward over the part's micro-batches; the gradient is that of the whole part.
 
@@ -211,6 +219,8 @@ def accumulate_gradient(
             reference_logprob=held_to,
         )
         (loss * parallel.world_size).backward()
+        if tokens is not None:
+            tokens.take(part.group_ids, micro, logprob, old, chosen, mismatch)
         metrics.update(stats)
         metrics.add("entropy", entropy.double().sum(), entropy.numel())
         metrics.add("packed_tokens", micro.input_ids.numel())
@@ -227,6 +237,7 @@ def take_steps(
     parallel: Parallel,
     metrics: Metrics,
     reference: Reference | None = None,
+    tokens: TokenRecords | None = None,
 ) -> int:
     """One optimizer step for each part that has a gradient; returns how many were taken. A collective.
 
@@ -240,7 +251,7 @@ def take_steps(
         if not part.counts.tokens:  # over all ranks, so all of them skip it
             observe(part, config, metrics)
             continue
-        ratios = accumulate_gradient(part, policy, config, parallel, metrics)
+        ratios = accumulate_gradient(part, policy, config, parallel, metrics, tokens)
         if not updated:
             _check_before_update(ratios, config, parallel, metrics)
         update = optimizer.step()

@@ -182,6 +182,11 @@ class LivecodeEnvConfig(StrictModel, AtroposOptions):
         1, ge=0, description="Rollouts of a recorded group that are kept with text, code and verdict."
     )
     record_every_groups: int = Field(1, ge=1, description="Every how many finished groups one is recorded.")
+    record_tokens: bool = Field(
+        True,
+        description="Keep the recorded rollouts' tokens and log-probabilities, for the report's view of tokens: about "
+        "5 bytes a token on the disk.",
+    )
     record_programs: bool = Field(
         False, description="Keep every program with its verdict, packed, for `atropos rejudge`."
     )

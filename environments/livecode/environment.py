@@ -102,6 +102,7 @@ class LivecodeEnv(CompatBaseEnv):
             rollouts_per_group=config.record_rollouts_per_group,
             every=config.record_every_groups,
             programs=config.record_programs,
+            tokens=config.record_tokens,
         )
         self.client: CompletionClient | ChatClient = await stack.enter_async_context(self._client(text))
         resumed = versions and Progress.begun(Path(config.run_dir))

@@ -89,7 +89,7 @@ class Feed:
         """Server-sent events since a position: `message` with the changes, `reload` where the position is unknown."""
         name, _, rest = after.partition(",")
         numbers = [int(part) for part in rest.split(",") if part.isascii() and part.isdigit()]
-        if name != self.name or len(numbers) != 3:
+        if name != self.name or len(numbers) != 4:
             yield "event: reload\ndata: {}\n\n"
             return
         known, *seen = numbers
@@ -115,8 +115,8 @@ class Feed:
     def _position(self) -> str:
         return ",".join([self.name, str(self.changes), *map(str, self.watched.position)])
 
-    def _update(self, rollouts: int, groups: int) -> str:
-        return as_json(self.watched.since(rollouts, groups))
+    def _update(self, rollouts: int, groups: int, trained: int) -> str:
+        return as_json(self.watched.since(rollouts, groups, trained))
 
 
 def application(watched: Watched, every_s: float = EVERY_S) -> Starlette:

@@ -9,10 +9,10 @@ from typing import Any
 
 from environments.common.run_folder import check
 from environments.common.settings import ConfigError
-from environments.tools.report.collect import RECORDS, parsed, rollout, samples, summary
-from environments.tools.report.groups import by_group, by_problem
+from environments.tools.report.collect import RECORDS, late, parsed, read, rollout, samples, summary
 from environments.tools.report.state import State, alive, state
 from environments.tools.report.story import settings
+from environments.tools.report.token_data import FOLDER, forget_tokens, key_of, split, trained
 from environments.tools.report.values import Row, Rows
 
 
@@ -63,6 +63,11 @@ class Watched:
         self.rollouts: list[Row] = []
         self.forgotten = 0
         """Rollouts that were kept once."""
+        self.trained: dict[str, Row] = {}
+        """What the trainer says of the tokens of rollouts that are kept."""
+        self._came: dict[str, int] = {}
+        self._told = 0  # of `_came`: how many records of the trainer there were until this one
+        self._trained_seen: dict[Path, int] = {}
         self._tails = {name: Tail(run / f"{name}.jsonl") for name in RECORDS}
         self._texts: dict[Path, Tail] = {}
         self._processes: tuple[list[str], str] | None = None
@@ -81,10 +86,31 @@ class Watched:
         if (over := len(self.rollouts) - self.most) > 0:
             del self.rollouts[:over]
             self.forgotten += over
+        forget_tokens(self.rollouts)
+        self._look_at_trained()
         now = (alive(self.run), self.state().kind)
         found = found or now != self._processes
         self._processes = now
         return found
+
+    def _look_at_trained(self) -> None:
+        """Reads the trainer's files that are new: each is written in one piece, and again when its step is."""
+        kept = {key_of(one["group"], one["index"]) for one in self.rollouts if one["packed"]}
+        for gone in self.trained.keys() - kept:
+            del self.trained[gone], self._came[gone]
+        for path in sorted((self.run / FOLDER).glob("*.jsonl")) if kept else ():
+            try:
+                written = path.stat().st_mtime_ns
+            except OSError:
+                continue
+            if self._trained_seen.get(path) == written:
+                continue
+            self._trained_seen[path] = written
+            for row in read(path, self.damaged):
+                key = key_of(row.get("group_id"), row.get("index"))
+                if key in kept and (one := trained(row)):
+                    self._told += 1
+                    self.trained[key], self._came[key] = one, self._told
 
     def state(self) -> State:
         """The run's state by the rows that were read."""
@@ -92,27 +118,23 @@ class Watched:
         return state(self.run, self.records["metrics"], trainer, evaluated, time.time())
 
     @property
-    def position(self) -> tuple[int, int]:
-        """How many rollouts and groups were seen: what a reader has who got everything."""
-        return self.forgotten + len(self.rollouts), len(self.records["environment"])
+    def position(self) -> tuple[int, int, int]:
+        """How many rollouts, groups and trained rollouts were seen: what a reader has who got everything."""
+        return self.forgotten + len(self.rollouts), len(self.records["environment"]), self._told
 
     def page(self) -> dict[str, Any]:
         """The whole page's data."""
         shown = list(self.rollouts)
         shown += samples(self.run / "evaluations", self.most - len(shown), Counter())
-        groups = self.records["environment"]
-        return self._summary() | {"rollouts": shown, "groups": self._groups(shown), "problems": by_problem(groups)}
+        return self._summary() | late(self.run, shown, self.records["environment"], self.trained)
 
-    def since(self, rollouts: int, groups: int) -> dict[str, Any]:
-        """What a page needs that has seen so many rollouts and groups: `page`'s, with the newer ones alone."""
+    def since(self, rollouts: int, groups: int, trained: int) -> dict[str, Any]:
+        """What a page needs that has seen so many rollouts, groups and trained ones: `page`'s, with the newer alone."""
         newer = self.rollouts[max(rollouts - self.forgotten, 0) :]
-        rest = by_problem(self.records["environment"][groups:])
-        return self._summary() | {"rollouts": newer, "groups": self._groups(newer), "problems": rest}
+        came = {key for key, number in self._came.items() if number > trained}
+        again = [one for one in self.rollouts if one["packed"] and key_of(one["group"], one["index"]) in came]
+        found = late(self.run, newer, self.records["environment"], self.trained, seen=groups)
+        return self._summary() | found | {"tokens": split(again, self.trained)[1] | found["tokens"]}
 
     def _summary(self) -> dict[str, Any]:
         return summary(self.run, self.records, self.damaged, time.time())
-
-    def _groups(self, shown: list[Row]) -> dict[str, Row]:
-        wanted = {str(one["group"]) for one in shown}
-        options = (settings(self.run, name) for name in ("trainer", "environment"))
-        return by_group(self.records["environment"], wanted, *options)

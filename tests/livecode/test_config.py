@@ -63,6 +63,7 @@ OPTIONS = [
     "env.run_dir",
     "env.record_rollouts_per_group",
     "env.record_every_groups",
+    "env.record_tokens",
     "env.record_programs",
     "process.groups",
     "process.output",

@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 
+from environments.common.packed import IDS, REALS, unpacked
 from environments.common.settings import ConfigError
 from environments.livecode import command, environment
 from environments.livecode.atropos_compat import GroupRefused
@@ -27,6 +28,7 @@ from environments.livecode.problems.load import save_problems
 from environments.livecode.problems.problem import Problem, TestCase
 from environments.livecode.problems.prompts import PromptBuilder
 from environments.livecode.verification.base import JudgeFault
+from environments.tools.report import vocabulary
 
 RIGHT = "```python\nprint(int(input()) + 1)\n```"
 WRONG = "```python\nprint(int(input()) + 2)\n```"
@@ -310,6 +312,12 @@ async def test_records_hold_what_a_user_debugs_with(config: RunConfig, generatio
     assert rollout["verdict"]["status"] == rollout["status"]
     assert "variant" in rollout["prompt"]
     assert rollout["completion"] in (RIGHT, WRONG)
+    ids, logprobs = unpacked(rollout["token_ids"], IDS).tolist(), unpacked(rollout["logprobs"], REALS)
+    texts = vocabulary.texts(Path(config.model), set(ids))
+    spoken = "".join(texts[token] for token in ids).encode("latin-1").decode()
+    assert spoken == rollout["completion"] + env.tokenizer.eos_token
+    assert len(ids) == len(logprobs) == rollout["length"]
+    assert (logprobs < 0).all()
 
 
 async def test_wandb_gets_atropos_metrics_and_the_drops(

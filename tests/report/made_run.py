@@ -12,10 +12,18 @@ from typing import Any
 
 import yaml
 
+from environments.common.packed import FLAGS, IDS, REALS, packed
 from verifier_app.judge.compare import output_difference
 
 BEGUN = 1_790_000_000.0
 STEP_S = 90.0
+PIECES = ("print", "(", "\u00c3", "\u00a9", ")\u010a", "<|end|>")
+"""Of a byte-level vocabulary: the third ends within the letter \u00e9."""
+TOKENS = (0, 1, 2, 3, 4, 5, 9)
+"""Ids of a recorded rollout's tokens; no tokenizer knows the last one."""
+LOGPROBS = (-0.125, -0.0625, -2.5, -0.25, -6.0, -0.5, -1.5)
+CHANGES = (0.0, 0.25, -0.5, 0.0, 0.0, 0.0, 0.0)
+FLAGS_OF = (0, 2, 1, 0, 0, 0, 0)
 
 
 def make_run(folder: Path, steps: int = 60, planned: int = 80, seed: int = 0, groups: int = 6) -> Path:
@@ -34,6 +42,8 @@ def make_run(folder: Path, steps: int = 60, planned: int = 80, seed: int = 0, gr
     for step in range(steps):
         records = [_rollout(dice, row, index) for row in rows if row["weight_version"] == step for index in (0, 1)]
         _write(folder / "rollouts" / f"step-{step:05d}.jsonl", records)
+        rows_trained = [_trained(row) for row in records if row["index"] and row["dropped"] is None]
+        _write(folder / "trained_tokens" / f"step-{step + 1:08d}-0.jsonl", rows_trained)
     (folder / "logs").mkdir(exist_ok=True)
     (folder / "logs" / "trainer.log").write_text(
         "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2 GiB\n"
@@ -50,7 +60,16 @@ def _settings(config: Path, planned: int) -> None:
         "optimizer": {"lr": 1e-6}, "batch": {"rollouts": 48, "group_size": 8},
     }  # fmt: skip
     (config / "trainer.yaml").write_text(yaml.safe_dump(trainer))
-    (config / "environment.yaml").write_text(yaml.safe_dump({"env": {"problems": "data/train.jsonl"}}))
+    tokenizer = config.parent / "tokenizer"
+    tokenizer.mkdir(exist_ok=True)
+    vocabulary = {
+        "decoder": {"type": "ByteLevel"},
+        "model": {"type": "BPE", "vocab": {piece: number for number, piece in enumerate(PIECES[:-1])}},
+        "added_tokens": [{"id": 5, "content": PIECES[-1]}],
+    }
+    (tokenizer / "tokenizer.json").write_text(json.dumps(vocabulary))
+    environment = {"tokenizer": str(tokenizer), "env": {"problems": "data/train.jsonl"}}
+    (config / "environment.yaml").write_text(yaml.safe_dump(environment))
     (config / "train.yaml").write_text("{}\n")
 
 
@@ -135,11 +154,18 @@ def _rollout(dice: random.Random, group: dict[str, Any], index: int) -> dict[str
         "score": group["scores"][index], "status": status, "verdict": verdict,
         "failing_test": None if right else {"input": "3\n1 2 3\n", "output": "3\n4 6\n"}, "finish_reason": "stop",
         "length": group["lengths"][index], "versions": [[group["weight_version"], 0, group["lengths"][index]]],
-        "tokens": ["print", "(", str(number), ")", "\n"] if index else None,
-        "logprobs": [-0.1, -0.01, -2.5, -0.2, -6.0],
+        **({"token_ids": packed(TOKENS, IDS), "logprobs": packed(LOGPROBS, REALS)} if index else {}),
         "dropped": group["dropped"], "prompt": f"Problem {number}: print the sum of n numbers.",
         "completion": f"<think>n first, then {number} numbers</think>So:",
         "code": f"def solve(n):  # {group['problem_id']}\n    return {number} + n\n\n\nprint(solve(int(input())))",
+    }  # fmt: skip
+
+
+def _trained(row: dict[str, Any]) -> dict[str, Any]:
+    old = [one + 0.25 for one in LOGPROBS]
+    return {
+        "group_id": row["group_id"], "index": row["index"], "step": row["versions"][0][0] + 1, "advantage": 0.75,
+        "ratio": None, "old": packed(old, REALS), "change": packed(CHANGES, REALS), "flags": packed(FLAGS_OF, FLAGS),
     }  # fmt: skip
 
 

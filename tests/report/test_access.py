@@ -120,14 +120,3 @@ def test_a_rollouts_problem_shows_its_groups_over_time_and_the_tests_that_fail_i
     assert "test 3: " in text
     squares = page.run("document.querySelectorAll('#detail .square').length")
     assert squares == page.run("data.problems[open.problem].flatMap(one => one[1]).length")
-
-
-def test_a_recorded_rollouts_tokens_are_coloured_by_log_probability_or_weights(page: Page) -> None:
-    open_rollouts(page)
-    press_side(page, "tokens")
-    classes = "[...document.querySelectorAll('#detail .tokens span')].map(one => one.className)"
-    assert page.run(classes) == ["p0", "p0", "p2", "p0", "p5"]
-    page.run("{ const s = document.querySelector('[name=token-color]'); s.value = 'version'; "
-             "s.dispatchEvent(new Event('change')); }")  # fmt: skip
-    assert page.run(classes) == ["v0"] * 5
-    press_side(page, "rollout")

@@ -21,8 +21,8 @@ def shown(run: Path) -> dict[str, Any]:
     """The data of the report's page."""
     text = write_report(run).read_text(encoding="utf-8")
     found = re.findall(r'<script[^>]*type="application/json"[^>]*>(.*?)</script>', text, re.DOTALL)
-    data, late = (json.loads(one, parse_constant=lambda name: pytest.fail(f"{name} is in the page")) for one in found)
-    return {**data, **late}
+    parts = [json.loads(one, parse_constant=lambda name: pytest.fail(f"{name} is in the page")) for one in found]
+    return {name: value for part in parts for name, value in part.items()}
 
 
 @pytest.fixture
@@ -64,8 +64,11 @@ def test_a_field_of_another_kind_does_not_end_the_report(run: Path, number: int)
     names = ("weight_version", "dropped", "verdicts", "difficulty", "kind", "source", "date")
     append_line(run / "environment.jsonl", json.dumps(dict.fromkeys(names, value)))
     fields = ("problem_id", "status", "score", "length", "versions", "finish_reason", "graded", "verdict", "code",
-             "failing_test", "prompt", "completion", "difficulty", "from")  # fmt: skip
+             "failing_test", "prompt", "completion", "difficulty", "from", "token_ids", "logprobs")  # fmt: skip
     append_line(run / "rollouts" / "0.jsonl", json.dumps(dict.fromkeys(fields, value)))
+    (run / "trained_tokens").mkdir()
+    fields = ("group_id", "index", "step", "advantage", "ratio", "old", "change", "flags")
+    append_line(run / "trained_tokens" / "0.jsonl", json.dumps(dict.fromkeys(fields, value)))
     append_line(run / "metrics.jsonl", json.dumps({"step": value, "reward": value}))
     append_line(
         run / "evaluations.jsonl", json.dumps({"pass_at_1": value, "set": value, "by": value, "profiles": value})

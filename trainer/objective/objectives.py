@@ -90,6 +90,19 @@ def clipped_surrogate(chosen: Objective, ratio: Tensor, advantage: Tensor) -> Te
     return torch.where(advantage < 0, torch.minimum(loss, -chosen.dual_clip * advantage), loss)
 
 
+def ratio_of(chosen: Objective, difference: Tensor, sequence: Tensor, length: Tensor) -> Tensor:
+    """The importance ratio of the differences d [K]: r [K], or with a sequence ratio s [B]."""
+    log_ratio = sequence_mean(difference, sequence, length) if chosen.ratio == "sequence" else difference
+    return log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+
+
+def clipped(chosen: Objective, token_ratio: Tensor, advantage: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the clip stops a token's gradient: below its range, above it, by the dual clip; all [K]."""
+    low = (token_ratio < 1 - chosen.clip_low) & (advantage < 0)
+    high = (token_ratio > 1 + chosen.clip_high) & (advantage > 0)
+    return low, high, (advantage < 0) & (token_ratio > (chosen.dual_clip or float("inf")))
+
+
 def policy_loss(
     chosen: Objective,
     logprob: Tensor,
@@ -141,8 +154,7 @@ def policy_loss(
     # `where` before exp: inf times a zero mask would be NaN, in the loss and in its gradient
     difference = torch.where(keep, new - old, 0.0)
     of_sequence = chosen.ratio == "sequence"
-    log_ratio = sequence_mean(difference, sequence, length) if of_sequence else difference
-    ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    ratio = ratio_of(chosen, difference, sequence, length)
     per_token = clipped_surrogate(chosen, ratio, advantage if of_sequence else advantage[sequence])
     if of_sequence:
         per_token = per_token[sequence]
@@ -232,15 +244,13 @@ def _clip_stats(
     kept: Tensor,
 ) -> Stats:
     """How often the clip stopped a gradient, and where the ratios lie; a sequence counts if any of its tokens does."""
-    sign = advantage[sequence]
     below, above = token_ratio < 1 - chosen.clip_low, token_ratio > 1 + chosen.clip_high
     tokens, present = keep.sum(), kept & (length > 0)
 
     def any_of(mask: Tensor) -> Tensor:
         return (torch.zeros_like(length).index_add(0, sequence, mask.to(length.dtype)) > 0).sum()
 
-    low, high = keep & below & (sign < 0), keep & above & (sign > 0)
-    dual = keep & (sign < 0) & (token_ratio > (chosen.dual_clip or float("inf")))
+    low, high, dual = (keep & stopped for stopped in clipped(chosen, token_ratio, advantage[sequence]))
     of_sequence = chosen.ratio == "sequence"
     unit = present if of_sequence else keep
     return {

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from environments.common.http_clients import whole
+from environments.common.packed import IDS, REALS, packed
 from environments.common.run_folder import append_line
 from environments.common.settings import ConfigError
-from environments.livecode.pipeline import JudgedGroup
+from environments.livecode.pipeline import JudgedGroup, JudgedRollout
 from environments.livecode.problems.problem import Problem, TestCase
 from environments.livecode.problems.prompts import PromptTooLong
 from environments.livecode.problems.stored_tests import StoredTests
@@ -31,15 +32,22 @@ class GroupRecords:
         rollouts_per_group: rollouts kept of a recorded group.
         every: every how many finished groups one is recorded with its texts.
         programs: keep every program in programs/ as well.
+        tokens: keep the recorded rollouts' token ids and log-probabilities.
 
     Raises:
         ConfigError: the folder cannot be made or written.
     """
 
     def __init__(
-        self, run_dir: str | Path, *, rollouts_per_group: int = 1, every: int = 1, programs: bool = False
+        self,
+        run_dir: str | Path,
+        *,
+        rollouts_per_group: int = 1,
+        every: int = 1,
+        programs: bool = False,
+        tokens: bool = False,
     ) -> None:
-        self.run_dir, self._programs = Path(run_dir), programs
+        self.run_dir, self._programs, self._tokens = Path(run_dir), programs, tokens
         self._per_group, self._every = rollouts_per_group, every
         self._finished = 0
         try:
@@ -70,7 +78,8 @@ class GroupRecords:
         if self._per_group and group.rollouts and self._finished % self._every == 0:
             path = self.run_dir / "rollouts" / f"step-{group.weight_version:05d}.jsonl"
             for index in range(min(self._per_group, len(group.rollouts))):
-                append_line(path, _line(rollout_record(group, index)))
+                tokens = token_record(group.rollouts[index]) if self._tokens else {}
+                append_line(path, _line(rollout_record(group, index) | tokens))
         self._finished += 1
 
     def left_out(self, name: str, problems: Sequence[PromptTooLong]) -> Path:
@@ -141,6 +150,14 @@ def rollout_record(group: JudgedGroup, index: int) -> dict[str, Any]:
         "completion": rollout.text,
         "code": rollout.code,
     }
+
+
+def token_record(rollout: JudgedRollout) -> dict[str, str]:
+    """A rollout's sampled tokens and the sampler's log-probabilities, packed; nothing where the sampler gave none."""
+    sample = rollout.sample
+    if not sample.ids or len(sample.ids) != len(sample.logprobs):
+        return {}
+    return {"token_ids": packed(sample.ids, IDS), "logprobs": packed(sample.logprobs, REALS)}
 
 
 def count_lines(path: str | Path) -> int:

@@ -13,11 +13,19 @@ from environments.common.run_folder import check
 from environments.common.settings import ConfigError
 from environments.tools.report.breakdown import evaluation, tables
 from environments.tools.report.charts import axes, curves, held_out, left_out
-from environments.tools.report.code import tokens
+from environments.tools.report.code import tokens as coloured
 from environments.tools.report.groups import by_group, by_problem
 from environments.tools.report.story import overview, settings
 from environments.tools.report.timeline import timeline
-from environments.tools.report.values import Rows, number
+from environments.tools.report.token_data import (
+    key_of,
+    of_record,
+    read_trained,
+    split,
+    tokenizer_folder,
+    vocabulary,
+)
+from environments.tools.report.values import Row, Rows
 
 _OF_PROBLEMS = ".problems.jsonl"
 RECORDS = ("metrics", "environment", "environment_metrics", "evaluations")
@@ -25,7 +33,7 @@ MAX_TEXT = 20_000  # characters of an answer that the page keeps: its beginning 
 
 
 def collect(run: Path, most_rollouts: int, now: float | None = None) -> dict[str, Any]:
-    """The page's data: `summary`'s, with {rollouts, groups}.
+    """The page's data: `summary`'s, with `late`'s.
 
     Args:
         now: seconds since 1970; None: the clock's.
@@ -43,11 +51,28 @@ def collect(run: Path, most_rollouts: int, now: float | None = None) -> dict[str
             f"report: {run}: none of metrics.jsonl, environment.jsonl, evaluations.jsonl, evaluations/ and rollouts/ "
             "is in it. Give a run's folder."
         )
-    wanted = {str(one["group"]) for one in shown}
-    return summary(run, records, damaged, time.time() if now is None else now) | {
-        "rollouts": shown,
-        "groups": by_group(records["environment"], wanted, settings(run, "trainer"), settings(run, "environment")),
-        "problems": by_problem(records["environment"]),
+    packed = {key_of(one["group"], one["index"]) for one in shown if one["packed"]}
+    rest = late(run, shown, records["environment"], read_trained(run, read, packed, damaged))
+    return summary(run, records, damaged, time.time() if now is None else now) | rest
+
+
+def late(run: Path, shown: Rows, groups: Rows, trained: dict[str, Row], seen: int = 0) -> dict[str, Any]:
+    """What the page reads when rollouts are looked at: {rollouts, groups, problems, tokens, vocabulary}.
+
+    Args:
+        shown: rollouts, the oldest first.
+        groups: rows of environment.jsonl.
+        trained: what the trainer says of their tokens.
+        seen: of the groups, the first so many, whose problems are known already.
+    """
+    trainer, environment = settings(run, "trainer"), settings(run, "environment")
+    rollouts, tokens = split(shown, trained)
+    return {
+        "rollouts": rollouts,
+        "groups": by_group(groups, {str(one["group"]) for one in shown}, trainer, environment),
+        "problems": by_problem(groups[seen:]),
+        "tokens": tokens,
+        "vocabulary": vocabulary(tokens.values(), tokenizer_folder(environment, trainer)) if tokens else {},
     }
 
 
@@ -129,7 +154,7 @@ def rollout(record: dict[str, Any]) -> dict[str, Any]:
         "index": record.get("index"),
         "dropped": record.get("dropped"),
         "spans": record.get("versions"),
-        "pieces": pieces(record),
+        "packed": of_record(record),
         "finish": record.get("finish_reason"),
         "graded": graded if isinstance(graded := record.get("graded"), list) else [],
         "sample": record.get("sample"),
@@ -140,19 +165,8 @@ def rollout(record: dict[str, Any]) -> dict[str, Any]:
         "test": record.get("failing_test"),
         "prompt": cut(str(record.get("prompt", ""))),
         "answer": cut(str(record.get("completion", ""))),
-        "code": tokens(code[:MAX_TEXT]) if isinstance(code, str) else None,
+        "code": coloured(code[:MAX_TEXT]) if isinstance(code, str) else None,
     }
-
-
-def pieces(record: dict[str, Any]) -> dict[str, Any] | None:
-    """The sampled tokens with their log-probabilities, where the record holds both: {texts, logprobs}."""
-    texts, logprobs = record.get("tokens"), record.get("logprobs")
-    if not isinstance(texts, list) or not isinstance(logprobs, list) or len(texts) != len(logprobs):
-        return None
-    if not all(isinstance(one, str) for one in texts):
-        return None
-    kept = slice(0, MAX_TEXT // 4)
-    return {"texts": texts[kept], "logprobs": [one if number(one) else None for one in logprobs[kept]]}
 
 
 def samples(folder: Path, most: int, damaged: Counter[str]) -> Rows:

@@ -30,6 +30,7 @@ SCRIPTS = (
         "evaluations.js",
         "rollouts.js",
         "rollout_views.js",
+        "tokens.js",
         "main.js",
         "live.js",
     ),
@@ -37,6 +38,8 @@ SCRIPTS = (
 """Each group is one element of the page."""
 LATE = ("rollouts", "groups", "problems")
 """The large parts of the data: an element of their own, which is read when a rollout is first looked at."""
+TOKENS = ("tokens", "vocabulary")
+"""Another one, which is read when a rollout's tokens are."""
 
 
 def write_report(run: Path, out: Path | None = None, most_rollouts: int = 5000, trace_to: Path | None = None) -> Path:
@@ -66,7 +69,7 @@ def render(data: dict[str, Any], connect: str = "") -> str:
     Args:
         connect: what the page's script may fetch from, as a policy says it; none: nothing.
     """
-    early = {name: value for name, value in data.items() if name not in LATE}
+    early = {name: value for name, value in data.items() if name not in (*LATE, *TOKENS)}
     styles, scripts = _together(STYLES), _together(SCRIPTS)
     policy = ["default-src 'none'", f"script-src {_hashes(scripts)}", f"style-src {_hashes(styles)}"]
     if connect:
@@ -82,6 +85,7 @@ def render(data: dict[str, Any], connect: str = "") -> str:
             scripts=[Markup(text) for text in scripts],
             data=Markup(as_json(early | {"recorded": len(data["rollouts"])})),
             late=Markup(as_json({name: data[name] for name in LATE})),
+            token_data=Markup(as_json({name: data[name] for name in TOKENS})),
         )
     )
 

@@ -1,11 +1,11 @@
 "use strict";
 // Every text goes into the page by textContent: nothing that a model wrote is ever read as markup.
 const data = JSON.parse(document.getElementById("data").textContent);
-// Most of the page are the rollouts and their groups: they are read when they are first asked for.
-const LATE = ["rollouts", "groups", "problems"];
-for (const name of LATE) Object.defineProperty(data, name, { configurable: true, enumerable: true, get() {
-  const late = JSON.parse(document.getElementById("late-data").textContent);
-  for (const each of LATE) Object.defineProperty(data, each, { value: late[each], writable: true, enumerable: true });
+// Most of the page are the rollouts, their groups and tokens: they are read when they are first asked for.
+const LATE = { "late-data": ["rollouts", "groups", "problems"], "token-data": ["tokens", "vocabulary"] };
+for (const [element, names] of Object.entries(LATE)) for (const name of names) Object.defineProperty(data, name, { configurable: true, enumerable: true, get() {
+  const late = JSON.parse(document.getElementById(element).textContent);
+  for (const each of names) Object.defineProperty(data, each, { value: late[each], writable: true, enumerable: true });
   return data[name];
 } });
 const $ = (selector, root = document) => root.querySelector(selector);

@@ -16,11 +16,15 @@ function listen(address) {
 }
 
 // Adds what is new to what the page has.
-function take({ rollouts, groups, problems, ...rest }) {
+function take({ rollouts, groups, problems, tokens, vocabulary, ...rest }) {
   data.rollouts.push(...rollouts);
   data.rollouts.splice(0, data.rollouts.length - MOST_KEPT);
   data.recorded = data.rollouts.length;
   Object.assign(data.groups, groups);
+  if (Object.keys(tokens).length) {
+    Object.assign(data.tokens, tokens);
+    Object.assign(data.vocabulary, vocabulary);
+  }
   for (const [problem, rows] of Object.entries(problems)) data.problems[problem] = [...(data.problems[problem] || []), ...rows];
   refresh(rest);
 }

@@ -2,7 +2,7 @@
 // One rollout from four sides: itself, its group, its problem over time, its tokens.
 
 const SIDES = { rollout: "Rollout", group: "Group", problem: "Problem", tokens: "Tokens" };
-let side = "rollout", tokenColor = "logprob";
+let side = "rollout";
 
 const signed = (value) => value == null ? "-" : (value > 0 ? "+" : "") + short(value);
 const same = (one, other) => one.problem === other.problem && one.from === other.from;
@@ -11,7 +11,7 @@ const hasSide = {
   rollout: () => true,
   group: (one) => one.group != null && data.groups[one.group],
   problem: (one) => data.rollouts.filter((other) => same(one, other)).length > 1 || (data.problems[one.problem] || []).length > 0,
-  tokens: (one) => one.pieces != null || (Array.isArray(one.spans) && one.spans.length > 1),
+  tokens: (one) => one.tokens != null || (Array.isArray(one.spans) && one.spans.length > 1),
 };
 
 function sides(one) {
@@ -73,22 +73,4 @@ function problemSide(one) {
     table(["rollout", "weights", "verdict", "failing test", "tokens"], kept.slice(-300).map((other, index) =>
       [opener(`${index + 1}${other === one ? " (this one)" : ""}`, other), other.version ?? "-", el("span", { class: kind(other.status), text: words(other.status) }), other.failed ?? "-", other.length ?? "-"]), 9)));
   return out;
-}
-
-// Tokens by log-probability, 0 to -5 nats, or by the weights that sampled them.
-function tokensSide(one) {
-  const spans = Array.isArray(one.spans) ? one.spans.filter(Array.isArray) : [], versions = [...new Set(spans.map((span) => span[0]))];
-  const group = one.group == null ? null : data.groups[one.group], advantage = group && group.advantages ? group.advantages[one.index] : null;
-  const out = [el("p", { class: "quiet", text: `Advantage of every token: ${signed(advantage)}. ` + (versions.length > 1 ? "Sampled by " : "Sampled by weights ") +
-    (versions.length > 1 ? spans.map(([version, from, to]) => `weights ${version} (tokens ${from} to ${to})`).join(", ") : versions.join(", ")) + "." })];
-  if (!one.pieces) return [...out, el("p", { class: "quiet", text: "This record holds no tokens with their log-probabilities." })];
-  out.push(el("form", { class: "tools", onsubmit: (event) => event.preventDefault() }, choices("token-color", "Colour by", { logprob: "log-probability", version: "weights" }, tokenColor,
-    (value) => { tokenColor = value; show(one); $("[data-key=token-color]").focus(); })));
-  const pre = el("pre", { class: "tokens", tabindex: 0, role: "group", "aria-label": "Tokens" });
-  one.pieces.texts.forEach((text, index) => {
-    const logprob = one.pieces.logprobs[index], span = spans.find(([, from, to]) => from <= index && index < to);
-    const grade = tokenColor === "version" ? `v${versions.indexOf(span ? span[0] : null) % 6}` : `p${Math.max(0, Math.min(5, Math.floor(-(logprob ?? 0))))}`;
-    pre.append(el("span", { class: grade, text, title: `${JSON.stringify(text)}, log-probability ${logprob == null ? "-" : logprob.toFixed(3)}, advantage ${signed(advantage)}` + (span ? `, weights ${span[0]}` : "") }));
-  });
-  return [...out, pre];
 }
