@@ -203,6 +203,24 @@ def watch(
 
 
 @app.command(rich_help_panel=TOOLS)
+def diff(
+    run_a: Annotated[Path, typer.Argument(help="A run's folder.")],
+    run_b: Annotated[Path, typer.Argument(help="Another one's.")],
+    out: Annotated[Path | None, typer.Option(help="HTML file to write as well, with the curves; none: none.")] = None,
+) -> None:
+    """Compare two runs: options, held-out scores with paired intervals, speed by phase, and curves over each other."""
+    from environments.tools.diff.compare import compare
+    from environments.tools.diff.page import write_page
+    from environments.tools.diff.terminal import show
+
+    found = compare(run_a, run_b)
+    show(found, Console(highlight=False, width=None if sys.stdout.isatty() else 140))
+    if out is not None:
+        write_page(found, out)
+        typer.echo(out)
+
+
+@app.command(rich_help_panel=TOOLS)
 def export(
     run: Annotated[Path, typer.Argument(help="A training run's folder.")],
     out: Annotated[Path, typer.Option(help="Folder to write; replaced where it is an export already.")],

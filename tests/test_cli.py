@@ -104,7 +104,20 @@ PROGRAMS = (
         "warmup",
         "pretrained",
     ),
-    *("report", "watch", "export", "audit", "rejudge", "verify", "select", "replay", "budget", "plan", "metrics"),
+    *(
+        "report",
+        "watch",
+        "diff",
+        "export",
+        "audit",
+        "rejudge",
+        "verify",
+        "select",
+        "replay",
+        "budget",
+        "plan",
+        "metrics",
+    ),
 )
 
 HELP = """

@@ -70,22 +70,35 @@ def render(data: dict[str, Any], connect: str = "") -> str:
         connect: what the page's script may fetch from, as a policy says it; none: nothing.
     """
     early = {name: value for name, value in data.items() if name not in (*LATE, *TOKENS)}
-    styles, scripts = _together(STYLES), _together(SCRIPTS)
+    parts = {
+        "data": early | {"recorded": len(data["rollouts"])},
+        "late": {name: data[name] for name in LATE},
+        "token_data": {name: data[name] for name in TOKENS},
+    }
+    return fill_template("page.html", data["title"], SCRIPTS, parts, connect)
+
+
+def fill_template(
+    name: str, title: str, files: tuple[tuple[str, ...], ...], parts: dict[str, dict[str, Any]], connect: str = ""
+) -> str:
+    """A page by a template of the assets, with the scripts that `files` name and nothing that runs beside them.
+
+    parts: JSON by its name in the template.
+    """
+    styles, scripts = _together(STYLES), _together(files)
     policy = ["default-src 'none'", f"script-src {_hashes(scripts)}", f"style-src {_hashes(styles)}"]
     if connect:
         policy.append(f"connect-src {connect}")
-    template = (ASSETS / "page.html").read_text(encoding="utf-8")
+    template = (ASSETS / name).read_text(encoding="utf-8")
     return (
         Environment(autoescape=True)
         .from_string(template)
         .render(
-            title=data["title"],
+            title=title,
             policy="; ".join(policy),
             styles=[Markup(text) for text in styles],
             scripts=[Markup(text) for text in scripts],
-            data=Markup(as_json(early | {"recorded": len(data["rollouts"])})),
-            late=Markup(as_json({name: data[name] for name in LATE})),
-            token_data=Markup(as_json({name: data[name] for name in TOKENS})),
+            **{name: Markup(as_json(part)) for name, part in parts.items()},
         )
     )
 

@@ -8,9 +8,9 @@ const color = (name) => getComputedStyle(document.documentElement).getPropertyVa
 const FONT = "12px system-ui, sans-serif";
 
 // The position of a step on the chosen axis; null where the run's records do not tell.
-function place(step, axis) {
+function place(step, axis, axes = data.axes) {
   if (axis === "steps") return step;
-  const { steps } = data.axes, values = data.axes[axis];
+  const { steps } = axes, values = axes[axis];
   if (!values.length || step > steps[steps.length - 1]) return null;
   let low = 0, high = steps.length - 1;
   while (low < high) {
@@ -20,12 +20,12 @@ function place(step, axis) {
   return values[low];
 }
 
-// uPlot's columns of series of [step, value, ...]: one row of x, then `columns` for each series.
+// uPlot's columns of series of [step, value, ...]: one row of x, then `columns` for each series. A series may have axes of its own.
 function aligned(series, axis, columns = 1) {
   const rows = new Map();
-  series.forEach(({ points }, index) => {
+  series.forEach(({ points, axes }, index) => {
     for (const [step, ...values] of points) {
-      const x = place(step, axis);
+      const x = place(step, axis, axes);
       if (x == null) continue;
       if (!rows.has(x)) rows.set(x, []);
       for (let i = 0; i < columns; i++) rows.get(x)[index * columns + i] = values[i] ?? null;
@@ -111,9 +111,9 @@ function plot(host, columns, series, options = {}) {
         : { ...axis, values: (u, ticks) => ticks.map((tick) => tick == null ? "" : unit(tick)), size: 54 },
     ],
     series: [{}, ...series.map((one, i) => ({
-      label: one.name, stroke: one.hidden ? () => "transparent" : paint(one.color, one.faint ? "55" : ""), width: one.hidden ? 0 : one.width || 2, spanGaps: true,
+      label: one.name, stroke: one.hidden ? () => "transparent" : paint(one.color, one.faint ? "55" : ""), width: one.hidden ? 0 : one.width || 2, spanGaps: true, dash: one.dash,
       show: one.show !== false, fill: one.fill ? paint(one.color, "cc") : undefined, paths: one.bars ? uPlot.paths.bars({ size: [0.7, 60] }) : undefined,
-      points: { show: !one.hidden && !one.bars && !one.faint && few(columns[i + 1]), size: 6, fill: paint("--card") },
+      points: { show: !one.hidden && !one.bars && !one.faint && one.dots !== false && few(columns[i + 1]), size: 6, fill: paint("--card") },
     }))],
     bands: (options.bands || []).map(([upper, lower, name]) => ({ series: [upper, lower], fill: paint(name, name === "--s0" ? "38" : "1e") })),
     hooks: { setScale: [zoomed], setCursor: [(u) => u.ours && u.ours.moved && u.ours.moved(u.cursor.idx)], draw: options.draw ? [options.draw] : [] },
@@ -194,12 +194,12 @@ function curve(one) {
     const smooth = view.smooth > 0;
     const columns = [xs, ...raw.flatMap((values) => smooth ? [values, smoothed(values, view.smooth)] : [values])];
     const series = one.series.flatMap((line, i) => {
-      const base = { name: line.name, color: `--s${i % 6}` };
+      const base = { name: line.name, color: line.color || `--s${i % 6}`, dash: line.dash, dots: line.dots };
       return smooth ? [{ ...base, faint: true, width: 1 }, base] : [base];
     });
     if (!xs.length) return host.replaceChildren(el("p", { class: "quiet", text: "The records do not tell where on this axis." }));
     const chart = plot(host, columns, series, { log, whole: view.axis === "steps", percent: isShare, fine: isShare && Math.max(...columns.slice(1).flat()) < 0.1 });
-    const lines = one.series.map((line, i) => ({ ...line, color: `--s${i % 6}`, key: `${one.title}/${line.name}` }));
+    const lines = one.series.map((line, i) => ({ ...line, color: line.color || `--s${i % 6}`, key: `${one.title}/${line.name}` }));
     card.append(legend(chart, lines, format, smooth ? 2 : 1), numbersOf(one.title, ["step", ...one.series.map((line) => line.name)],
       () => { const [steps, ...values] = aligned(one.series, "steps"); return steps.map((step, i) => [step, ...values.map((column) => column[i])]); }));
   };
@@ -213,7 +213,7 @@ function choices(name, label, options, value, changed) {
   return el("label", {}, label + " ", select);
 }
 
-const axesAtHand = () => Object.fromEntries(Object.entries(AXES).filter(([name]) => data.axes[name].length > 1 || name === "steps"));
+const axesAtHand = () => Object.fromEntries(Object.entries(AXES).filter(([name]) => name === "steps" || [data.axes].flat().every((axes) => axes[name].length > 1)));
 
 function toolbar(again) {
   const zoom = (name, text) => el("label", {}, text + " ", el("input", { name: `zoom-${name}`, type: "number", step: "any", "data-key": `zoom-${name}`,
