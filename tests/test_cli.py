@@ -104,20 +104,8 @@ PROGRAMS = (
         "warmup",
         "pretrained",
     ),
-    *(
-        "report",
-        "watch",
-        "diff",
-        "export",
-        "audit",
-        "rejudge",
-        "verify",
-        "select",
-        "replay",
-        "budget",
-        "plan",
-        "metrics",
-    ),
+    *("report", "watch", "diff", "export", "audit", "rejudge", "verify"),
+    *("select", "replay", "budget", "plan", "metrics"),
 )
 
 HELP = """

@@ -67,8 +67,8 @@ def test_a_field_of_another_kind_does_not_end_the_report(run: Path, number: int)
              "failing_test", "prompt", "completion", "difficulty", "from", "token_ids", "logprobs")  # fmt: skip
     append_line(run / "rollouts" / "0.jsonl", json.dumps(dict.fromkeys(fields, value)))
     (run / "trained_tokens").mkdir()
-    fields = ("group_id", "index", "step", "advantage", "ratio", "old", "change", "flags")
-    append_line(run / "trained_tokens" / "0.jsonl", json.dumps(dict.fromkeys(fields, value)))
+    trained = ("group_id", "index", "step", "advantage", "ratio", "old", "change", "flags")
+    append_line(run / "trained_tokens" / "0.jsonl", json.dumps(dict.fromkeys(trained, value)))
     append_line(run / "metrics.jsonl", json.dumps({"step": value, "reward": value}))
     append_line(
         run / "evaluations.jsonl", json.dumps({"pass_at_1": value, "set": value, "by": value, "profiles": value})
