@@ -168,6 +168,7 @@ def serve(run: Path, port: int, most_rollouts: int, say: Callable[[str], Any] = 
     """
     watched = Watched(run, most_rollouts)
     sock = bind(HOST, port)
+    sock.listen()  # who opens the address as soon as it is printed is not refused
     say(f"http://{HOST}:{sock.getsockname()[1]}  shows {run} as it goes on; Ctrl-C ends this and nothing else")
     app = application(watched)
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=5)

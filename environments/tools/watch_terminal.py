@@ -18,9 +18,10 @@ from rich.table import Table
 from rich.text import Text
 
 from environments.launch.display import COLUMNS, step_cells
+from environments.tools.report.collect import under_way
 from environments.tools.report.faults import faults
 from environments.tools.report.story import settings, time_parts
-from environments.tools.report.values import Row, Rows, duration, lineage, number, numbers, share
+from environments.tools.report.values import Row, Rows, duration, lineage, number, numbers, plural, share
 from environments.tools.watch_records import Watched
 
 EVERY_S = 2.0
@@ -32,7 +33,7 @@ TELLING = (
     *("|dlogp|", "clip%"),
 )
 """Titles of display.COLUMNS, the ones to keep longest first."""
-_AROUND = 17  # lines that are no step: state, numbers, faults and their frames
+_AROUND = 18  # lines that are no step: state, numbers, faults and their frames
 
 
 def watch(run: Path, console: Console | None = None) -> None:
@@ -71,6 +72,9 @@ def picture(watched: Watched, rows: int, width: int) -> RenderableType:
     parts: list[RenderableType] = [title]
     if state.kind == "died" and state.detail:
         parts.append(Text(f"trainer.log ends with: {state.detail}", "red"))
+    elif state.kind == "running" and state.detail:
+        line = Text(f"trainer.log: {state.detail}", "dim", overflow="ellipsis", no_wrap=True)
+        parts.append(line)
     parts += [_progress(watched), _now(watched), _steps(records["metrics"], records["environment"], rows, width)]
     if found:
         lines = [Text(f"• {one.text}", "red" if one.level == "bad" else "yellow") for one in found[:4]]
@@ -103,9 +107,26 @@ def _now(watched: Watched) -> RenderableType:
     records = watched.records
     recent, env = lineage(records["metrics"])[-RECENT:], (records["environment_metrics"] or [{}])[-1]
     table = Table.grid(padding=(0, 3))
-    for pair in _pairs(_values(watched, recent, env)):
+    for pair in _pairs(_values(watched, recent, env) if recent else _before_a_step(watched)):
         table.add_row(*(cell for name, value in pair for cell in (Text(name, "dim"), Text(value))))
-    return Panel(table, title=f"Last {max(len(recent), 1)} steps", title_align="left", box=box.ROUNDED)
+    title = f"Last {plural(len(recent), 'step')}" if recent else "Before the first step"
+    return Panel(table, title=title, title_align="left", box=box.ROUNDED)
+
+
+def _before_a_step(watched: Watched) -> list[tuple[str, str]]:
+    """What there is to tell while the first batch is generated, and the start model evaluated."""
+    groups = watched.records["environment"]
+    trainable = sum(group.get("dropped") is None for group in groups)
+    lists = [group["verdicts"] for group in groups if isinstance(group.get("verdicts"), list)]
+    verdicts = [verdict for given in lists for verdict in given]
+    solved = f"{100 * verdicts.count('accepted') / len(verdicts):.0f} % of {len(verdicts):,}" if verdicts else "-"
+    evaluated = under_way(watched.run)
+    return [
+        ("groups finished", f"{len(groups):,}, with a signal {trainable:,}"),
+        ("rollouts solved", solved),
+        ("evaluation", f"{plural(evaluated, 'sample')} judged" if evaluated else "-"),
+        ("held-out scores", f"{len(watched.records['evaluations']):,}"),
+    ]
 
 
 def _values(watched: Watched, recent: Rows, env: Row) -> list[tuple[str, str]]:

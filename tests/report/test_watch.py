@@ -156,6 +156,22 @@ def test_the_terminal_shows_state_speed_steps_and_faults(run: Path) -> None:
     assert "What went wrong" in text
 
 
+def test_before_the_first_step_the_terminal_tells_what_is_under_way(run: Path) -> None:
+    (run / "metrics.jsonl").write_text("")
+    (run / "evaluations").mkdir()
+    (run / "evaluations" / "held-out.partial.jsonl").write_text('{"index": 0}\n' * 3)
+    (run / "logs" / "trainer.log").write_text("waiting for a batch\n")
+    with (run / "trainer.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        text = printed(run, 150)
+        (spoken,) = (line for line in printed(run, 24).splitlines() if line.startswith("trainer.log"))
+    assert "Before the first step" in text
+    assert "groups finished   60, with a signal" in text
+    assert "3 samples judged" in text
+    assert "trainer.log: waiting for a batch" in text
+    assert len(spoken) <= 24  # one line, whatever the width
+
+
 @pytest.mark.parametrize("width", [60, 80, 150])
 def test_no_line_is_wider_than_the_terminal(run: Path, width: int) -> None:
     text = printed(run, width)

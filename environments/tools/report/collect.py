@@ -102,9 +102,22 @@ def summary(run: Path, records: dict[str, Rows], damaged: Counter[str], now: flo
         "evaluations": [graded for record in evaluations if "pass_at_1" in record for graded in evaluation(record)],
         "tables": tables(groups),
         "timeline": timeline(metrics, groups),
+        "evaluating": under_way(run),
         "damaged": dict(damaged),
         "notes": notes,
     }
+
+
+def under_way(run: Path) -> int:
+    """Judged samples of the evaluations that are not finished."""
+    count = 0
+    for path in (run / "evaluations").glob("*.partial.jsonl"):
+        try:
+            with path.open("rb") as stream:
+                count += sum(1 for _ in stream)
+        except OSError:  # it was finished meanwhile, and has another name
+            continue
+    return count
 
 
 def read(path: Path, damaged: Counter[str]) -> Rows:

@@ -55,7 +55,8 @@ def state(run: Path, metrics: Rows, settings: Row, evaluated: bool, now: float) 
         return State("finished", f"Finished: all {plural_steps(planned)} are done.")
     living = alive(run)
     if "the trainer" in living:
-        return State("running", f"Running: {told} is done." if done else "Running: no step is done yet.")
+        text = f"Running: {told} is done." if done else "Running: no step is done yet."
+        return State("running", text, _last_words(run / "logs" / "trainer.log"))
     if not metrics and not settings:
         return _without_trainer(living, evaluated)
     written = last_write(run)

@@ -121,6 +121,7 @@ function plot(host, columns, series, options = {}) {
   chart.ours = { alone: options.alone };
   $("canvas", host).setAttribute("aria-hidden", "true");
   drawn.set(host, chart);
+  if (columns[0].length === 1) chart.setScale("x", { min: columns[0][0], max: columns[0][0] + 1 });  // uPlot's own guess is 0 to 100
   if (!options.alone && (view.from != null || view.to != null)) {
     zooming = true;
     range(chart);

@@ -56,7 +56,7 @@ function head() {
   $("#state").textContent = state.text;
   $("#state").className = state.kind;
   const damaged = Object.entries(data.damaged).map(([name, count]) => `${count} damaged lines of ${name} are left out.`);
-  $("#notes").textContent = [...data.notes, ...damaged].join(" ");
+  $("#notes").replaceChildren(...[...data.notes.map((text) => el("span", { text: text + " " })), ...damaged.map((text) => el("span", { class: "damaged", text: text + " " }))]);
 }
 
 // A change of the fragment alone would take the keyboard away from what has it.

@@ -15,7 +15,8 @@ function score(title, one, note) {
 function headlineCard(told) {
   const card = el("div", { class: `card headline ${told ? told.verdict : ""}` }, el("h2", { text: "Held-out pass@1" }));
   if (!told) {
-    card.append(el("p", { text: "No held-out evaluation in this folder: the curve shows the rollouts of training alone." }));
+    card.append(el("p", { text: data.evaluating ? `Being measured now: ${data.evaluating.toLocaleString()} samples are judged so far.`
+      : "No held-out evaluation in this folder: the curve shows the rollouts of training alone." }));
     return card;
   }
   const gain = told.gain == null ? "" : `${told.gain >= 0 ? "+" : ""}${(100 * told.gain).toFixed(1)} points`;
@@ -33,6 +34,8 @@ function headlineCard(told) {
 function factsCard() {
   const list = el("dl", {});
   for (const [name, value] of data.overview.facts) list.append(el("div", {}, el("dt", { text: name }), el("dd", { text: value })));
+  const { state } = data.overview;
+  if (state.kind === "running" && state.detail) list.append(el("div", { class: "all" }, el("dt", { text: "The trainer's log says" }), el("dd", {}, el("code", { text: state.detail }))));
   return el("div", { class: "card" }, el("h2", { text: "The run" }), list);
 }
 
