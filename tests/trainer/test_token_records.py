@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ CHANGES = [[0.0, 0.3, -0.3, 0.1], [0.3, -0.3, 1.5], [0.0, 0.5]]
 ADVANTAGES = [1.0, -1.0, 0.5]
 
 
-def taken(folder: Path, name: str, rollouts: int, mismatch: OffPolicy | None = None) -> dict[int, dict]:
+def taken(folder: Path, name: str, rollouts: int, mismatch: OffPolicy | None = None) -> dict[int, dict[str, Any]]:
     """The rows of one group under an objective, by rollout; the loss is computed of the same tensors."""
     groups = make_groups([(5, LENGTHS)])
     (micro,) = pack(groups, [ADVANTAGES], 60)
