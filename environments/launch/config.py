@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 import yaml
 from pydantic import Field, ValidationError, model_validator
 
+from environments.common.flags import option_names
 from environments.common.hub import is_hub_name
 from environments.common.settings import ConfigError, PathText, Settings, Url, explain, load, read_yaml
 from environments.launch.missing_model import no_model
@@ -246,7 +247,11 @@ def merge(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def take_inner(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]]]:
-    """The words that are no flag of a part, and the parts' flags as nested mappings."""
+    """The words that are no flag of a part, and the parts' flags as nested mappings.
+
+    Raises:
+        ConfigError: a flag without its value, or an option of a part without the part's name.
+    """
     rest: list[str] = []
     inner: dict[str, dict[str, Any]] = {}
     words = iter(argv)
@@ -254,6 +259,8 @@ def take_inner(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]
         flag, equals, value = word.partition("=")
         part, _, path = flag.removeprefix("--").partition(".")
         if not flag.startswith("--") or part not in PARTS or not path:
+            if path and (meant := _with_a_part(flag)):
+                raise ConfigError(f"{flag}: an option of a part of the run. Write {' or '.join(meant)}.")
             rest.append(word)
             continue
         if not equals:
@@ -266,6 +273,16 @@ def take_inner(argv: Sequence[str]) -> tuple[list[str], dict[str, dict[str, Any]
             nested = {name: nested}
         inner[part] = merge(inner.get(part, {}), nested)
     return rest, inner
+
+
+def _with_a_part(flag: str) -> list[str]:
+    """The dotted flag with the names of the parts that have such an option in front."""
+    from environments.livecode.config import RunConfig
+
+    name = flag.removeprefix("--").replace("-", "_")
+    models: tuple[type[Settings], ...] = (RunConfig, TrainerConfig, ServeConfig)  # in the order of PARTS
+    parts = zip(PARTS, models, strict=True)
+    return [f"--{part}.{name}" for part, model in parts if flag.startswith("--") and name in option_names(model)]
 
 
 def saved(path: Path) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from environments.common.settings import load
+from environments.common.settings import ConfigError, load
+from environments.launch.config import take_inner
 from environments.launch.demo import ADAPTER_DEADLINE_S, Demo
 from environments.launch.demo_config import DemoConfig
 from environments.launch.display import Screen
@@ -24,6 +25,17 @@ def environment_of(tmp_path: Path, **options: Any) -> RunConfig:
     demo = Demo(config, Screen(Console(file=io.StringIO())))
     demo._prepare_folder()
     return load(RunConfig, demo._environment_flags())
+
+
+def test_an_option_without_its_part_s_name_names_the_part() -> None:
+    with pytest.raises(ConfigError, match=r"--adapter.rank: .* Write --trainer.adapter.rank\."):
+        take_inner(["--steps", "2", "--adapter.rank", "32"])
+    with pytest.raises(ConfigError, match=r"Write --environment.env.group_size\."):
+        take_inner(["--env.group-size=4"])
+    assert take_inner(["--steps", "2.5", "runs/a.b", "--no.such", "1"]) == (
+        ["--steps", "2.5", "runs/a.b", "--no.such", "1"],
+        {},
+    )
 
 
 @pytest.mark.parametrize(
