@@ -16,7 +16,7 @@ from environments.livecode.verification.base import JudgeFault
 from environments.livecode.verification.local import with_retries
 from environments.livecode.verification.remote import raise_fault
 from verifier_app import container
-from verifier_app.judge import Judge, JudgeError, TestStore, judging
+from verifier_app.judge import Judge, JudgeError, TestStore, judging, running
 from verifier_app.judge.pool import GRACE_S, JudgePool, longest
 from verifier_app.judge.verdict import Verdict
 from verifier_app.judge.worker import answer_to
@@ -81,14 +81,14 @@ def test_a_judge_errors_message_is_printable(judge: Judge) -> None:
 @pytest.fixture
 def weak_point(monkeypatch: pytest.MonkeyPatch) -> None:
     """A judge with a fault of its own, met by every program that prints 7."""
-    conclude = judging.conclude
+    conclude = running.conclude
 
     def faulty(request: Any, index: int, pump: Any, *rest: Any) -> tuple[str, str]:
         if pump.data == b"7\n":
             raise LookupError("\udc80 nobody foresaw this")
         return conclude(request, index, pump, *rest)
 
-    monkeypatch.setattr(judging, "conclude", faulty)
+    monkeypatch.setattr(running, "conclude", faulty)
 
 
 @pytest.mark.usefixtures("weak_point")

@@ -21,7 +21,7 @@ from verifier_app.judge.protocol import JudgeError, Request, TestSet, bad_reques
 
 if TYPE_CHECKING:
     from verifier_app.judge.host import ZygoteHandle
-    from verifier_app.judge.judging import TestResult
+    from verifier_app.judge.running import TestResult
 
 Bytes = bytes | bytearray
 TIME_LIMIT_S = 15.0

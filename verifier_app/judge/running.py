@@ -1,0 +1,196 @@
+"""One test in a zygote: fed, watched, and what it came to."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from verifier_app.judge import compare, value_codec
+from verifier_app.judge.channel import ChannelClosed
+from verifier_app.judge.host import ZygoteHandle
+from verifier_app.judge.plain_json import is_deep
+from verifier_app.judge.process_io import OUTPUT_CAP, ProcessIO
+from verifier_app.judge.protocol import JudgeError, Request
+from verifier_app.judge.refusals import PROCESSES
+from verifier_app.judge.watchdog import Watchdog, cpu_cap_s
+
+WAITING = ("epoll", "add_reader", "connect_read_pipe", "Selector")  # with these a program may wait for its input
+CHECKED_RESULT = 4 << 20  # bytes of a call's result for a checker, and eight times the expected one's
+UNCHECKED = "unchecked"  # a test that ended well and whose output a checker has to see
+
+
+@dataclass
+class TestResult:
+    """What one test came to."""
+
+    __test__ = False
+
+    index: int
+    status: str
+    wall_s: float = 0.0
+    cpu_s: float = 0.0
+    peak_mb: float = 0.0
+    message: str = ""
+    fair_s: float = 0.0
+    killed: bool = False  # by a SIGKILL that was not the judge's: the program's own, or the kernel's for want of memory
+    exit_code: int | None = None  # None: it did not end by itself, or by a signal
+    output: bytes | bytearray = b""  # where it is asked for, or a checker is to see it
+    value: str | None = None  # a call's result, likewise
+
+
+class Ended(NamedTuple):
+    """What the zygote saw of a test that ended by itself: wait4's status, and the tree's CPU time and peak."""
+
+    status: int
+    cpu_s: float
+    peak_kb: int
+    clean: bool  # the scratch folders are as before
+    complaint: str | None  # the child could not be confined
+
+
+def run_test(
+    zygote: ZygoteHandle, request: Request, index: int, more: Sequence[bytes | bytearray] = ()
+) -> TestResult | None:
+    """Run one test; None when the zygote died under it. Leaves a dirty or stopped zygote closed.
+
+    more: what follows the test's input on standard input.
+    """
+    call = request.fn_name is not None
+    limit = request.time_limit_s
+    cap = OUTPUT_CAP
+    if call and request.checker is not None:  # all of it is read here, whatever the expected value is
+        cap = min(cap, CHECKED_RESULT + 8 * len(request.tests.outputs[index]))
+    elif call:  # the answer's JSON is at most so long: a digit may stand for a number of 309 digits
+        cap = min(cap, 400 * len(request.tests.outputs[index]) + value_codec.MAX_INT_BITS // 2)
+    waits = any(word in request.code for word in WAITING)
+    pump = ProcessIO(request.tests.inputs[index].encode("utf-8", "surrogatepass"), call, cap, waits, more)
+    try:
+        memory = request.memory_limit_mb << 20
+        watch = zygote.watch(limit, memory)
+        try:
+            zygote.channel.send_body(b"%d" % cpu_cap_s(limit), pump.child_fds)
+            pump.release_child()
+            reason = pump.run(zygote.channel.fileno(), watch.seconds_left, watch.check, zygote.refusals)
+            ended = None if reason else Ended(*zygote.channel.recv()[0])
+        except ChannelClosed:
+            if not zygote.outgrown():
+                return None
+            reason, ended = "memory_limit_exceeded", None
+            watch.peak_bytes = max(watch.peak_bytes, memory)  # at least
+        wall = watch.wall_s
+        result = TestResult(index, reason or "", wall, fair_s=max(0.0, wall - watch.starved_s))
+        if reason is not None:
+            zygote.close()
+            result.cpu_s, result.peak_mb = watch.cpu_s, watch.peak_bytes / 2**20
+            result.message = stop_message(reason, request, watch)
+            if reason == "too_many_processes":
+                result.status = "runtime_error"
+                if zygote.refusals is not None:
+                    zygote.refusals.counts[PROCESSES] = 1
+            if reason == "host_overloaded":
+                raise JudgeError(reason, f"test {index}: {result.message}")
+            return result
+        assert ended is not None
+        if ended.complaint:
+            raise JudgeError("sandbox_failed", ended.complaint)
+        if not ended.clean:
+            zygote.close()
+        zygote.reaped_s += ended.cpu_s
+        result.cpu_s = max(ended.cpu_s, watch.cpu_s)  # what nobody waited for is in the second only
+        result.peak_mb = max(ended.peak_kb / 1024, watch.peak_bytes / 2**20)
+        pump.drain()
+        result.status, result.message = conclude(request, index, pump, watch, ended)
+        result.exit_code = os.WEXITSTATUS(ended.status) if os.WIFEXITED(ended.status) else None
+        if result.status == UNCHECKED:
+            to_check(result, pump.data, call)
+        elif request.keep_output_bytes:
+            result.output = bytes(pump.data[: request.keep_output_bytes])
+            result.value = shown_result(request, index, pump.data) if call else None
+        signalled = os.WIFSIGNALED(ended.status) and os.WTERMSIG(ended.status) == signal.SIGKILL
+        if signalled and zygote.outgrown():
+            result.status, result.message = (
+                "memory_limit_exceeded",
+                stop_message("memory_limit_exceeded", request, watch),
+            )
+        result.killed = signalled and result.status == "runtime_error"
+        return result
+    finally:
+        pump.close()
+
+
+def to_check(result: TestResult, data: bytes | bytearray, call: bool) -> None:
+    """Give a test that ended well what its checker reads, or the verdict where that is no value of JSON."""
+    if not call:
+        result.output = data
+        return
+    try:
+        text = value_codec.as_json(value_codec.decode(data))
+        problem = "the returned value is of a type that JSON does not have"
+    except value_codec.Malformed as error:
+        text, problem = None, f"the returned value cannot be read: {error}"
+    if text is None:
+        result.status, result.message = "wrong_answer", problem
+    else:
+        result.output = text.encode("utf-8", "surrogatepass")
+
+
+def stop_message(reason: str, request: Request, watch: Watchdog) -> str:
+    """What a person should know of a test that the judge stopped."""
+    if reason == "time_limit_exceeded":
+        return f"stopped after {watch.wall_s:.2f} s ({watch.cpu_s:.2f} s CPU); the limit is {request.time_limit_s:g} s"
+    if reason == "memory_limit_exceeded":
+        return f"the processes hold {watch.peak_bytes >> 20} MB; the limit is {request.memory_limit_mb} MB"
+    if reason == "output_limit_exceeded":
+        return "more output than the judge reads"
+    if reason == "host_overloaded":
+        return f"{watch.wall_s:.1f} s passed, {watch.starved_s:.1f} s of them waiting for a core"
+    return "too many processes"
+
+
+def signal_name(number: int) -> str:
+    """SIGSEGV and the like; of the real-time signals only the first and the last have a name."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def conclude(request: Request, index: int, pump: ProcessIO, watch: Watchdog, ended: Ended) -> tuple[str, str]:
+    """(status, message) of a test that ended by itself."""
+    if pump.over_cap:
+        return "output_limit_exceeded", stop_message("output_limit_exceeded", request, watch)
+    status = ended.status
+    cpu_s = max(ended.cpu_s, watch.cpu_s) - watch.lent_s
+    if cpu_s > request.time_limit_s or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
+        return "time_limit_exceeded", f"{cpu_s:.2f} s CPU; the limit is {request.time_limit_s:g} s"
+    last = pump.last_error_line()
+    if os.WIFSIGNALED(status):
+        name = signal_name(os.WTERMSIG(status))
+        return "runtime_error", f"killed by {name}" + (f": {last}" if last else "")
+    if os.WEXITSTATUS(status):
+        if last.startswith("MemoryError"):
+            return "memory_limit_exceeded", f"{last} (limit {request.memory_limit_mb} MB)"
+        return "runtime_error", last or f"exit status {os.WEXITSTATUS(status)}"
+    if request.checker is not None:
+        return UNCHECKED, ""
+    if request.fn_name is None:
+        difference = compare.output_difference(pump.data, request.tests.outputs[index], request.decimal_tolerance)
+    else:
+        try:
+            expected, deep = request.tests.values()[index], is_deep(request.tests.outputs[index])
+            got = value_codec.decode(pump.data, expected)
+            difference = compare.value_difference(got, expected, deep, request.decimal_tolerance)
+        except value_codec.Malformed as error:
+            difference = f"the returned value cannot be read: {error}"
+    return ("accepted", "") if difference is None else ("wrong_answer", difference)
+
+
+def shown_result(request: Request, index: int, data: bytes | bytearray) -> str:
+    """A call's result as text, empty where it cannot be read."""
+    try:
+        return compare.shown_value(value_codec.decode(data, request.tests.values()[index]), request.keep_output_bytes)
+    except value_codec.Malformed:
+        return ""
