@@ -27,7 +27,7 @@ FAST_TESTS := tests/common tests/test_cli.py tests/test_dependencies.py tests/te
     prompts.py staleness.py) \
   $(addprefix tests/trainer/test_,advantages.py config.py metrics.py objectives.py packing.py)
 
-.PHONY: recipe-rehearsal coverage browser docs gvisor uml help setup demo test test-slow lint format clean
+.PHONY: pictures recipe-rehearsal coverage browser docs gvisor uml help setup demo test test-slow lint format clean
 .DEFAULT_GOAL := help
 
 help:            ## this list
@@ -77,6 +77,9 @@ test-slow: $(READY) gvisor uml $(MODEL)/complete.json  ## the tests that take lo
 docs: $(READY)   ## the documentation site, in build/site
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements/docs.txt
 	@PYTHONPATH=.:docs $(BIN)/python -m mkdocs build --quiet --strict && echo "build/site/index.html"
+
+pictures: browser $(READY)  ## the report's pictures in docs/images; RUN=folder: of a run with rollouts
+	@$(BIN)/python -m tests.report.pictures $(if $(RUN),--rollouts $(RUN))
 
 recipe-rehearsal: $(READY)  ## the whole recipe with its own files, a tiny model on two cores: ten minutes
 	@$(BIN)/python -m pytest -m slow -s --timeout 3600 tests/test_recipe_rehearsal.py $(ARGS)

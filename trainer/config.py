@@ -198,7 +198,8 @@ class TrainerConfig(Settings):
         1,
         ge=0,
         description="Rollouts of each group, the first ones, of whose tokens run_dir/trained_tokens keeps old "
-        "log-probability, ratio and whether they were clipped, for the report: about 5 bytes a token; 0: none.",
+        "log-probability, ratio and whether they were clipped, for the report: about 5 bytes a token, of short answers "
+        "7; 0: none.",
     )
     use_wandb: bool = Field(False, description="Log to Weights & Biases as Atropos does, beside metrics.jsonl.")
     trackers: list[str] = Field(

@@ -185,7 +185,7 @@ class LivecodeEnvConfig(StrictModel, AtroposOptions):
     record_tokens: bool = Field(
         True,
         description="Keep the recorded rollouts' tokens and log-probabilities, for the report's view of tokens: about "
-        "5 bytes a token on the disk.",
+        "5 bytes a token on the disk, of short answers 7.",
     )
     record_programs: bool = Field(
         False, description="Keep every program with its verdict, packed, for `atropos rejudge`."

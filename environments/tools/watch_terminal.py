@@ -85,9 +85,12 @@ def picture(watched: Watched, rows: int, width: int) -> RenderableType:
 def remaining_s(metrics: Rows, planned: object) -> float | None:
     """Seconds to the last step at the speed of the last ones; None where that cannot be told."""
     rows = [row for row in lineage(metrics)[-RECENT - 1 :] if number(row.get("time"))]
-    if len(rows) < 2 or not number(planned):
+    if not rows or not number(planned):
         return None
-    seconds = (rows[-1]["time"] - rows[0]["time"]) / (len(rows) - 1)
+    if len(rows) > 1:
+        seconds = (rows[-1]["time"] - rows[0]["time"]) / (len(rows) - 1)
+    else:
+        seconds = rows[0]["seconds_step"] if number(rows[0].get("seconds_step")) else 0.0
     return max(planned - rows[-1]["step"], 0) * seconds if seconds > 0 else None
 
 

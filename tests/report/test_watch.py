@@ -184,6 +184,7 @@ def test_the_remaining_time_is_the_last_steps_speed_times_the_steps_to_come() ->
     assert remaining_s(rows, 30) == 1000
     assert remaining_s(rows, 20) == 0
     assert remaining_s(rows[:1], 30) is None
+    assert remaining_s([{"step": 1, "time": 5.0, "seconds_step": 60.0}], 3) == 120
     assert remaining_s(rows, None) is None
 
 

@@ -90,7 +90,7 @@ function drawTokens(one, all, host, about) {
   const color = known[tokenColor] || COLORS.logprob, advantage = all.trained.advantage ?? ofGroup(one);
   const clips = all.flags ? all.flags.reduce((sum, flag) => sum + (flag > 0), 0) : 0;
   about.textContent = aboutTokens(one, advantage) + (all.flags ? ` ${clips} of ${all.ids.length} clipped in step ${all.trained.step}` + (all.trained.ratio == null ? "." : `; the sequence's ratio was ${short(all.trained.ratio)}.`)
-    : one.dropped ? " Not trained on: its group was left out." : " The trainer has no record of it.");
+    : one.dropped ? " Not trained on: its group was left out." : " Not trained on yet, or the trainer kept no record of it.");
   const pre = el("pre", { class: "tokens", tabindex: 0, role: "group", "aria-label": "Tokens; the arrows move from one to the next" });
   const line = el("output", { class: "quiet told", text: "Point at a token, or move with the arrows." });
   let drawn = 0, at = -1;
