@@ -11,6 +11,31 @@ from enum import Enum
 
 from pydantic import BaseModel, Field
 
+# Options of Atropos' own loop that this environment replaces: accepting one without effect would deceive.
+REPLACED = {
+    "batch_size": "the trainer sets it when it registers",
+    "max_token_length": "set context",
+    "tokenizer_name": "set model (or tokenizer) beside env",
+    "max_num_workers": "set max_concurrent_rollouts",
+    "max_num_workers_per_node": "set max_concurrent_rollouts",
+    "max_eval_workers": "set max_concurrent_rollouts",
+    "max_batches_offpolicy": "set max_staleness",
+    "worker_timeout": "rollouts are never cut off; set rollout_deadline_s",
+    "eval_handling": "an evaluation never cancels training rollouts",
+    "eval_limit_ratio": "an evaluation never cancels training rollouts",
+    "steps_per_eval": "set evaluation.every",
+    "ensure_scores_are_not_same": "set dynamic_sampling",
+    "data_path_to_save_groups": "run the mode `process` and set process.output",
+    "data_dir_to_save_evals": "results go to evaluations.jsonl in run_dir",
+    "include_messages": "the trainer takes token ids only",
+    "min_batch_allocation": "one environment fills the batch",
+    "min_items_sent_before_logging": "every step is logged",
+    "thinking_mode": "set thinking",
+    "reasoning_effort": "set thinking",
+    "max_reasoning_tokens": "set max_new_tokens",
+    "custom_thinking_prompt": "set thinking",
+}
+
 
 class EvalHandling(Enum):
     """What Atropos does with training while it evaluates."""

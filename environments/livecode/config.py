@@ -11,10 +11,10 @@ from pydantic import ConfigDict, Field, model_validator
 
 from environments.common.option_rules import StrictModel
 from environments.common.plugins import check_known
-from environments.common.settings import ConfigError, PathText, Section, Settings, Url, load, without_password
+from environments.common.settings import PathText, Section, Settings, Url, load, without_password
 from environments.common.yarn import yarn_overrides
-from environments.livecode.atropos_options import AtroposOptions
-from environments.livecode.evaluation.profiles import Name as Profile
+from environments.livecode.atropos_options import REPLACED, AtroposOptions
+from environments.livecode.evaluation.options import LIKE, EvaluationConfig, validation_beside
 from environments.livecode.problems.sampler import Rule
 from environments.livecode.verification.factory import GROUP as VERIFIER_GROUP
 from environments.livecode.verification.factory import VERIFIERS
@@ -22,31 +22,6 @@ from environments.livecode.verification.own_limits import OwnLimits
 from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
 
 PROGRAM = "atropos run-env livecode"
-
-# Options of Atropos' own loop that this environment replaces: accepting one without effect would deceive.
-REPLACED = {
-    "batch_size": "the trainer sets it when it registers",
-    "max_token_length": "set context",
-    "tokenizer_name": "set model (or tokenizer) beside env",
-    "max_num_workers": "set max_concurrent_rollouts",
-    "max_num_workers_per_node": "set max_concurrent_rollouts",
-    "max_eval_workers": "set max_concurrent_rollouts",
-    "max_batches_offpolicy": "set max_staleness",
-    "worker_timeout": "rollouts are never cut off; set rollout_deadline_s",
-    "eval_handling": "an evaluation never cancels training rollouts",
-    "eval_limit_ratio": "an evaluation never cancels training rollouts",
-    "steps_per_eval": "set evaluation.every",
-    "ensure_scores_are_not_same": "set dynamic_sampling",
-    "data_path_to_save_groups": "run the mode `process` and set process.output",
-    "data_dir_to_save_evals": "results go to evaluations.jsonl in run_dir",
-    "include_messages": "the trainer takes token ids only",
-    "min_batch_allocation": "one environment fills the batch",
-    "min_items_sent_before_logging": "every step is logged",
-    "thinking_mode": "set thinking",
-    "reasoning_effort": "set thinking",
-    "max_reasoning_tokens": "set max_new_tokens",
-    "custom_thinking_prompt": "set thinking",
-}
 
 
 class LivecodeEnvConfig(StrictModel, AtroposOptions):
@@ -250,91 +225,6 @@ class ProcessConfig(Section):
     output: PathText | None = Field(None, description="JSONL file; empty: groups.jsonl in env.run_dir.")
 
 
-LIKE: dict[str, dict[str, dict[str, Any]]] = {
-    "nouscoder": {
-        "env": {
-            "prompt_style": "nouscoder", "max_new_tokens": None, "time_limit_s": TIME_LIMIT_S,
-            "memory_limit_mb": MEMORY_LIMIT_MB,
-            "decimal_tolerance": 1e-4,
-        },
-        "evaluation": {"n": 16, "temperature": 0.6, "top_p": 0.95, "greedy": False, "profiles": ["nouscoder"]},
-    },
-    "livecodebench": {
-        "env": {"prompt_style": "livecodebench"},
-        "evaluation": {
-            "n": 10, "temperature": 0.2, "top_p": 0.95, "greedy": False, "profiles": ["livecodebench"],
-            "semantics": "official",
-        },
-    },
-}  # fmt: skip
-"""What an evaluation that is to be compared with a published number sets: NousCoder's as in its environment's code (see
-configs/nouscoder-14b/published.yaml), LiveCodeBench's as its runner's defaults."""
-
-
-class EvaluationConfig(Section):
-    """The mode `evaluate`, and evaluations while `serve` feeds a trainer."""
-
-    every: int = Field(
-        0,
-        ge=0,
-        description="serve: every how many steps the weights are evaluated, before the first and after the last as "
-        "well; the trainer waits meanwhile. 0: never.",
-    )
-    context: int | None = Field(
-        None, ge=16, description="Longest prompt + completion of an evaluation; empty: env.context."
-    )
-
-    like: Literal["nouscoder", "livecodebench"] | None = Field(
-        None,
-        description="Prompt, sampling and grading of published numbers, all at once: nouscoder's or livecodebench's; "
-        "`--like NAME` for short.",
-    )
-
-    problems: list[PathText] = Field(
-        [],
-        description="Sets to evaluate: as env.problems, several; empty: env.problems. With every: the validation set "
-        "beside env.problems.",
-    )
-    n: int = Field(4, ge=1, description="Samples per problem.")
-    temperature: float | None = Field(None, gt=0, description="Sampling temperature; empty: env.temperature.")
-    top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of evaluation sampling; training always uses 1.")
-    greedy: bool = Field(True, description="One greedy answer per problem as well.")
-    seed: int = Field(0, ge=0, description="Seed of every request, so that evaluations before and after pair up.")
-    limit: int | None = Field(None, ge=1, description="Only so many problems of each set; empty: all.")
-    profiles: list[Profile] = Field(
-        ["run"],
-        min_length=1,
-        description="Rules that every program is graded by, the first one's score counts: livecodebench (6 s, no "
-        "memory limit, exact decimals), nouscoder (15 s, 4 GB, decimals to 1e-4), run (env's limits and tolerance).",
-    )
-    semantics: Literal["process", "official"] = Field(
-        "process",
-        description="How livecodebench runs programs: process, as in training, or official, as LiveCodeBench's own "
-        "grader does: inside its process, on a text stdin, with what was printed when the main thread ended.",
-    )
-    cutoff: str | None = Field(
-        "2024-07-31",
-        pattern=r"^\d{4}-\d\d-\d\d$",
-        description="Last date of problems that may have been trained on: scores are shown up to it and after it; "
-        "empty: not. The recipe's is the default.",
-    )
-    no_memory_limit_mb: int = Field(
-        16384, ge=64, le=1 << 20, description="What stands for livecodebench's missing memory limit, in MB."
-    )
-    route: Literal["tokens", "chat"] = Field(
-        "tokens",
-        description="tokens: vLLM's token routes; chat: text from any server with OpenAI's /v1/chat/completions "
-        "(its key, where it wants one, in the variable OPENAI_API_KEY).",
-    )
-    served_model: str | None = Field(None, description="chat: the model's name at the server; empty: model.")
-
-    @model_validator(mode="after")
-    def _each_profile_once(self) -> EvaluationConfig:
-        if len(set(self.profiles)) != len(self.profiles):
-            raise ValueError(f"profiles {self.profiles}: one of them twice; name each once")
-        return self
-
-
 class RunConfig(Settings):
     """Rollouts of competitive programming problems, judged and grouped: serve feeds a trainer through the Atropos API
     (the default), process writes groups to a file, evaluate scores a model."""
@@ -431,24 +321,6 @@ class RunConfig(Settings):
         return self
 
 
-def validation_beside(problems: str) -> str:
-    """The held-out set that goes with training problems: the build's validation split, or the warm-up's new instances.
-
-    Raises:
-        ConfigError: there is none; the test set is only taken where it is named.
-    """
-    if problems == "warmup:train":
-        return "warmup:new_instances"
-    folder = Path(problems).parent if Path(problems).suffix == ".parquet" else Path(problems)
-    beside = folder.parent / "validation"
-    if (beside / "problems.parquet").is_file():
-        return str(beside)
-    raise ConfigError(
-        f"evaluation.every with env.problems {problems}: no validation split in {folder.parent}. Build one with "
-        "`atropos data build --validation-from 2024-05-01`, or name the set in evaluation.problems"
-    )
-
-
 def load_run_config(
     path: str | Path | None = None, overrides: Sequence[str] = (), *, leave_out: Sequence[str] = ()
 ) -> RunConfig:
@@ -459,20 +331,3 @@ def load_run_config(
     """
     config = ["--config", str(path)] if path is not None else []
     return load(RunConfig, [*config, *overrides], PROGRAM, leave_out=leave_out)
-
-
-def describe_options() -> list[tuple[str, str, str]]:
-    """Every option as (dotted name, default, sentence), in order; options of Atropos that are replaced are left out."""
-    return list(_describe(RunConfig, ""))
-
-
-def _describe(model: type[Any], prefix: str) -> list[tuple[str, str, str]]:
-    rows = []
-    for name, info in model.model_fields.items():
-        inner = info.annotation
-        if isinstance(inner, type) and hasattr(inner, "model_fields"):
-            rows += _describe(inner, f"{prefix}{name}.")
-        elif name not in REPLACED:
-            default = "required" if info.is_required() else json.dumps(info.get_default(call_default_factory=True))
-            rows.append((prefix + name, default, info.description or ""))
-    return rows

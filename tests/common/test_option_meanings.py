@@ -16,7 +16,8 @@ from environments.common.option_rules import StrictModel, kinds_of
 from environments.common.settings import ConfigError, PathText, Section, Settings, Url, load, option_names
 from environments.launch.demo_config import DemoConfig
 from environments.launch.serve_model import ServeConfig
-from environments.livecode.config import REPLACED, RunConfig
+from environments.livecode.atropos_options import REPLACED
+from environments.livecode.config import RunConfig
 from environments.tools.select_checkpoint import SelectConfig
 from trainer.budget import BudgetConfig
 from trainer.config import TrainerConfig

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from environments.common.settings import ConfigError, load, write_yaml
 from environments.launch.serve_model import ServeConfig
-from environments.livecode.config import REPLACED, describe_options, load_run_config
+from environments.livecode.atropos_options import REPLACED
+from environments.livecode.config import RunConfig, load_run_config
 
 OPTIONS = [
     "model",
@@ -84,6 +86,23 @@ OPTIONS = [
     "evaluation.route",
     "evaluation.served_model",
 ]
+
+
+def describe_options() -> list[tuple[str, str, str]]:
+    """Every option as (dotted name, default, sentence), in order; options of Atropos that are replaced are left out."""
+    return list(_describe(RunConfig, ""))
+
+
+def _describe(model: type[Any], prefix: str) -> list[tuple[str, str, str]]:
+    rows = []
+    for name, info in model.model_fields.items():
+        inner = info.annotation
+        if isinstance(inner, type) and hasattr(inner, "model_fields"):
+            rows += _describe(inner, f"{prefix}{name}.")
+        elif name not in REPLACED:
+            default = "required" if info.is_required() else json.dumps(info.get_default(call_default_factory=True))
+            rows.append((prefix + name, default, info.description or ""))
+    return rows
 
 
 def test_the_set_of_options_is_a_decision() -> None:

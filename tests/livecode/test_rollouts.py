@@ -12,9 +12,9 @@ from typing import Any
 import httpx
 import pytest
 
-from environments.livecode.generation import completions
-from environments.livecode.generation.completions import GENERATE, CompletionClient, SamplingParams
-from environments.livecode.generation.vllm_responses import Unusable, only_choice, sampled
+from environments.livecode.generation import connections
+from environments.livecode.generation.completions import CompletionClient, SamplingParams
+from environments.livecode.generation.vllm_responses import GENERATE, Unusable, only_choice, sampled
 from environments.livecode.generation.vllm_servers import RolloutDeadlineExceeded, ServerRefused
 from tests.livecode.conftest import Generation
 from tests.served import Served
@@ -42,17 +42,17 @@ async def test_a_pool_of_connections_stays_small_however_many_rollouts_run(gener
     generation.script = lambda prompt, number: {"text": "ab", "delay": 0.5}
     async with CompletionClient([generation.url]) as client:
         await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(150)))
-        pools = [lane.http._transport._pool.connections for lane in client._lanes]  # type: ignore[attr-defined]
+        pools = [lane.http._transport._pool.connections for lane in client._connections.lanes]  # type: ignore[attr-defined]
         assert generation.most_running > 64
         assert len(pools) == 3
         assert max(map(len, pools)) <= 64
-        assert all(lane.running == 0 for lane in client._lanes)
+        assert all(lane.running == 0 for lane in client._connections.lanes)
 
 
 async def test_answers_that_stall_in_their_middle_hold_up_no_other(
     generation: Any, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(completions, "_STALL_S", 0.3)
+    monkeypatch.setattr(connections, "STALL_S", 0.3)
     generation.script = lambda prompt, number: {"text": "ab"}
     stalled: list[asyncio.StreamWriter] = []
 

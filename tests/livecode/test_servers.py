@@ -256,7 +256,7 @@ async def test_an_aborted_first_request_is_no_misfit(generation: Any) -> None:
 
 
 async def test_connections_notice_a_machine_that_went_away_without_a_word(generation: Any) -> None:
-    async with CompletionClient([generation.url]) as client, client._lane() as http:
+    async with CompletionClient([generation.url]) as client, client._connections.lane() as http:
         async with http.stream("GET", generation.url + "/health") as response:
             connected = response.extensions["network_stream"].get_extra_info("socket")
             assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1

@@ -12,7 +12,8 @@ import httpx
 import pytest
 
 from environments.common.settings import ConfigError
-from environments.livecode.config import RunConfig, validation_beside
+from environments.livecode.config import RunConfig
+from environments.livecode.evaluation.options import validation_beside
 from environments.livecode.evaluation.training import DeliveryGate
 from environments.livecode.problems.load import save_problems
 from environments.livecode.problems.problem import Problem

@@ -39,12 +39,12 @@ from trainer.weight_sync.nccl_group import (
     make_group,
     settled,
 )
+from trainer.weight_sync.route_call import RouteCall
 from trainer.weight_sync.update_phases import ServerUpdate, each, given_up, slowest, without
 from trainer.weight_sync.vllm_routes import (
     DTYPES,
     PauseMode,
     PublishStats,
-    RouteCall,
     WeightServer,
     WeightSyncError,
     check_all,

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from environments.common.errors import ConfigError
+from trainer.weight_sync.route_call import RouteCall
 from trainer.weight_sync.update_phases import ServerUpdate, each
-from trainer.weight_sync.vllm_routes import RouteCall, WeightSyncError
+from trainer.weight_sync.vllm_routes import WeightSyncError
 
 logger = logging.getLogger(__name__)
 

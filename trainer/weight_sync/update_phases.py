@@ -9,7 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from trainer.weight_sync.vllm_routes import OPEN, UNCHANGED, PauseMode, Probe, RouteCall, WeightServer, WeightSyncError
+from trainer.weight_sync.route_call import RouteCall
+from trainer.weight_sync.vllm_routes import OPEN, UNCHANGED, PauseMode, Probe, WeightServer, WeightSyncError
 
 T = TypeVar("T")
 _FIRST = -1  # the probe's priority; rollouts have 0

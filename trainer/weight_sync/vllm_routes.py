@@ -13,13 +13,14 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 import httpx
 import torch
 
 from environments.common.errors import LivecodeError
 from environments.common.retry import Retry, RetryLater
+from trainer.weight_sync.route_call import RouteCall
 
 logger = logging.getLogger(__name__)
 
@@ -112,41 +113,6 @@ class PublishStats:
     bytes: int
     missing: tuple[str, ...] = ()
     probes: dict[str, Probe] = field(default_factory=dict)
-
-
-class RouteCall(Generic[T]):
-    """A function in a daemon thread: what hangs in it keeps neither the caller nor the process's end waiting."""
-
-    def __init__(self, work: Callable[[], T]) -> None:
-        self._work = work
-        self._value: T | None = None
-        self.error: BaseException | None = None
-        self._done = threading.Event()
-        threading.Thread(target=self._run, daemon=True).start()
-
-    def _run(self) -> None:
-        try:
-            self._value = self._work()
-        except BaseException as error:  # raised again by `result`
-            self.error = error
-        self._done.set()
-
-    @property
-    def done(self) -> bool:
-        """Whether it has returned or raised."""
-        return self._done.is_set()
-
-    def wait(self, seconds: float) -> bool:
-        """Whether it is done within so many seconds."""
-        return self._done.wait(max(seconds, 0.0))
-
-    def result(self, seconds: float) -> T:
-        """What it returned or raised; TimeoutError after so many seconds."""
-        if not self.wait(seconds):
-            raise TimeoutError
-        if self.error is not None:
-            raise self.error
-        return self._value  # type: ignore[return-value]
 
 
 class WeightServer:

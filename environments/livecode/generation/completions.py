@@ -8,8 +8,7 @@ import random
 import time
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,13 +18,19 @@ from environments.common import worker_threads
 from environments.common.endpoints import least_loaded
 from environments.common.http_clients import BUSY, is_busy, pause_s
 from environments.common.retry import Retry, RetryLater
+from environments.livecode.generation import connections
+from environments.livecode.generation.connections import Connections, posted, received
 from environments.livecode.generation.server_state import ServerEvent, ServerState
 from environments.livecode.generation.vllm_responses import (
+    COMPLETIONS,
+    GENERATE,
     Choice,
     NoChoice,
     Unusable,
+    for_completions,
     from_completions,
     only_choice,
+    refusal,
     sampled,
 )
 from environments.livecode.generation.vllm_servers import (
@@ -37,7 +42,6 @@ from environments.livecode.generation.vllm_servers import (
     ServerChecks,
     ServerRefused,
     VllmServer,
-    keepalive,
     parse_version,
     while_busy,
 )
@@ -45,12 +49,8 @@ from environments.livecode.problems.prompts import Prompt
 
 logger = logging.getLogger(__name__)
 
-GENERATE = "/inference/v1/generate"
-COMPLETIONS = "/v1/completions"
 _WAIT_FOR_WEIGHTS_S = 0.5
-_LANE = 64  # requests of one connection pool
 _READING = 4  # answers of one server that are received at the same time; its others wait there
-_STALL_S = 10.0  # longest silence in the middle of one: the server has all of it when it begins
 _COOLDOWN_S = 5.0  # a server that failed is left alone for so long
 
 
@@ -113,12 +113,6 @@ class RetryCounters:
     resubmitted_failure: int = 0
 
 
-@dataclass
-class _Lane:
-    http: httpx.AsyncClient
-    running: int = 0
-
-
 class CompletionClient:
     """Rollouts over one or several vLLM servers, the least loaded one first.
 
@@ -133,43 +127,17 @@ class CompletionClient:
         self.counters = RetryCounters()
         self.published = False  # a trainer has named the weights of some server, of this process's time or before
         self._servers = [VllmServer(url.rstrip("/")) for url in urls]
-        self._tls = httpx.create_ssl_context()  # reading the certificates takes longer than all the rest of a client
         self._reading = {server.url: asyncio.Semaphore(_READING) for server in self._servers}
-        self._http = self._client()
+        self._connections = Connections(deadline_s)
+        self._http = self._connections.http
         self._checks = ServerChecks(self._http, self._servers, self._first_request)
-        self._lanes: list[_Lane] = []
 
     async def __aenter__(self) -> CompletionClient:
         return self
 
     async def __aexit__(self, *_: object) -> None:
         await self._checks.close()
-        for http in (self._http, *(lane.http for lane in self._lanes)):
-            await http.aclose()
-
-    def _client(self) -> httpx.AsyncClient:
-        limits = httpx.Limits(max_connections=None, max_keepalive_connections=_LANE)
-        transport = httpx.AsyncHTTPTransport(verify=self._tls, limits=limits, socket_options=keepalive())
-        # Straight to the servers, as the trainer: no proxy of the environment's variables stands between them.
-        timeout = httpx.Timeout(self.deadline_s, connect=10.0)
-        return httpx.AsyncClient(timeout=timeout, transport=transport, trust_env=False)
-
-    @asynccontextmanager
-    async def _lane(self) -> AsyncIterator[httpx.AsyncClient]:
-        """A client for one rollout's request.
-
-        A pool looks at each of its connections for every request that begins or ends: with 2,000 of them that is
-        10 ms of the event loop each time, 20 s when all begin at once.
-        """
-        lane = next((lane for lane in self._lanes if lane.running < _LANE), None)
-        if lane is None:
-            lane = _Lane(self._client())
-            self._lanes.append(lane)
-        lane.running += 1
-        try:
-            yield lane.http
-        finally:
-            lane.running -= 1
+        await self._connections.close()
 
     @property
     def running(self) -> int:
@@ -274,7 +242,7 @@ class CompletionClient:
         if version is None and server.state.silent:
             raise RetryLater(f"{server.url} does not say which weights it serves")
         request = {"model": server.adapter or server.model, "prompt": body["token_ids"], "return_token_ids": True}
-        choice = await self._post(server, COMPLETIONS, request | _for_completions(body["sampling_params"]), timeout)
+        choice = await self._post(server, COMPLETIONS, request | for_completions(body["sampling_params"]), timeout)
         try:
             return from_completions(choice, version)
         except Unusable as error:
@@ -283,16 +251,16 @@ class CompletionClient:
     async def _post(self, server: VllmServer, route: str, body: dict[str, Any], timeout: float) -> Choice:
         limits = httpx.Timeout(timeout, connect=min(10.0, timeout))
         try:
-            async with self._lane() as http:
-                async with _posted(http, server.url + route, json=body, timeout=limits) as response:
+            async with self._connections.lane() as http:
+                async with posted(http, server.url + route, json=body, timeout=limits) as response:
                     async with self._reading[server.url]:
-                        content = await _received(response)
+                        content = await received(response)
                         if response.status_code == 200:
                             return await worker_threads.answers(only_choice, content)
         except httpx.HTTPError as error:
             raise RetryLater(f"{server.url}: {type(error).__name__} {error}") from error
         except TimeoutError:
-            raise RetryLater(f"{server.url}: {_STALL_S:g} s of silence in the middle of an answer") from None
+            raise RetryLater(f"{server.url}: {connections.STALL_S:g} s of silence in the middle of an answer") from None
         except NoChoice as error:
             raise RetryLater(f"{server.url}{route}: {error}") from None
         except Unusable as error:
@@ -301,7 +269,7 @@ class CompletionClient:
         if is_busy(response.status_code):
             reason = f"{server.url}: status {response.status_code}: {text[:300]}"
             raise RetryLater(reason, busy=response.status_code in BUSY, wait_s=pause_s(response.headers, 0.0))
-        raise ServerRefused(_refusal(server.url, route, response.status_code, text))
+        raise ServerRefused(refusal(server.url, route, response.status_code, text))
 
     def _sample(self, choice: Choice, seconds: float) -> Completion:
         try:
@@ -358,7 +326,10 @@ class CompletionClient:
         params = SamplingParams(1, temperature, seed=0).as_json() | {"logprobs": 1}
         request = {"token_ids": [1, 2, 3], "sampling_params": params}
         try:
-            return _whole(server, await self._first_answer(server, request))
+            choice = await self._first_answer(server, request)
+            if choice.finish_reason not in ("stop", "length"):
+                raise RetryLater(f"{server.url}: finish_reason {choice.finish_reason!r}")
+            return choice
         except RetryLater as error:
             raise ServerAway(f"servers: a first request failed: {error}") from error
         except ServerRefused as refused:
@@ -377,51 +348,3 @@ class CompletionClient:
     async def _first_answer(self, server: VllmServer, request: dict[str, Any]) -> Choice:
         """The answer to a check's request, once the server does not say any more that it has too much to do."""
         return await while_busy().call_async(lambda: self._ask(server, request, 120.0))
-
-
-def _whole(server: VllmServer, choice: Choice) -> Choice:
-    if choice.finish_reason not in ("stop", "length"):
-        raise RetryLater(f"{server.url}: finish_reason {choice.finish_reason!r}")
-    return choice
-
-
-@asynccontextmanager
-async def _posted(http: httpx.AsyncClient, url: str, **request: Any) -> AsyncIterator[httpx.Response]:
-    """The response to a POST, its body still to be received.
-
-    Its stream refers back to it. Left so, all of it, and a body that it keeps (`aread`), would stay until the next full
-    garbage collection: megabytes for every rollout.
-    """
-    received: httpx.Response | None = None
-    try:
-        async with http.stream("POST", url, **request) as received:
-            yield received
-    finally:
-        if received is not None:
-            vars(received).pop("stream", None)
-
-
-async def _received(response: httpx.Response) -> bytes:
-    """The body; TimeoutError where nothing of it comes for _STALL_S."""
-    parts: list[bytes] = []
-    stream = response.aiter_bytes()
-    while True:
-        async with asyncio.timeout(_STALL_S):
-            part = await anext(stream, None)
-        if part is None:
-            return b"".join(parts)
-        parts.append(part)
-
-
-def _for_completions(params: dict[str, Any]) -> dict[str, Any]:
-    """Sampling parameters in the spelling of /v1/completions."""
-    return {name: value for name, value in params.items() if name != "detokenize"}
-
-
-def _refusal(url: str, route: str, status: int, text: str) -> str:
-    reason = text[:500]
-    if route == GENERATE and status == 403:
-        return f"{url}{route} says 403: start vLLM with --enable-scale-out. ({reason})"
-    if status == 404:
-        return f"{url}{route} says 404: not a vLLM 0.32 server, or another model is served. ({reason})"
-    return f"{url}{route} says {status}: {reason}"

@@ -6,11 +6,14 @@ An answer of 40k tokens has a JSON object for each of them: as dicts they cost t
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import msgspec
 
 from environments.common.http_clients import is_busy
 
+GENERATE = "/inference/v1/generate"
+COMPLETIONS = "/v1/completions"
 NOT_A_LOGPROB = -9999.0  # vLLM writes NaN and -inf as this number
 
 
@@ -128,3 +131,18 @@ def best_logprob(choice: Choice) -> float:
         raise Unusable("no log-probabilities")
     tops = _TOPS.decode(content[0].top_logprobs) or []
     return float(max([content[0].logprob, *(top.logprob for top in tops)]))
+
+
+def for_completions(params: dict[str, Any]) -> dict[str, Any]:
+    """Sampling parameters in the spelling of /v1/completions."""
+    return {name: value for name, value in params.items() if name != "detokenize"}
+
+
+def refusal(url: str, route: str, status: int, text: str) -> str:
+    """What a server's refusal means, in words with the fix where there is one."""
+    reason = text[:500]
+    if route == GENERATE and status == 403:
+        return f"{url}{route} says 403: start vLLM with --enable-scale-out. ({reason})"
+    if status == 404:
+        return f"{url}{route} says 404: not a vLLM 0.32 server, or another model is served. ({reason})"
+    return f"{url}{route} says {status}: {reason}"

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import socket
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
@@ -333,12 +332,3 @@ def parse_version(version: Any) -> int:
             f"weight version {version!r} is not a number of batches. Only this project's trainer may set it: "
             "POST /update_weight_version with a decimal number."
         ) from None
-
-
-def keepalive() -> list[tuple[int, int, int]]:
-    """Socket options by which a machine that went away without a word is noticed within two minutes."""
-    options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-    for name, seconds in (("TCP_KEEPIDLE", 60), ("TCP_KEEPINTVL", 15), ("TCP_KEEPCNT", 4)):
-        if hasattr(socket, name):
-            options.append((socket.IPPROTO_TCP, getattr(socket, name), seconds))
-    return options

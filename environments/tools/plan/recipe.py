@@ -12,7 +12,8 @@ from pydantic import Field, ValidationError
 
 from environments.common.settings import ConfigError, Settings, explain, load, read_yaml
 from environments.launch.serve_model import ServeConfig
-from environments.livecode.config import EvaluationConfig, LivecodeEnvConfig
+from environments.livecode.config import LivecodeEnvConfig
+from environments.livecode.evaluation.options import EvaluationConfig
 from environments.tools.plan.config import PlanConfig
 from trainer.config import TrainerConfig
 from trainer.planning.shapes import SHAPES
