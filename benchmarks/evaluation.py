@@ -33,7 +33,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from environments.api_server.launch import bind
-from environments.livecode import environment
+from environments.livecode import equipment
 from environments.livecode.config import RunConfig
 from environments.livecode.environment import LivecodeEnv
 from environments.livecode.problems.load import load_problems, save_problems
@@ -132,13 +132,13 @@ def choice(ids: list[int], logprob: float = -0.5) -> dict[str, Any]:
 async def measure(folder: Path, url: str, n: int, workers: int) -> dict[str, Any]:
     """One evaluation; its rate and the judges' share of time with a request."""
     verifiers: list[LocalVerifier] = []
-    product = vars(environment)["build_verifier"]
+    product = vars(equipment)["build_verifier"]
 
     def kept(*arguments: Any) -> Any:
         verifiers.append(product(*arguments))
         return verifiers[-1]
 
-    vars(environment)["build_verifier"] = kept
+    vars(equipment)["build_verifier"] = kept
     settings = RunConfig.model_validate(
         {
             "model": str(folder), "servers": [url],

@@ -28,10 +28,11 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from environments.livecode import command, environment
+from environments.livecode import command, equipment
 from environments.livecode.config import LivecodeEnvConfig, RunConfig
 from environments.livecode.environment import LivecodeEnv
 from environments.livecode.recovery.progress import OpenGroup
+from environments.livecode.serving import Serving
 from environments.livecode.verification.base import Verifier, VerifierError
 
 PERIOD_S = 0.01
@@ -177,7 +178,7 @@ def with_heartbeat(mode: Mode, heart: Heartbeat, out: Path, reference: dict[str,
 
     async def measured(env_class: type[LivecodeEnv], config: RunConfig) -> Any:
         tasks = [asyncio.create_task(heart.beat())]
-        product: Callable[[LivecodeEnvConfig], Verifier] = vars(environment)["build_verifier"]
+        product: Callable[[LivecodeEnvConfig], Verifier] = vars(equipment)["build_verifier"]
 
         def kept(config: LivecodeEnvConfig) -> Verifier:
             verifier = product(config)
@@ -185,14 +186,14 @@ def with_heartbeat(mode: Mode, heart: Heartbeat, out: Path, reference: dict[str,
                 tasks.append(asyncio.create_task(heart.refer(verifier, reference)))
             return verifier
 
-        begin = LivecodeEnv._begin
+        begin = Serving.begin
 
-        def begun(env: LivecodeEnv, group: OpenGroup) -> None:
+        def begun(serving: Serving, group: OpenGroup) -> None:
             heart.in_flight = True
-            begin(env, group)
+            begin(serving, group)
 
-        vars(environment)["build_verifier"] = kept
-        LivecodeEnv._begin = begun  # type: ignore[method-assign, assignment]
+        vars(equipment)["build_verifier"] = kept
+        Serving.begin = begun  # type: ignore[method-assign, assignment]
         try:
             return await mode(env_class, config)
         finally:

@@ -43,7 +43,7 @@ from transformers import PreTrainedTokenizerFast
 from environments.api_server.launch import bind
 from environments.api_server.server import build
 from environments.api_server.store import Store
-from environments.livecode import environment
+from environments.livecode import equipment
 from environments.livecode.config import RunConfig
 from environments.livecode.environment import LivecodeEnv
 from environments.livecode.generation.completions import CompletionClient, SamplingParams
@@ -195,17 +195,17 @@ async def ours(folder: Path, url: str, generation: Generation, seed: int, second
             "run_dir": run_dir, "context": CONTEXT, "max_new_tokens": 200, "total_steps": 10_000, "max_staleness": 1000,
             "max_concurrent_rollouts": SLOTS, "record_rollouts_per_group": 0,
         }  # fmt: skip
-        vars(environment)["build_verifier"] = lambda *_, **__: SlowVerifier(seed)
+        vars(equipment)["build_verifier"] = lambda *_, **__: SlowVerifier(seed)
         env = LivecodeEnv(RunConfig.model_validate({"model": str(folder), "servers": [url], "env": options}))
         async with AsyncExitStack() as stack:
             await env.open(stack, versions=True)
             trainer = asyncio.create_task(take_batches(api, generation))
             feeding = asyncio.create_task(env.env_manager())
-            while not env.in_flight:  # noqa: ASYNC110
+            while env.serving is None or not env.serving.in_flight:  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
-            before = env.sent
+            before = env.serving.sent
             share = await busy(generation, seconds)
-            rate = (env.sent - before) / seconds
+            rate = (env.serving.sent - before) / seconds
             for task in (feeding, trainer):
                 task.cancel()
             await asyncio.gather(feeding, trainer, return_exceptions=True)

@@ -51,37 +51,89 @@ def build(recipe: Recipe, options: Options, say: Callable[[str], None], progress
     Raises:
         ConfigError: files that are missing or cannot be read, counts that differ from the published ones.
     """
+    sources = _with_validation(recipe, options)
+    skip = options.skip if recipe.clean else frozenset(CLEANING)
+    files = _files(sources, options, say)
+    records = _parts(sources, files, options, 0 if "few_tests" in skip else options.min_tests, say)
+    _check_counts(sources, records, options)
+    rows = {source.name: rows_of(options.out, source) for source in sources}
+    splits = {
+        split: [row for source in sources if source.split == split for row in rows[source.name]]
+        for split in ("train", "test", "validation")
+    }
+    held_out = [row for source in sources if source.split != "train" for row in rows[source.name]]
+    if recipe.window:
+        _check_window(splits["test"], options, say)
+    dropped: dict[str, Counter[str]] = {source.name: Counter(records[source.name]["dropped"]) for source in sources}
+    _without_bad_ones(splits, options, skip, dropped)
+    splits["train"], matches = _clean(splits["train"], held_out, options, skip, progress, dropped)
+    if not options.validation_from:
+        del splits["validation"]
+    try:
+        for name, kept in splits.items():
+            write_rows(options.out / name / "problems.parquet", kept)
+        manifest = _manifest(recipe, options, skip, sources, files, records, dropped, splits, matches)
+        write_json(options.out / "manifest.json", manifest)
+    except OSError as error:
+        raise ConfigError(
+            f"data build: {error.filename or options.out}: {error.strerror}. Mend it and run the same command again: "
+            "what was built before stays."
+        ) from None
+    return manifest
+
+
+def _with_validation(recipe: Recipe, options: Options) -> list[Source]:
+    """The recipe's sources and, where it is asked for, the problems that are held out of the training."""
     sources = list(recipe.sources)
     if options.validation_from:
         sources.append(
             Source("livecodebench_validation", LCB, LCB_FILES, "livecodebench", LCB_LICENCE, "validation",
                    options.validation_from, "2024-07-31")
         )  # fmt: skip
-    skip = options.skip if recipe.clean else frozenset(CLEANING)
+    return sources
+
+
+def _files(sources: Sequence[Source], options: Options, say: Callable[[str], None]) -> dict[str, list[Path]]:
+    """Each source's files, downloaded where no folder has them."""
     files = {}
     for source in sources:
         say(f"{source.name}: {source.repo}, licence: {source.licence}")
         folder = source.folder or options.local
         files[source.name] = find_files(source, folder) if folder else download(source)
-    records = _parts(sources, files, options, 0 if "few_tests" in skip else options.min_tests, say)
-    _check_counts(sources, records, options)
+    return files
 
-    rows = {source.name: rows_of(options.out, source) for source in sources}
-    dropped: dict[str, Counter[str]] = {source.name: Counter(records[source.name]["dropped"]) for source in sources}
-    held_out = [row for source in sources if source.split != "train" for row in rows[source.name]]
-    train = [row for source in sources if source.split == "train" for row in rows[source.name]]
-    test = [row for source in sources if source.split == "test" for row in rows[source.name]]
-    validation = [row for source in sources if source.split == "validation" for row in rows[source.name]]
-    if recipe.window and (wrong := complaints(test)):
+
+def _check_window(test: Sequence[dict[str, Any]], options: Options, say: Callable[[str], None]) -> None:
+    if wrong := complaints(test):
         if not options.any_count:
             raise ConfigError(_other("the test split", wrong))
         say("the test split is not the known one: " + "; ".join(wrong))
-    if options.leave_out_known_bad:
-        test = _without_known_bad(test, KNOWN_BAD, dropped)
-    if "known_bad" not in skip:
-        train = _without_known_bad(train, KNOWN_BAD_BEFORE, dropped)
-        validation = _without_known_bad(validation, KNOWN_BAD_BEFORE, dropped)
 
+
+def _without_bad_ones(
+    splits: dict[str, list[dict[str, Any]]],
+    options: Options,
+    skip: frozenset[str],
+    dropped: dict[str, Counter[str]],
+) -> None:
+    """Takes the problems that are known to be bad out of each split where they are not to be in it."""
+    if options.leave_out_known_bad:
+        splits["test"] = _without_known_bad(splits["test"], KNOWN_BAD, dropped)
+    if "known_bad" not in skip:
+        for split in ("train", "validation"):
+            splits[split] = _without_known_bad(splits[split], KNOWN_BAD_BEFORE, dropped)
+
+
+def _clean(
+    train: list[dict[str, Any]],
+    held_out: Sequence[dict[str, Any]],
+    options: Options,
+    skip: frozenset[str],
+    progress: Progress,
+    dropped: dict[str, Counter[str]],
+) -> tuple[list[dict[str, Any]], list[Match]]:
+    """The training problems without held-out ones, those whose own solution fails, and near-duplicates; what was found
+    to be held out."""
     matches: list[Match] = []
     if "contaminated" not in skip:
         with progress("held-out problems in training", len(train)) as tick:
@@ -96,21 +148,7 @@ def build(recipe: Recipe, options: Options, say: Callable[[str], None], progress
         with progress("near-duplicates", len(train)) as tick:
             same = duplicates(_ticking(train, tick))
         train = _without(train, same, "duplicate", dropped)
-
-    splits = {"train": train, "test": test}
-    if options.validation_from:
-        splits["validation"] = validation
-    try:
-        for name, kept in splits.items():
-            write_rows(options.out / name / "problems.parquet", kept)
-        manifest = _manifest(recipe, options, skip, sources, files, records, dropped, splits, matches)
-        write_json(options.out / "manifest.json", manifest)
-    except OSError as error:
-        raise ConfigError(
-            f"data build: {error.filename or options.out}: {error.strerror}. Mend it and run the same command again: "
-            "what was built before stays."
-        ) from None
-    return manifest
+    return train, matches
 
 
 def _parts(

@@ -116,7 +116,7 @@ async def measure_and_write(config: RunConfig, split: Split, samples: int, leave
     async with AsyncExitStack() as stack:
         env = LivecodeEnv(config)
         await env.open(stack, versions=False, text=config.evaluation.route == "chat")
-        served = await env.client.weight_version()
+        served = await env.equipment.client.weight_version()
         settings: dict[str, Any] = {
             "model": config.model,
             "weight_version": served,
@@ -126,10 +126,10 @@ async def measure_and_write(config: RunConfig, split: Split, samples: int, leave
         }
         store = RateStore(split.work, "rates", settings | {"source_sha256": source})
         fit = env.fitting(str(split.path), problems)
-        store.begin(fit, env.prompts)
+        store.begin(fit, env.equipment.prompts)
         drawn = await draw_samples(
             fit, samples, SamplingParams(config.env.max_new_tokens, config.env.temperature),
-            pipeline=env.pipeline, name=str(split.path), seed=config.evaluation.seed, samples=store,
+            pipeline=env.equipment.pipeline, name=str(split.path), seed=config.evaluation.seed, samples=store,
         )  # fmt: skip
     rates, incomplete = pass_rates(drawn, samples)
     gone = excluded(rates, incomplete, leave_out_never)

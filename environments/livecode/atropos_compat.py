@@ -120,7 +120,7 @@ class CompatBaseEnv(BaseEnv):
     What stays Atropos': the tokenizer, wandb, the names of state and the protocol of the API.
     Its worker loop is not used at all: `add_train_workers` cancels the oldest workers when the queue is long, the
     STOP_TRAIN evaluation and `worker_timeout` cancel all of them, nearly finished rollouts with them; see
-    `LivecodeEnv.env_manager` for the loop that replaces it.
+    `serving.Serving` for the loop that replaces it.
     """
 
     env_config_cls = ServedConfig

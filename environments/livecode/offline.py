@@ -27,7 +27,7 @@ async def make_groups(env: LivecodeEnv) -> None:
     async def one(problem: Problem) -> None:
         async with wanted:
             group = await env.make_group(problem)
-        env.records.group(group, sent=False, written=str(target) if group.scores else None)
+        env.equipment.records.group(group, sent=False, written=str(target) if group.scores else None)
         if group.scores:
             append_jsonl(target, env.scored_data(group) | {"dropped": group.dropped})
 

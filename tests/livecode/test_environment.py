@@ -27,6 +27,7 @@ from environments.livecode.generation.served_weights import InfrastructureError
 from environments.livecode.problems.load import save_problems
 from environments.livecode.problems.problem import Problem, TestCase
 from environments.livecode.problems.prompts import PromptBuilder
+from environments.livecode.recovery.progress import OpenGroup
 from environments.livecode.verification.base import JudgeFault
 from environments.tools.report import vocabulary
 
@@ -78,11 +79,34 @@ def config(tmp_path: Path, model_dir: Path, generation: Any, api: str) -> RunCon
     )
 
 
+class Watched(LivecodeEnv):
+    """The environment with what it is at while it feeds a trainer; before that it has nothing."""
+
+    @property
+    def in_flight(self) -> dict[Any, OpenGroup]:
+        return {} if self.serving is None else self.serving.in_flight
+
+    @property
+    def sent(self) -> int:
+        return 0 if self.serving is None else self.serving.sent
+
+    @property
+    def api_groups(self) -> int:
+        return 0 if self.serving is None else self.serving.api_groups
+
+    @property
+    def served(self) -> int:
+        return 0 if self.serving is None else self.serving.served
+
+    def may_begin(self) -> bool:
+        return self.serving is None or self.serving.may_begin()
+
+
 @asynccontextmanager
 async def serving(config: RunConfig) -> Any:
     """The environment as `serve` runs it, beside the test."""
     async with AsyncExitStack() as stack:
-        env = LivecodeEnv(config)
+        env = Watched(config)
         await env.open(stack, versions=True)
         task = asyncio.create_task(env.env_manager())
         yield env, task
@@ -109,7 +133,7 @@ async def test_no_more_groups_begin_than_there_are_slots_for_their_rollouts(
         while generation.running < 16:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
         assert len(env.in_flight) == 4
-        assert env.pipeline.taken == 16
+        assert env.equipment.pipeline.taken == 16
 
 
 async def test_a_group_on_the_wire_holds_the_sampled_ids_and_the_judges_verdicts(
@@ -151,7 +175,7 @@ async def until(condition: Callable[[], bool]) -> None:
     raise AssertionError("it never came to that")
 
 
-async def settled(env: LivecodeEnv) -> None:
+async def settled(env: Watched) -> None:
     """Until nothing is in flight and nothing may begin."""
     await until(lambda: env.groups_per_batch > 0 and not env.in_flight and not env.may_begin())
 
@@ -281,7 +305,7 @@ async def test_programs_at_which_the_judge_fails_never_end_the_run(
     generation.script = Alternate()
     await trainer.register(batch=8)
     async with serving(config) as (env, _):
-        verifier = env.pipeline._verifier
+        verifier = env.equipment.pipeline._verifier
         judged, calls = verifier.verify, []
 
         async def faulty(request: dict[str, Any]) -> dict[str, Any]:

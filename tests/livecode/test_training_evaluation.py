@@ -211,7 +211,7 @@ async def test_an_evaluation_whose_weights_moved_gives_no_number(
     generation.script = script
     await fake.register()
     async with serving(evaluated) as (env, _):
-        await until(lambda: env.served == 1 and not env._evaluates())
+        await until(lambda: env.served == 1 and not env.serving.evaluates())
         assert records(evaluated) == []
         assert not partials(evaluated, 0)
 

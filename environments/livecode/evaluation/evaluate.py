@@ -78,7 +78,6 @@ async def evaluate(
     """
     started = time.monotonic()
     count, heat = (1, 0.0) if greedy else (n, temperature)
-
     if samples is not None:
         samples.begin(problems, prompts or pipeline.prompts)
     results = await draw_samples(
@@ -86,40 +85,47 @@ async def evaluate(
         pipeline=pipeline, name=name, seed=seed, samples=samples, grading=grading, prompts=prompts,
         pinned=weight_version if pinned else None,
     )  # fmt: skip
-    judged_ones = [sample for sample in results if sample["status"] is not None]
-    if not judged_ones:
+    if all(sample["status"] is None for sample in results):
         raise EvaluationError(f"{name}: not one verdict out of {len(results)} rollouts")
-    if samples is not None and len(judged_ones) == len(results):
+    if samples is not None and all(sample["status"] is not None for sample in results):
         samples.finish(problems)
-    lengths = [sample["length"] for sample in judged_ones]
-    details = ("per_template", "per_problem")
     return {
         "set": name,
         "temperature": heat,
         "n": count,
         "greedy": greedy,
-        "problems": len(problems),
-        "profile": str(grading[0]) if grading else None,
-        "cutoff": cutoff,
-        **scores(problems, results, cutoff),
-        "profiles": {
-            profile.name: {
-                name: value
-                for name, value in scores(
-                    problems, [_graded(sample, profile.name) for sample in results], cutoff
-                ).items()
-                if name not in details
-            }
-            for profile in grading
-        },
-        "overlong": sum(sample["overlong"] for sample in judged_ones),
-        "no_verdict": len(results) - len(judged_ones),
-        "mean_length": sum(lengths) / len(lengths),
-        "length_percentiles": {str(p): float(np.percentile(lengths, p)) for p in (50, 90, 99, 100)},
+        **_numbers(problems, results, grading, cutoff),
         "seed": seed,
         "weight_version": weight_version,
         "seconds": round(time.monotonic() - started, 3),
     }
+
+
+def _numbers(
+    problems: Sequence[Problem], samples: Sequence[Sample], grading: Sequence[GradingProfile], cutoff: str | None
+) -> dict[str, Any]:
+    """What a record of `evaluate` gets from its samples, one of which at least must have a verdict."""
+    judged = [sample for sample in samples if sample["status"] is not None]
+    lengths = [sample["length"] for sample in judged]
+    return {
+        "problems": len(problems),
+        "profile": str(grading[0]) if grading else None,
+        "cutoff": cutoff,
+        **scores(problems, samples, cutoff),
+        "profiles": {profile.name: _graded_scores(problems, samples, profile.name, cutoff) for profile in grading},
+        "overlong": sum(sample["overlong"] for sample in judged),
+        "no_verdict": len(samples) - len(judged),
+        "mean_length": sum(lengths) / len(lengths),
+        "length_percentiles": {str(p): float(np.percentile(lengths, p)) for p in (50, 90, 99, 100)},
+    }
+
+
+def _graded_scores(
+    problems: Sequence[Problem], samples: Sequence[Sample], profile: str, cutoff: str | None
+) -> dict[str, Any]:
+    """`scores` by this profile's verdicts, without the tables of templates and problems."""
+    found = scores(problems, [_graded(sample, profile) for sample in samples], cutoff)
+    return {name: value for name, value in found.items() if name not in ("per_template", "per_problem")}
 
 
 def _graded(sample: Sample, profile: str) -> Sample:

@@ -83,7 +83,7 @@ class HeldOutSets:
             options.n,
             options.temperature or config.temperature,
             greedy,
-            pipeline=self.env.pipeline,
+            pipeline=self.env.equipment.pipeline,
             name=name,
             max_new_tokens=config.max_new_tokens,
             top_p=options.top_p,

@@ -146,8 +146,7 @@ class TrainingEvaluations:
             task.result()
         if self._task is None and self._due(version):
             self._task = asyncio.create_task(self._evaluate(version))
-            self._task.add_done_callback(lambda _: self.env.changed())
-        self.env.gate.most = self.limit(version)
+            self._task.add_done_callback(lambda _: self.env.equipment.changed.set())
         return self._task is not None
 
     async def close(self) -> None:
