@@ -43,8 +43,11 @@ def graded(judge: Judge, found: Iterable[programs.Program]) -> dict[str, Any]:
         group = groups.setdefault(program.group, {"programs": 0, "applies": dict.fromkeys(NAMES, 0)})
         rewarded = group.setdefault("rewarded", dict.fromkeys(NAMES, 0))
         group["programs"] += 1
-        verdicts = programs.verdicts(judge, program)
+        rewards = programs.rewards(judge, program)
+        verdicts = {name: None if reward is None else reward == 1 for name, reward in rewards.items()}
+        paid = group.setdefault("reward", dict.fromkeys(NAMES, 0.0))
         for name, verdict in verdicts.items():
+            paid[name] += rewards[name] or 0.0
             group["applies"][name] += verdict is not None
             rewarded[name] += verdict is True
         if program.group in NAMED:

@@ -51,9 +51,10 @@ def _limits() -> str:
     rows = []
     for rule in RULES:
         total = f"; {rule.all_seconds:g} s for all tests" if rule.all_seconds else ""
+        part = f"; else the share of the first {rule.first_tests} tests" if rule.first_tests else ""
         most = f"; the {rule.most_tests} longest inputs only" if rule.most_tests else ""
         status = "must be 0" if rule.exit_status_counts else "not looked at" if rule.after_a_crash else "no exception"
-        time = f"{rule.seconds:g} s{total}{most}"
+        time = f"{rule.seconds:g} s{total}{most}{part}"
         rows.append([TITLES[rule.name], time, status, "yes" if rule.returned else "no", f"`{rule.source}`"])
     return _table(["grader", "a test", "how it ends", "calls", "read in"], rows)
 
@@ -78,6 +79,9 @@ def _programs(groups: dict[str, Any]) -> str:
         if name != "examples":
             shares = [f"{group['rewarded'][one]} of {group['applies'][one]}" for one in NAMES]
             rows.append([name, *shares])
+            if "reward" in group:
+                means = [group["reward"][one] / group["applies"][one] for one in NAMES]
+                rows.append([f"{name}: mean reward", *(f"{mean:.2f}" for mean in means)])
     return _table(["programs", *(TITLES[name] for name in NAMES)], rows)
 
 

@@ -97,7 +97,12 @@ def printed_answers(problems: Path) -> list[list[str]]:
 
 
 def verdicts(judge: Judge, program: Program) -> dict[str, bool | None]:
-    """Whether each grader rewards the program, by name; None: the grader has no such problems."""
+    """Whether each grader gives the program the whole reward, by name; None: the grader has no such problems."""
+    return {name: None if reward is None else reward == 1 for name, reward in rewards(judge, program).items()}
+
+
+def rewards(judge: Judge, program: Program) -> dict[str, float | None]:
+    """The reward by each grader, from 0 to 1."""
     memory = {"memory_limit_mb": program.fields.get("memory_limit_mb", OTHERS_MEMORY_MB)}
     ours = _verify(judge, program, {})
     official = _verify(judge, program, {**memory, "semantics": "official"})
@@ -107,12 +112,11 @@ def verdicts(judge: Judge, program: Program) -> dict[str, bool | None]:
     ):
         others = _verify(judge, program, memory)
     runs = test_runs(judge, program, others)
-    compiled = others["status"] != "compile_error"
-    return {
-        "ours": ours["status"] == "accepted",
-        "livecodebench": official["status"] == "accepted",
-        **{rule.name: compiled and rule.accepts(runs, program.call) for rule in RULES},
-    }
+    found: dict[str, float | None] = {rule.name: rule.reward(runs, program.call) for rule in RULES}
+    if others["status"] == "compile_error":
+        found = {name: None if reward is None else 0.0 for name, reward in found.items()}
+    of_the_judge = {"ours": ours, "livecodebench": official}
+    return {name: float(verdict["status"] == "accepted") for name, verdict in of_the_judge.items()} | found
 
 
 def _verify(judge: Judge, program: Program, fields: dict[str, Any]) -> Verdict:
@@ -147,7 +151,8 @@ def test_runs(judge: Judge, program: Program, verdict: Verdict) -> list[TestRun]
             exit_status=left.get(result["index"], False), cpu_s=result["cpu_s"],
         )  # fmt: skip
         runs.append(run)
-    return runs
+    left_out = program.tests[len(runs) :]  # after the deadline
+    return runs + [TestRun(test["input"], test["output"], "time_limit_exceeded") for test in left_out]
 
 
 def _exit_statuses(judge: Judge, program: Program) -> dict[int, bool]:

@@ -10,6 +10,9 @@ A printed answer is tried against the expected one in steps, the first that agre
 Lines of the answer end where str.splitlines sees an end (form feed and others included). The source compares sets of
 words after that, but no set is ever equal to the list beside it, so that step accepts nothing.
 
+The reward is 1 where all tests pass together, else the share of the first ten that pass, each by itself in 10 s: verl
+calls it with `continuous`. So a program is paid in full that fails after its tenth test.
+
 The expected result of a call goes through JSON's loss of int keys first: a dict whose keys are all ints becomes a list
 with that dict, and so does a list that begins with one, whatever follows. Then a list also accepts its first element.
 """

@@ -108,7 +108,7 @@ def run(status: str = "accepted", output: str = "3\n", **fields: Any) -> TestRun
         (run("time_limit_exceeded"), ""),
         (run("memory_limit_exceeded"), ""),
         (run(exit_status=True), "pvr"),
-        (run(cpu_s=5.5), "psfr"),
+        (run(cpu_s=5.5), "pvsfr"),  # verl's second look gives each test 10 s
         (run(cpu_s=11), "psr"),
         (run(cpu_s=13), "ps"),
         (run(cpu_s=16), "s"),
@@ -127,6 +127,18 @@ def test_only_the_longest_inputs_count_and_the_whole_time_is_bounded() -> None:
     assert rule.accepts([short, long], call=False) is False
     assert rule.accepts([long, TestRun("11", "1", "accepted", "1", cpu_s=3.1)], call=False) is False
     assert rule.accepts([long], call=True) is None
+
+
+def test_verl_pays_for_the_first_ten_tests_that_pass() -> None:
+    right, wrong = run(), run(output="4\n")
+    for name in ("verl", "verl_sandbox_fusion"):
+        rule = BY_NAME[name]
+        assert rule.reward([right] * 12, call=False) == 1
+        assert rule.reward([right] * 3 + [wrong], call=False) == 0.75
+        assert rule.reward([wrong] * 5 + [right] * 20, call=False) == 0.5
+        assert rule.accepts([right] * 10 + [wrong], call=False) is True
+    assert BY_NAME["verl"].reward([run(cpu_s=4)] * 2, call=False) == 1  # 8 s together, but each within 10 s by itself
+    assert BY_NAME["sandbox_fusion"].reward([right] * 3 + [wrong], call=False) == 0
 
 
 def test_a_result_that_cannot_be_read_back_passes_nowhere() -> None:
