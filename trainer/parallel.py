@@ -102,7 +102,10 @@ def shard(
     frozen: there is no backward, so nothing stays whole. offload: shards are kept in the host's memory, pinned for a
     GPU.
     """
-    precision = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None)
+    # Inputs stay as they are: a batch's temperatures are fp32, and 0.7 in bf16 would be 0.6992.
+    precision = MixedPrecisionPolicy(
+        param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None, cast_forward_inputs=False
+    )
     # With one rank nothing is saved by giving a block's weights back before its backward.
     reshard = parallel.world_size > 1 or frozen
     options: dict[str, Any] = {"mesh": parallel.mesh, "mp_policy": precision}

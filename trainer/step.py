@@ -153,7 +153,7 @@ def set_old_logprobs(batch: Batch, policy: Policy, config: TrainerConfig, parall
             part.old_logprobs = [micro.sampler_logprob for micro in part.micro_batches]
             continue
         with torch.no_grad():
-            part.old_logprobs = [policy.logprobs(micro)[0] for micro in part.micro_batches]
+            part.old_logprobs = [policy.logprobs(micro, entropy=False)[0] for micro in part.micro_batches]
         for micro, old in zip(part.micro_batches, part.old_logprobs, strict=True):
             # Where the sampler's are unknown there is no mismatch to weigh.
             micro.sampler_logprob = torch.where(micro.sampler_logprob.isnan(), old, micro.sampler_logprob)

@@ -115,7 +115,7 @@ def whole_policy_peaks(
         live.count([*model.parameters(), row, micro.position_ids, places])
         with live:
             with torch.no_grad():
-                model.logprobs(micro)
+                model.logprobs(micro, entropy=False)
             evaluated = live.peak
             model.logprobs(micro)[0].sum().backward()
             live.reset_peak()

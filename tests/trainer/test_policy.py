@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -195,3 +196,22 @@ def test_a_model_that_changes_its_logits_is_refused(alone: Parallel, tmp_path: P
     (tmp_path / "capped" / "config.json").write_text(json.dumps({**config, "final_logit_softcapping": 30.0}))
     with pytest.raises(UnsupportedModel, match="final_logit_softcapping"):
         Policy(tmp_path / "capped", alone)
+
+
+def test_temperatures_reach_half_precision_unrounded(alone: Parallel, models: dict[str, Path]) -> None:
+    """FSDP casts what goes into a forward unless it is asked not to, and 0.7 in bf16 is 0.6992."""
+    micro = pack(make_groups([(5, [4, 2]), (3, [8, 9])]), [[1.0, 1.0]] * 2, 1000)[0]
+    policy = Policy(models["qwen3"], alone, compute_dtype=torch.bfloat16)
+    seen: list[torch.Tensor] = []
+
+    def record(*given: Any, **options: Any) -> Any:
+        seen.extend([given[0], given[3]])
+        return token_logprobs(*given, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("trainer.model.policy.token_logprobs", record)
+        with torch.no_grad():
+            policy.logprobs(micro)
+    hidden, temperature = seen
+    assert hidden.dtype == torch.bfloat16
+    assert torch.equal(temperature, micro.temperature[micro.sequence])

@@ -24,7 +24,7 @@ AWAY = {(0, 1): math.log(2.0), (1, 0): math.log(0.4)}
 class Shifted:
     """A policy whose log-probabilities are the sampler's, but for AWAY."""
 
-    def logprobs(self, micro: MicroBatch) -> tuple[torch.Tensor, None]:
+    def logprobs(self, micro: MicroBatch, *, entropy: bool = True) -> tuple[torch.Tensor, None]:
         away = torch.tensor([AWAY.get(origin, 0.0) for origin in micro.origin])
         return micro.sampler_logprob + away[micro.sequence], None
 

@@ -1,7 +1,9 @@
 """Log-probability and entropy of tokens from hidden states, a chunk of logits at a time.
 
 At 32k tokens and 151,936 entries, fp32 logits and their gradient are 37 GiB; a chunk of 1,024 is 0.6. Logits are
-computed again in backward, where d logp_t / d logits_t = (onehot - softmax) / temperature is written into them.
+computed again in backward, where d logp_t / d logits_t = (onehot - softmax) / temperature. Each pass over a chunk costs
+memory traffic as large as its logits, so there are as few as torch's kernels allow; `python -m benchmarks.bytes_moved`
+counts them.
 """
 
 from __future__ import annotations
@@ -13,52 +15,57 @@ from torch import Tensor
 
 
 def token_logprobs(
-    hidden: Tensor, weight: Tensor, target: Tensor, temperature: Tensor, chunk: int
+    hidden: Tensor, weight: Tensor, target: Tensor, temperature: Tensor, chunk: int, *, entropy: bool = True
 ) -> tuple[Tensor, Tensor]:
     """fp32 [K] log p(target) with gradient for hidden and, unless frozen, weight; fp32 [K] entropy in nats without.
 
     hidden [K, D], weight [V, D], target int64 [K], temperature fp32 [K] > 0; p = softmax(hidden W^T / temperature).
+    entropy False leaves it out ([0] instead), which is more than half of a forward's passes over the logits.
     """
-    logprob, entropy = _TokenLogprobs.apply(hidden, weight, target, temperature, chunk)  # type: ignore[no-untyped-call]
-    return logprob, entropy
+    logprob, found = _TokenLogprobs.apply(  # type: ignore[no-untyped-call]
+        hidden, weight, target, temperature, chunk, entropy
+    )
+    return logprob, found
 
 
 def _scaled_logits(hidden: Tensor, weight: Tensor, temperature: Tensor) -> Tensor:
-    return (hidden @ weight.T).float().div_(temperature[:, None])
+    """fp32 [k, V]."""
+    logits = hidden @ weight.T
+    if logits.dtype == torch.float32:
+        return logits.div_(temperature[:, None])
+    return logits / temperature[:, None]  # to fp32 on the way, in one pass
 
 
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, temperature: Tensor, chunk: int
+        ctx: Any, hidden: Tensor, weight: Tensor, target: Tensor, temperature: Tensor, chunk: int, entropy: bool
     ) -> tuple[Tensor, Tensor]:
         logprob = torch.empty(len(target), dtype=torch.float32, device=hidden.device)
-        log_total, entropy = torch.empty_like(logprob), torch.empty_like(logprob)
+        found = torch.empty_like(logprob if entropy else logprob[:0])
         for start in range(0, len(target), chunk):
             part = slice(start, start + chunk)
-            logits = _scaled_logits(hidden[part], weight, temperature[part])
-            log_total[part] = torch.logsumexp(logits, dim=-1)
-            logprob[part] = logits.gather(1, target[part, None])[:, 0] - log_total[part]
-            mean_logit = torch.linalg.vecdot(torch.softmax(logits, dim=-1), logits)
-            entropy[part] = log_total[part] - mean_logit
-        ctx.save_for_backward(hidden, weight, target, temperature, log_total)
+            table = torch.log_softmax(_scaled_logits(hidden[part], weight, temperature[part]), dim=-1)
+            logprob[part] = table.gather(1, target[part, None])[:, 0]
+            if entropy:
+                found[part] = table.exp().mul_(table).sum(dim=-1).neg_()
+        ctx.save_for_backward(hidden, weight, target, temperature, logprob)
         ctx.chunk = chunk
-        ctx.mark_non_differentiable(entropy)
-        return logprob, entropy
+        ctx.mark_non_differentiable(found)
+        return logprob, found
 
     @staticmethod
-    def backward(ctx: Any, grad_logprob: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None, None, None]:
-        hidden, weight, target, temperature, log_total = ctx.saved_tensors
+    def backward(ctx: Any, grad_logprob: Tensor, _: Tensor) -> tuple[Tensor, Tensor | None, None, None, None, None]:
+        hidden, weight, target, temperature, logprob = ctx.saved_tensors
         grad_hidden = torch.empty_like(hidden)
         # Sums over many chunks are kept in fp32, whatever the weights are in. A frozen head has none.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
         for start in range(0, len(target), ctx.chunk):
             part = slice(start, start + ctx.chunk)
             scale = grad_logprob[part] / temperature[part]
-            logits = _scaled_logits(hidden[part], weight, temperature[part])
-            grad = logits.sub_(log_total[part, None]).exp_().mul_(-scale[:, None])
-            grad.scatter_add_(1, target[part, None], scale[:, None])
-            typed = grad.to(hidden.dtype)
+            table = torch.softmax(_scaled_logits(hidden[part], weight, temperature[part]), dim=-1)
+            typed = _logits_gradient(table, scale, target[part], logprob[part], hidden.dtype)
+            del table
             grad_hidden[part] = typed @ weight
             if grad_weight is None:
                 continue
@@ -66,4 +73,19 @@ class _TokenLogprobs(torch.autograd.Function):
                 grad_weight.addmm_(typed.T, hidden[part])
             else:
                 grad_weight += typed.T @ hidden[part]
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
+        grad = None if grad_weight is None else grad_weight.to(weight.dtype)
+        return grad_hidden, grad, None, None, None, None
+
+
+def _logits_gradient(table: Tensor, scale: Tensor, target: Tensor, logprob: Tensor, dtype: torch.dtype) -> Tensor:
+    """[k, V] in `dtype`: scale * (onehot - softmax), from fp32 probabilities [k, V], which fp32 overwrites.
+
+    The target's entry is scale * (1 - p) by expm1: in half precision a product of p near 1 and a sum after it would
+    round away what is left.
+    """
+    if dtype == torch.float32:
+        found = table.mul_(-scale[:, None])
+    else:
+        found = torch.mul(table, -scale[:, None], out=torch.empty_like(table, dtype=dtype))
+    own = -scale * torch.expm1(logprob)
+    return found.scatter_(1, target[:, None], own[:, None].to(dtype))

@@ -102,16 +102,17 @@ class Policy(nn.Module):
         """Where micro-batches have to be."""
         return self.parallel.device
 
-    def logprobs(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+    def logprobs(self, micro: MicroBatch, *, entropy: bool = True) -> tuple[Tensor, Tensor]:
         """fp32 [K] log-probabilities of the trained tokens, with gradient, and fp32 [K] entropies in nats, without.
 
-        Both are of the distribution at the sequence's temperature. A collective: every rank calls it equally often.
+        Both are of the distribution at the sequence's temperature; entropy False leaves the entropies out ([0]). A
+        collective: every rank calls it equally often.
         With an empty micro-batch both are empty, and backward gives zeros for every weight.
         """
-        logprob, entropy = self(micro)
-        return logprob, entropy
+        logprob, found = self(micro, entropy)
+        return logprob, found
 
-    def forward(self, micro: MicroBatch) -> tuple[Tensor, Tensor]:
+    def forward(self, micro: MicroBatch, entropy: bool = True) -> tuple[Tensor, Tensor]:
         """See `logprobs`; FSDP's hooks hang on this call."""
         hidden = self.model.base_model(
             input_ids=micro.input_ids[None],
@@ -125,6 +126,7 @@ class Policy(nn.Module):
             micro.target,
             micro.temperature[micro.sequence],
             self.logprob_chunk,
+            entropy=entropy,
         )
 
     def state_dict_full(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:

@@ -45,9 +45,9 @@ class Reference:
     def logprobs(self, micro: MicroBatch) -> Tensor:
         """fp32 [K] log-probabilities of the trained tokens at the sequence's temperature, without gradient."""
         if self.own is not None:
-            return self.own.logprobs(micro)[0]
+            return self.own.logprobs(micro, entropy=False)[0]
         with switched_off(self.policy.model):
-            return self.policy.logprobs(micro)[0]
+            return self.policy.logprobs(micro, entropy=False)[0]
 
     def begin(self) -> None:
         """A running mean begins at the policy as it is; anything else is left as it was read."""

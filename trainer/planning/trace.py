@@ -134,7 +134,7 @@ def _block_trace(
         for span in layout.spans:
             if span.completions:
                 layout.batch(span, here)
-    with _one_block(config, dtype, FakeTensorMode(allow_non_fake_inputs=True), adapter) as model:
+    with one_block(config, dtype, FakeTensorMode(allow_non_fake_inputs=True), adapter) as model:
         [block] = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
         if adapter is not None:
             _into_fake_memory(model)
@@ -172,7 +172,7 @@ def _into_fake_memory(model: PreTrainedModel) -> None:
 @lru_cache(maxsize=256)
 def _tail_trace(config: str, tokens: int, trained: int, dtype: torch.dtype, chunk: int, frozen: bool) -> Trace:
     # On the meta device: five times as fast over many chunks, and no operation here depends on the device.
-    with _one_block(config, dtype, torch.device("meta")) as model:
+    with one_block(config, dtype, torch.device("meta")) as model:
         model.requires_grad_(not frozen)
         base: Any = model.base_model
         norm, head = base.norm, model.get_output_embeddings().weight
@@ -181,15 +181,17 @@ def _tail_trace(config: str, tokens: int, trained: int, dtype: torch.dtype, chun
 
         def run(hidden: Tensor) -> Tensor:
             hidden = norm(hidden)[0]
-            return token_logprobs(hidden[places], head, places, temperature, chunk)[0]
+            graded = torch.is_grad_enabled()  # without gradient no entropies are asked for
+            return token_logprobs(hidden[places], head, places, temperature, chunk, entropy=graded)[0]
 
         return _traced(run, model, [places, temperature], (1, tokens, model.config.hidden_size), dtype)
 
 
 @contextmanager
-def _one_block(
+def one_block(
     config: str, dtype: torch.dtype, shapes: AbstractContextManager[Any], adapter: Adapter | None = None
 ) -> Iterator[PreTrainedModel]:
+    """The model of a config.json's text with one block, of tensors without memory made within `shapes`."""
     one = _config(config)
     one.num_hidden_layers = 1
     if adapter is not None:
