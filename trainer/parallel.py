@@ -98,6 +98,8 @@ def shard(
     """Shards each block and then what is left of `root` over all ranks, in place.
 
     dtype: the computation's type; the masters stay as they are and gradients are reduced in fp32. None: as stored.
+    A block is whole only while it computes, also with one rank: a copy in the computation's type beside the masters
+    is made again for the backward, which costs one more pass over the weights and saves all other blocks' copies.
     The root stays whole between forward and backward: its head is used again when log-probabilities are recomputed.
     frozen: there is no backward, so nothing stays whole. offload: shards are kept in the host's memory, pinned for a
     GPU.
@@ -106,12 +108,10 @@ def shard(
     precision = MixedPrecisionPolicy(
         param_dtype=dtype, reduce_dtype=torch.float32 if dtype else None, cast_forward_inputs=False
     )
-    # With one rank nothing is saved by giving a block's weights back before its backward.
-    reshard = parallel.world_size > 1 or frozen
     options: dict[str, Any] = {"mesh": parallel.mesh, "mp_policy": precision}
     if offload:
         options["offload_policy"] = CPUOffloadPolicy(pin_memory=parallel.device.type == "cuda")
-    sharded = [fully_shard(block, reshard_after_forward=reshard, **options) for block in blocks]
+    sharded = [fully_shard(block, reshard_after_forward=True, **options) for block in blocks]
     for block, following in pairwise(sharded):
         # Asked for before the block computes, so that a slow host does not let the GPU wait for the next weights.
         block.set_modules_to_forward_prefetch([following])

@@ -191,15 +191,15 @@ class _Timeline:
         found = {**self.fixed, "gradients (fp32, sharded)": gradients, **(parts or {})}
         return PhaseMemory(phase, {name: size for name, size in found.items() if size})
 
-    def _whole(self, block: int, buffers: int = 0, roots: int = 1) -> Parts:
+    def _whole(self, block: int, buffers: int = 0, roots: int = 1, *, computes: bool = True) -> Parts:
         """Unsharded weights while `block` computes (-1: none), and so many buffers of gathered ones.
 
-        A single rank gathers nothing, and keeps the copies that blocks compute with until their backward.
+        A single rank gathers into no buffer, and has a copy of a block only while it `computes`.
         """
         if self.many:
             blocks = (self.blocks[block] if block >= 0 else 0) + buffers * self.blocks[max(block, 0)]
         else:
-            blocks, roots = sum(self.blocks[: block + 1]), 1
+            blocks, roots = self.blocks[block] if block >= 0 and computes else 0, 1
         return {
             "whole weights of embedding and head": self.item * self.root * roots,
             "whole weights of blocks in flight": self.item * blocks,
@@ -222,7 +222,7 @@ class _Timeline:
             # transformers holds on to the embeddings; with gradient they are the first checkpoint.
             parts["activations outside of blocks"] = self.hidden if block and not grad else 0
             yield self._moment(phase, gradients, parts)
-        parts = self._whole(last)
+        parts = self._whole(last, computes=False)
         parts["layer checkpoints"] = kept * (last + 1)
         parts["log-probabilities"] = self.tail.forward if grad else self.tail.evaluated
         yield self._moment(phase, gradients, parts)
@@ -240,7 +240,7 @@ class _Timeline:
     def _backward(self, before: float) -> Iterator[PhaseMemory]:
         last = len(self.blocks) - 1
         gradients = before
-        parts = self._whole(last)
+        parts = self._whole(last, computes=False)
         parts["layer checkpoints"] = self.block.kept * (last + 1)
         parts["log-probabilities"] = self.tail.backward
         yield self._moment("backward of log-probabilities", gradients, parts)
