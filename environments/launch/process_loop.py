@@ -179,11 +179,12 @@ class Loop:
         """Prints a row for each step until the trainer has ended."""
         pending: list[dict[str, Any]] = []
         with self._progress() as progress:
-            task = progress.add_task("", total=self.steps, completed=self.done)
+            task = progress.add_task("", total=self.steps, completed=self.done, left="")
             for trained in self._rows(trainer, metrics, groups, progress, task, pending):
-                self.screen.row(step_cells(trained, pending), self._left(trained))
+                left = self._left(trained)
+                self.screen.row(step_cells(trained, pending), left)
                 pending.clear()
-                progress.update(task, completed=trained["step"])
+                progress.update(task, completed=trained["step"], left=left, refresh=True)
 
     def _finish_evaluation(self, feeding: Child) -> None:
         """Until the environment has evaluated the last weights."""
@@ -252,7 +253,7 @@ class Loop:
             BarColumn(30),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.description}"),
+            TextColumn("{task.fields[left]}  {task.description}"),
             console=self.screen.console,
             transient=True,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -77,9 +78,10 @@ def environment(run: Path, group: dict[str, Any] = GROUP) -> Process:
 class Watched:
     """A loop whose screen is a file, and whose signals are sent when what it waits for is there."""
 
-    def __init__(self, run: Path, steps: int, done: int = 0, saves: bool = True) -> None:
+    def __init__(self, run: Path, steps: int, done: int = 0, saves: bool = True, terminal: bool = False) -> None:
         self.text = (run / "screen").open("w+")
-        self.loop = Loop(run, Screen(Console(file=self.text, width=250)), steps=steps, done=done, saves=saves)
+        console = Console(file=self.text, width=250, force_terminal=terminal)
+        self.loop = Loop(run, Screen(console), steps=steps, done=done, saves=saves)
         self.run = run
 
     @property
@@ -133,6 +135,21 @@ def test_each_step_has_a_row_with_the_time_that_is_left(run: Path, watched: Call
     assert rows[1].endswith("30 s left")
     assert not rows[2].endswith("left")
     assert [child.name for child in one.loop.family.children if child.returncode is None] == []
+
+
+def test_in_a_terminal_a_bar_tells_the_step_and_the_time_that_is_left(
+    run: Path, watched: Callable[..., Watched]
+) -> None:
+    for step in (1, 2):
+        (run / f"go-{step}").touch()
+    one = watched(2, terminal=True)
+    assert one.loop.train(trainer(run, 0, 2), environment(run)) == 2
+    one.text.flush()
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", one.shown)
+    bars = [part for part in re.split(r"[\r\n]", plain) if part.startswith("  training")]
+    assert any("1/2" in bar and "30 s left" in bar for bar in bars)
+    assert "2/2" in bars[-1]
+    assert "left" not in bars[-1]
 
 
 def test_the_first_signal_has_the_trainer_save_and_nothing_else_end_before(

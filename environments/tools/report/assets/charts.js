@@ -113,7 +113,7 @@ function plot(host, columns, series, options = {}) {
     series: [{}, ...series.map((one, i) => ({
       label: one.name, stroke: one.hidden ? () => "transparent" : paint(one.color, one.faint ? "55" : ""), width: one.hidden ? 0 : one.width || 2, spanGaps: true, dash: one.dash,
       show: one.show !== false, fill: one.fill ? paint(one.color, "cc") : undefined, paths: one.bars ? uPlot.paths.bars({ size: [0.7, 60] }) : undefined,
-      points: { show: !one.hidden && !one.bars && !one.faint && one.dots !== false && few(columns[i + 1]), size: 6, fill: paint("--card") },
+      points: { show: !one.hidden && !one.bars && !one.faint && one.dots !== false && few(columns[i + 1]), size: one.width > 2 ? 10 : 6, fill: paint("--card") },
     }))],
     bands: (options.bands || []).map(([upper, lower, name]) => ({ series: [upper, lower], fill: paint(name, name === "--s0" ? "38" : "1e") })),
     hooks: { setScale: [zoomed], setCursor: [(u) => u.ours && u.ours.moved && u.ours.moved(u.cursor.idx)], draw: options.draw ? [options.draw] : [] },

@@ -1,7 +1,7 @@
 "use strict";
 // What each process did when: lanes of spans over the time, drawn on uPlot's axes.
 
-const PAINT = { wait: "--s5", checkpoint: "--s4", alignment: "--s3", "old log-probabilities": "--s1", train: "--s2", publish: "--s3",
+const PAINT = { wait: "--s5", checkpoint: "--s4", alignment: "--s0", "old log-probabilities": "--s1", train: "--s2", publish: "--s3",
   paused: "--s4", generate: "--s0", judge: "--s1" };
 const LANE = 20, MOST_LANES = 24, FIRST_STEPS = 6;
 let window_of = null;  // seconds from and to; null: the last steps
