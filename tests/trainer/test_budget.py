@@ -305,10 +305,10 @@ def test_the_command_accepts_a_folder_with_a_config_alone_as_well_as_a_name(
 
 
 def test_what_does_not_fit_has_exit_code_one_and_the_setting_that_does(capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--model", "Qwen3-4B", "--gpus", "1", "--batch.context", "2048", "--batch.max_tokens", "16384"]
+    flags = ["--model", "Qwen3-4B", "--gpus", "1", "--batch.context", "2048", "--batch.max_tokens", "65536"]
     assert main(flags) == 1
     error = capsys.readouterr().err
-    assert error.startswith("error batch.max_tokens = 16384, batch.context = 2048 of Qwen3-4B on 1 ranks: ")
+    assert error.startswith("error batch.max_tokens = 65536, batch.context = 2048 of Qwen3-4B on 1 ranks: ")
     fitting = re.search(r"set batch\.max_tokens to (\d+)", error)
     assert fitting is not None
     assert main([*flags[:-1], fitting[1]]) == 0
