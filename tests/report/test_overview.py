@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from environments.tools.report.charts import CHARTS, ENVIRONMENT_CHARTS, SENTENCES, axes, curves
-from environments.tools.report.collect import collect
+from environments.tools.report.charts import CHARTS, ENVIRONMENT_CHARTS, SENTENCES, axes, curves, refused
+from environments.tools.report.collect import collect, rollout
 from environments.tools.report.faults import faults
 from environments.tools.report.groups import by_group, by_problem
 from environments.tools.report.state import state
 from environments.tools.report.story import headline, sampled, time_parts
+from environments.tools.report.values import Rows
 from tests.report.made_run import BEGUN, STEP_S, make_run
 from trainer.metric_table import METRICS
 
@@ -95,6 +96,23 @@ def test_a_counter_that_starts_again_is_added_up() -> None:
     rows = [{"resubmitted_failure": value} for value in (2, 3, 1, None, "x", 4)]
     (fault,) = faults([], rows, [], [], {})
     assert fault.text == "7 failed requests to generation, sent again"
+
+
+def test_refused_system_calls_are_a_chart_a_line_and_part_of_the_rollout() -> None:
+    rows: Rows = [{"step": 1, "attempts": {}}, {"step": 2, "attempts": {"sockets": 3}}, {"step": 3}]
+    rows.append({"step": 4, "attempts": {"sockets": 1, "other_processes": 2}})
+    (chart,) = refused(rows)
+    assert {line["name"]: line["points"] for line in chart["series"]} == {
+        "other processes": [[1, 0], [2, 0], [4, 2]],
+        "sockets": [[1, 0], [2, 3], [4, 1]],
+    }
+    assert [fault.text for fault in faults([], rows, [], [], {})] == [
+        "Programs made system calls that the sandbox refused: sockets 4, other processes 2"
+    ]
+    assert refused([{"step": 1, "attempts": None}]) == faults([], [{"step": 1, "attempts": None}], [], [], {}) == []
+    tried = {"status": "accepted", "attempts": {"sockets": 2, "kernel": 1}}
+    assert rollout({"verdict": tried})["refused"] == "kernel 1, sockets 2"
+    assert rollout({"verdict": {"status": "accepted", "attempts": None}})["refused"] == ""
 
 
 def test_a_run_is_running_while_its_trainer_holds_the_lock_and_finished_after_the_last_step(tmp_path: Path) -> None:

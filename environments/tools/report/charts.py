@@ -157,6 +157,25 @@ def left_out(groups: Rows) -> list[dict[str, Any]]:
     return [_as_chart(LEARNING, "Groups left out", "groups, by the weights that sampled them", series, False)]
 
 
+def refused(environment: Rows) -> list[dict[str, Any]]:
+    """A chart of the programs whose system calls the sandbox refused, by kind, over weight versions."""
+    rows = lineage(environment)
+    kinds = sorted({kind for row in rows for kind in _dictionary(row.get("attempts"))})
+    if not kinds:
+        return []
+    series = [
+        {
+            "name": kind.replace("_", " "),
+            "field": f"attempts_{kind}",
+            "hint": "Programs that made a system call of this kind, which the sandbox refused.",
+            "points": [[row["step"], count if number(count := _dictionary(row["attempts"]).get(kind, 0)) else 0]
+                       for row in rows if isinstance(row.get("attempts"), dict)],
+        }
+        for kind in kinds
+    ]  # fmt: skip
+    return [_as_chart(LEARNING, "Refused system calls", "programs", series, False)]
+
+
 def axes(metrics: Rows) -> dict[str, list[float]]:
     """What a step stands for on the other axes: hours since the first step began, millions of tokens trained on.
 

@@ -12,7 +12,7 @@ from typing import Any
 from environments.common.run_folder import check
 from environments.common.settings import ConfigError
 from environments.tools.report.breakdown import evaluation, tables
-from environments.tools.report.charts import axes, curves, held_out, left_out
+from environments.tools.report.charts import axes, curves, held_out, left_out, refused
 from environments.tools.report.code import tokens as coloured
 from environments.tools.report.groups import by_group, by_problem
 from environments.tools.report.story import overview, settings
@@ -98,7 +98,12 @@ def summary(run: Path, records: dict[str, Rows], damaged: Counter[str], now: flo
         "title": run.resolve().name,
         "overview": overview(run, records, dict(damaged), now),
         "axes": axes(metrics),
-        "curves": held_out(evaluations) + curves(metrics, records["environment_metrics"]) + left_out(groups),
+        "curves": [
+            *held_out(evaluations),
+            *curves(metrics, records["environment_metrics"]),
+            *left_out(groups),
+            *refused(records["environment_metrics"]),
+        ],
         "evaluations": [graded for record in evaluations if "pass_at_1" in record for graded in evaluation(record)],
         "tables": tables(groups),
         "timeline": timeline(metrics, groups),
@@ -175,6 +180,7 @@ def rollout(record: dict[str, Any]) -> dict[str, Any]:
         "total": verdict.get("total"),
         "failed": verdict.get("failed_test"),
         "message": str(verdict.get("message") or ""),
+        "refused": _refused(verdict.get("attempts")),
         "test": record.get("failing_test"),
         "prompt": cut(str(record.get("prompt", ""))),
         "answer": cut(str(record.get("completion", ""))),
@@ -226,6 +232,13 @@ def _as_rollout(sample: dict[str, Any], told: str, index: int, about: dict[str, 
         "graded": [[name, str(one.get("status"))] for name, one in verdicts.items()],
         "sample": index,
     }
+
+
+def _refused(attempts: Any) -> str:
+    """Refused system calls by kind, for a person; empty where there were none."""
+    if not isinstance(attempts, dict):
+        return ""
+    return ", ".join(f"{str(kind).replace('_', ' ')} {count}" for kind, count in sorted(attempts.items()))
 
 
 def _version(spans: Any) -> Any:

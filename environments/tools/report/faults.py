@@ -33,7 +33,7 @@ class Fault(NamedTuple):
 
 def faults(metrics: Rows, environment: Rows, groups: Rows, evaluations: Rows, damaged: dict[str, int]) -> list[Fault]:
     """Every fault that the records tell of, the worst first; an empty list where all went well."""
-    found = [*restarts(metrics), *_groups(groups), *_steps(metrics), *_generation(environment)]
+    found = [*restarts(metrics), *_groups(groups), *_steps(metrics), *_generation(environment), *_refused(environment)]
     if lost := sum(numbers(evaluations, "no_verdict")):
         found.append(Fault("bad", f"{plural(lost, 'sample')} of evaluations got no verdict", "#evaluations"))
     if damaged:
@@ -91,6 +91,18 @@ def _steps(metrics: Rows) -> list[Fault]:
     if overlong and (mean := sum(overlong) / len(overlong)) > MUCH_TRUNCATED:
         found.append(Fault("note", f"{100 * mean:.0f} % of the trained rollouts were truncated", "#curves"))
     return found
+
+
+def _refused(environment: Rows) -> list[Fault]:
+    """Programs that tried what the sandbox refuses: reward hacking shows here first."""
+    tried: Counter[str] = Counter()
+    for row in environment:
+        kinds = row.get("attempts")
+        tried.update({kind: n for kind, n in kinds.items() if number(n)} if isinstance(kinds, dict) else {})
+    if not tried:
+        return []
+    kinds = ", ".join(f"{str(kind).replace('_', ' ')} {count:g}" for kind, count in tried.most_common())
+    return [Fault("note", f"Programs made system calls that the sandbox refused: {kinds}", "#rollouts")]
 
 
 def _generation(environment: Rows) -> list[Fault]:

@@ -14,7 +14,7 @@ function options(select, values) {
 
 // All that is searched in a rollout, put together once.
 function haystack(one) {
-  one.searched ??= [one.prompt, one.answer, one.code ? one.code.map((piece) => piece[1]).join("") : "", one.message].join("\n").toLowerCase();
+  one.searched ??= [one.prompt, one.answer, one.code ? one.code.map((piece) => piece[1]).join("") : "", one.message, one.refused && `refused calls: ${one.refused}`].join("\n").toLowerCase();
   return one.searched;
 }
 
@@ -130,6 +130,7 @@ function rolloutSide(one) {
   if (one.graded.length > 1) detail.append(el("p", { class: "quiet" }, ...one.graded.flatMap(([name, status]) =>
     [`${name}: `, el("span", { text: status, class: kind(status) }), " "])));
   if (one.message) detail.append(el("h4", { text: one.failed == null ? "Message" : `Test ${one.failed} failed` }), marked(one.message));
+  if (one.refused) detail.append(el("p", { class: "quiet", text: `refused calls: ${one.refused}` }));
   if (one.test) detail.append(folded("its input", one.test.input, true), folded("what it expects", one.test.output, true));
   if (one.code) detail.append(el("h4", { text: "Program" }), program(one.code));
   detail.append(folded("prompt", one.prompt, false));
