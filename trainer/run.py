@@ -1,4 +1,7 @@
-"""What a training run holds: policy, optimizer, the API's batches, the weights' way to vLLM, records, checkpoints."""
+"""What a training run holds: policy, optimizer, the API's batches, weight sync, records, checkpoints.
+
+The loop that calls its phases is `train` in trainer/main.py.
+"""
 
 from __future__ import annotations
 

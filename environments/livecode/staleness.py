@@ -1,6 +1,7 @@
 """When a group may begin: the bound on staleness is kept by admission, so that nothing generated has to be dropped.
 
 A rule that drops groups which have become too old loses those that take longest, and with them the hard problems.
+The serving loop (serving.py) asks before each group.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
 from verifier_app.judge.protocol import JudgeError, Request, TestSet, bad_request, check_code, shown
 
 if TYPE_CHECKING:
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     from verifier_app.judge.running import TestResult
 
 Bytes = bytes | bytearray
-TIME_LIMIT_S = 15.0
-MEMORY_MB = 4096
 RIGHT, WRONG, FAILED = 0, (1, 2), 3
 
 _WRAPPER = """
@@ -217,7 +216,7 @@ class Checker:
             fn_name=None,
             order=[0],
             time_limit_s=TIME_LIMIT_S,
-            memory_limit_mb=MEMORY_MB,
+            memory_limit_mb=MEMORY_LIMIT_MB,
             deadline_s=None,
             semantics="process",
         )
