@@ -8,7 +8,7 @@ DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/n
 STEPS  ?=
 SEED   ?=
 # Processes that share the tests; 0: one process runs them all, which is what a debugger wants.
-WORKERS ?= 0
+WORKERS ?= 2
 ARGS   ?=
 
 BIN    := $(VENV)/bin
