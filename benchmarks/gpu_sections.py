@@ -357,8 +357,10 @@ def compiled(check: Check) -> dict[str, Any]:
     breaks = {str(why).splitlines()[0]: count for why, count in counters.get("graph_break", {}).items()}
     result["compiled"] |= {"calls_captured": captured, "graph_breaks": breaks}
     (eager, expected), (other, gradient) = values
-    away = max(float((eager[key] - other[key]).abs().max()) for key in eager)
-    result["log-probabilities, nats"] = hold("compiled log-probabilities", away, 0.1)
+    away = torch.cat([(eager[key] - other[key]).abs().flatten().float() for key in eager])
+    # Both round to bf16, at other places: single tokens of a sharp model part by tenths, a wrong mask moves the mean.
+    result["largest difference, nats"] = float(away.max())
+    result["log-probabilities, nats"] = hold("compiled log-probabilities, mean difference", float(away.mean()), 0.05)
     result["gradient"] = hold("compiled gradient", relative_error(gradient, expected), MODEL_HALF)
     result["speed"] = result["eager"]["seconds"] / result["compiled"]["seconds"]
     return result
