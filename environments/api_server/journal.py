@@ -8,7 +8,6 @@ and, where it is more than half of the file, given back. `tidy` does that a litt
 
 from __future__ import annotations
 
-import io
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -259,13 +258,7 @@ def _rows(run: Connection) -> tuple[dict[str, bytes], list[BatchRow], list[Group
 
 
 def _body(run: Connection, number: int) -> bytes:
-    whole = io.BytesIO()
-    for (content,) in run.execute(
-        "SELECT content FROM pieces WHERE place >= ? AND place < ? ORDER BY place",
-        (number << _BITS, number + 1 << _BITS),
-    ):
-        whole.write(content)
-    return whole.getvalue()
+    return sqlite.joined_pieces(run, number << _BITS, number + 1 << _BITS)
 
 
 def _verify(path: Path, run: Connection) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import io
 import os
 import sqlite3
 import tempfile
@@ -172,6 +173,17 @@ def reading(path: Path, *, application_id: int, version: int) -> Iterator[sqlite
             yield connection
     except OSError as error:
         raise StoreError(f"{path}: cannot be read ({error.strerror})") from None
+
+
+def joined_pieces(connection: sqlite3.Connection, first: int, after: int) -> bytes:
+    """The content of the table `pieces` at the places from `first` to before `after`, in their order."""
+    whole = io.BytesIO()
+    rows = connection.execute(
+        "SELECT content FROM pieces WHERE place >= ? AND place < ? ORDER BY place", (first, after)
+    )
+    for (content,) in rows:
+        whole.write(content)
+    return whole.getvalue()
 
 
 def sync_folder(folder: Path) -> None:

@@ -6,7 +6,6 @@ environment.jsonl next, where people and tools read it; the file holds it until 
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -246,10 +245,4 @@ def _delete(run: Connection, number: int) -> None:
 
 
 def _joined(run: Connection, number: int) -> bytes:
-    whole = io.BytesIO()
-    for (content,) in run.execute(
-        "SELECT content FROM pieces WHERE place >= ? AND place < ? ORDER BY place",
-        (number << _BITS, number + 1 << _BITS),
-    ):
-        whole.write(content)
-    return whole.getvalue()
+    return sqlite.joined_pieces(run, number << _BITS, number + 1 << _BITS)
