@@ -36,7 +36,7 @@ from environments.dataset.sources import RECIPES, Source
 ROW_TEST_BYTES = (2_000, 200_000, 4_000_000)  # small, middling and large sets, in turn
 
 
-NUMBERS: list[str] = []  # made once: drawing every number anew would take longer than what is measured
+NUMBERS: list[str] = []  # made once: drawing every number again would take longer than what is measured
 
 
 def tests(number: int, draw: random.Random) -> tuple[list[str], list[str]]:

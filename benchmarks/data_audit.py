@@ -121,7 +121,7 @@ def truth() -> Iterator[tuple[str, Problem, list[str]]]:
 
 
 def measure() -> dict[str, dict[str, float]]:
-    """Precision and recall by what is looked for, and what was missed or found in vain."""
+    """Precision and recall by what is looked for, and what was missed or wrongly found."""
     known = list(truth())
     findings = asyncio.run(audit([(problem, codes) for _, problem, codes in known], 2, lambda: None))
     kinds = {finding.problem_id: finding.kinds for finding in findings}

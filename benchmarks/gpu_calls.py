@@ -4,7 +4,7 @@
 
 Fake tensors have a device, a type and a shape but no memory, and run torch's own checks. Autograd needs a driver, so
 backward passes are traced on fake CPU tensors, and the kernels' backward on fake CUDA ones by itself. With a CPU build
-of torch whole models are traced on fake CPU tensors too, told to take the GPU's attention: the result says which.
+of torch whole models are traced on fake CPU tensors too, with the GPU's attention selected: the result says which.
 What a kernel computes, and whether it is there at all, only a GPU shows: benchmarks/gpu_check.py.
 """
 

@@ -4,9 +4,9 @@
     python -m benchmarks.gpu_check --device cpu      # the same code without CUDA: no GPU path counts as checked
 
 Needs an NVIDIA GPU of compute capability 8.0 or newer, 20 GB of disk in the temporary folder for random weights, and
-torch, transformers and what `trainer` imports; neither vllm nor atroposlib. A section that fails is said and the others
-go on; the exit code is 1 if one failed. The most important sections come first, --out is written after each, and what
-does not fit into --minutes is named. Limits and what they rest on: benchmarks/gpu_sections.py.
+torch, transformers and what `trainer` imports; neither vllm nor atroposlib. A section that fails is reported and the
+others continue; the exit code is 1 if one failed. The most important sections come first, --out is written after each,
+and what does not fit into --minutes is named. Limits and their reasons: benchmarks/gpu_sections.py.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--context", help="contexts of the speed section with commas, ascending")
     parser.add_argument("--only", default=",".join(names), help="sections with commas")
     parser.add_argument("--skip", default="", help="sections with commas")
-    parser.add_argument("--minutes", type=float, default=8.0, help="what would take longer is left out and said")
+    parser.add_argument("--minutes", type=float, default=8.0, help="what would take longer is left out and reported")
     parser.add_argument("--flash", choices=["FA3", "FA4"], help="attention kernel that torch activates; its package")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)

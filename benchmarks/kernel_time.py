@@ -1,4 +1,4 @@
-"""Where the time of a training step goes on a device: kernel time by class, and the gaps in which nothing ran."""
+"""Where a training step spends its time on a device: kernel time by class, and the gaps in which nothing ran."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def kernel_class(name: str) -> str:
 def kernel_seconds(work: Callable[[], object], device: torch.device) -> dict[str, float]:
     """Seconds of kernels by class, of the work as a whole (`wall`), and without any kernel (`gaps`).
 
-    On a CPU operators' own time stands for kernels. The profiler slows the host down, so gaps are an upper bound.
+    On a CPU operators' own time replaces that of kernels. The profiler slows the host down, so gaps are an upper bound.
     """
     cuda = device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if cuda else [])]

@@ -5,7 +5,7 @@
 Every part is a process of its own: the environment (the product, in mode serve, with the heartbeat of
 benchmarks/measured.py beside it), two judges, the API server with its journal, a scripted generation server that
 holds as many requests as it gets, and a trainer that takes batches and nothing else (benchmarks/scripted.py). Groups of
-16; the lengths of answers are log-normal, cut at 30,720 tokens. All rollouts of the start that are cut off
+16; the lengths of answers are log-normal, cut at 30,720 tokens. All rollouts of the start that are interrupted
 end in the same moment, as they do where a server decodes them in step. Exit code 1 when the loop's thread used more
 than half a second of CPU in one turn, or when the rollouts were not really in flight.
 """
@@ -105,7 +105,7 @@ class Run:
         return next(child.process.pid for child in self.family.children if child.name == name)
 
     def finish(self) -> dict[str, Any]:
-        """Asks the environment to end; what it measured. The other processes go on until `stop`."""
+        """Asks the environment to end; what it measured. The other processes continue until `stop`."""
         self.environment.process.terminate()
         self.environment.process.wait(300)
         self.environment.check()

@@ -6,7 +6,7 @@ The product is unchanged: its coroutine runs beside one that sleeps for ten mill
 asked it wakes is the time in which the loop did not turn. Other processes on the machine steal from that: `loop_thread`
 is the part of it for which the loop's thread used CPU time, `own` that of all threads of this process (one that holds
 the interpreter in C code blocks the loop; one that compresses does not, and is in it too). Lags count from the first
-group that begins. A thread looks every 20 ms, and notes where the loop's thread stands while a turn takes longer than a
+group that begins. A thread looks every 20 ms, and notes where the loop's thread is while a turn takes longer than a
 tenth of a second. With WITH_REFERENCE=FILE.json in its environment it also asks the environment's own verifier for the
 verdict on that request every few seconds, and looks at no stacks. OUT.json is written when the environment ends.
 """
@@ -62,7 +62,7 @@ class Heartbeat:
     """Lags of the loop that `beat` runs in, in seconds; memory and files once a second."""
 
     def __init__(self, *, stacks: bool = True) -> None:
-        """stacks: notes where the loop stands while it is late; not for hours, frames of a running thread are frail."""
+        """stacks: notes where the loop is while it is late; not for hours, frames of a running thread are frail."""
         self._stacks = stacks
         self.lags, self.own, self.thread = array("d"), array("d"), array("d")
         self.series: list[tuple[float, float, int]] = []

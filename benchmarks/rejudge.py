@@ -5,7 +5,7 @@
 A run's folder is written by the project's own records: groups of 16 for the warm-up problems, right programs beside
 wrong ones, ones that raise and ones that do not compile, each with a comment of its own. Of every 101st program the
 recorded verdict is false, so that the answer is known: those change, and no other. The command runs once to its end;
-a second one is killed (SIGKILL) halfway, a line of its results is torn, and a third goes on in the second's folder.
+a second one is killed (SIGKILL) halfway, a line of its results is torn, and a third resumes in the second's folder.
 """
 
 from __future__ import annotations

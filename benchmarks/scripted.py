@@ -1,4 +1,4 @@
-"""What stands around the environment under load: a generation server with prepared answers, a trainer that only takes.
+"""What is around the environment under load: a generation server with prepared answers, a trainer that only takes.
 
     python -m benchmarks.scripted server FOLDER PORT
     python -m benchmarks.scripted trainer FOLDER API_URL SERVER_URL

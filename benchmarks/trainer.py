@@ -7,7 +7,7 @@ Random weights, lengths drawn as benchmarks/workload.py says, the loops of bench
   packed         trainer.step on trainer.model.policy, micro-batches of --max-tokens
   padded         transformers, as many rows to a micro-batch as fit in --max-tokens at full context, at least one
   padded filled  transformers, as many rows as fit with the padding that they really need
-A round makes each loop anew and runs it, on a GPU after a warm-up step; seconds are medians over rounds, ratios medians
+A round rebuilds each loop and runs it, on a GPU after a warm-up step; seconds are medians over rounds, ratios medians
 of the rounds' own ratios, since a shared machine's speed drifts. On a CPU one thread computes, and its processor time
 counts. A step: packing, old log-probabilities, forward and backward, AdamW. The gather of whole weights for publication
 is timed beside it. Before anything is timed both ways have to give the same gradient on the tiny shape in fp32.

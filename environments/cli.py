@@ -35,7 +35,7 @@ class _Commands(typer.core.TyperGroup):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         command = self.get_command(ctx, args[0]) if args else None
-        # What an environment, vLLM or another command is told is theirs to read.
+        # The arguments of an environment, vLLM or another command are theirs to read.
         own = command is not None and not command.context_settings.get("ignore_unknown_options")
         return list(super().parse_args(ctx, _as_meant(args) if own else args))
 
@@ -191,7 +191,7 @@ def watch(
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0: a free one.", min=0, max=65535)] = 8090,
     rollouts: Annotated[int, typer.Option(help="Rollouts to keep, the newest ones.", min=0)] = 2000,
 ) -> None:
-    """Show a run while it goes on: the report, updated in the browser, or its steps in the terminal. It only reads."""
+    """Show a running run: the report, updated in the browser, or its steps in the terminal. It only reads."""
     if terminal:
         from environments.tools.watch_terminal import watch as show
 
@@ -275,7 +275,7 @@ def audit(
 def rejudge(
     context: typer.Context,
     run: Annotated[Path, typer.Argument(help="A run's folder, with recorded programs.")],
-    out: Annotated[Path, typer.Option(help="Folder for the new verdicts; a second run goes on in it.")],
+    out: Annotated[Path, typer.Option(help="Folder for the new verdicts; a second run resumes there.")],
     profile: Annotated[
         str, typer.Option(help="Whose rules: run (the environment's options), livecodebench or nouscoder.")
     ] = "run",
@@ -330,7 +330,7 @@ def verify(
     fn_name: Annotated[str | None, typer.Option(help="Function to call, with --tests; none: stdin.")] = None,
     time_limit_s: Annotated[float, typer.Option(help="Seconds for one test.", min=0.01)] = TIME_LIMIT_S,
     memory_limit_mb: Annotated[int, typer.Option(help="Megabytes for one test.", min=16)] = MEMORY_LIMIT_MB,
-    all_tests: Annotated[bool, typer.Option("--all-tests", help="Go on after the first failure.")] = False,
+    all_tests: Annotated[bool, typer.Option("--all-tests", help="Continue after the first failure.")] = False,
     require_isolation: Annotated[str | None, typer.Option(help="strong: refuse hosts without it.")] = None,
 ) -> None:
     """Judge one program by hand and show why it fails; exit code 0 only when it is accepted."""

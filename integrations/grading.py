@@ -29,7 +29,7 @@ from environments.livecode.verification.judge_requests import judge_request
 from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
 
 NO_MEMORY_LIMIT_MB = 16384
-"""What stands for the official grader's missing memory limit, as in evaluations."""
+"""The limit where the official grader has none, as in evaluations."""
 NO_CODE: Verdict = {"status": "no_code", "passed": 0, "total": 0, "message": "no fenced block in the answer"}
 
 

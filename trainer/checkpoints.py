@@ -6,7 +6,7 @@
     checkpoints/.step-00000012    one being written; never loaded, removed by the next save
 
 A checkpoint is written beside its place, synced to the disk and renamed. `save` returns as soon as the state is copied
-to the host's memory; files are written by a thread, over a gloo group of their own, while training goes on. It
+to the host's memory; files are written by a thread, over a gloo group of their own, while training continues. It
 loads on any number of ranks: weights and moments stand under their names.
 """
 
@@ -104,7 +104,7 @@ class Checkpoints:
         with together(self.parallel):
             if self.parallel.is_main:
                 for left_over in self.folder.glob(".step-*"):
-                    shutil.rmtree(left_over)  # of a save that was cut off, or replaced
+                    shutil.rmtree(left_over)  # of an interrupted save, or replaced
                 partial.mkdir(parents=True)
         meta = {
             "format": FORMAT,
@@ -188,7 +188,7 @@ class Checkpoints:
             _check_shapes(path, meta, _shapes(policy))
             if reference is not None and reference.state() and not meta.get("reference"):
                 raise UnusableCheckpoint(
-                    f"checkpoint {path} has no running mean of the policy, which objective.reference ema goes on with; "
+                    f"checkpoint {path} has no running mean of the policy, which objective.reference ema resumes from; "
                     "set objective.reference to none or frozen, or begin another run with init_from"
                 )
         state = _state(policy, optimizer, reference)  # a mean's own shards are in it, and are read into

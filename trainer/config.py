@@ -60,7 +60,7 @@ class BatchConfig(Section):
     )
     untrainable: Literal["stop", "leave_out"] = Field(
         "stop",
-        description="A group that cannot be trained on: stop with its id and field, or leave_out: go on without it, "
+        description="A group that cannot be trained on: stop with its id and field, or leave_out: continue without it, "
         "counted.",
     )
 
@@ -124,13 +124,13 @@ class WeightsConfig(Section):
 
 
 class CheckpointConfig(Section):
-    """When the state is saved, and what a start goes on from."""
+    """When the state is saved, and what a start resumes from."""
 
     every: int = Field(50, ge=0, description="Steps between checkpoints; 0: only at the end.")
     keep_last: int = Field(2, ge=1, description="Checkpoints kept.")
     resume: str | None = Field(
         "auto",
-        description="'auto' (go on from the latest checkpoint where the run folder has one), 'latest', 'best', a "
+        description="'auto' (resume from the latest checkpoint where the run folder has one), 'latest', 'best', a "
         "checkpoint's folder, or empty: start from the model, refused in a folder that was used.",
     )
     stop_deadline_s: float = Field(

@@ -1,4 +1,4 @@
-"""What a run says while it goes on: a line for each step, and why it waits."""
+"""What a run prints: a line for each step, and why it waits."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _SAID_AT = (10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
-"""Seconds of a wait after which it is said; later every ten minutes."""
+"""Seconds of a wait after which it is logged; later every ten minutes."""
 _RECENT = 8
 """Steps whose mean time is that of those to come."""
 
@@ -67,7 +67,7 @@ class Waiting:
         self._since, self._said = self._clock(), 0
 
     def look(self, what: str, reason: Callable[[], str]) -> None:
-        """To be called again and again while it lasts; `reason` is asked for only when something is said."""
+        """To be called again and again while it lasts; `reason` is asked for only when something is logged."""
         waited = self._clock() - self._since
         further = self._said - len(_SAID_AT) + 1
         due = _SAID_AT[self._said] if self._said < len(_SAID_AT) else _SAID_AT[-1] * (1 + further)

@@ -83,7 +83,7 @@ def _explained(error: Exception) -> int:
         print(said["message"], file=sys.stderr, flush=True)
         return int(failure.exitcode)
     how = f"by {failure.signal_name()}" if failure.exitcode < 0 else f"with exit code {failure.exitcode}"
-    print(f"error rank {rank} ended {how}; what it said last stands above", file=sys.stderr, flush=True)
+    print(f"error rank {rank} ended {how}; its last words are above", file=sys.stderr, flush=True)
     return 128 - failure.exitcode if failure.exitcode < 0 else int(failure.exitcode)
 
 

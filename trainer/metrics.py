@@ -50,7 +50,7 @@ class Metrics:
     ) -> dict[str, float | int | None]:
         """Value of every metric over all ranks: one collective of one tensor [metrics, 3] in float64.
 
-        device: where the collective runs (the GPU with NCCL). None stands for a metric that nobody observed;
+        device: where the collective runs (the GPU with NCCL). None is a metric that nobody observed;
         a count is 0 then. Starts from zero afterwards. Every rank must call it.
         """
         local = torch.zeros(len(METRICS), 3, dtype=torch.float64)

@@ -327,7 +327,7 @@ class Run:
                 except OSError as error:
                     raise RecordError(
                         f"{path}: cannot be written ({error.strerror}): free space on that disk; then {self._way_on()} "
-                        "goes on"
+                        "resumes"
                     ) from None
             for tracker in self.trackers:
                 tracker.log(self.step, row)
@@ -347,14 +347,14 @@ class Run:
         self.checkpoints.wait()
         self._acknowledge()
         if self.step < self.config.steps:
-            log.warning("saved after step %d of %d; %s goes on", self.step, self.config.steps, self._way_on())
+            log.warning("saved after step %d of %d; %s resumes", self.step, self.config.steps, self._way_on())
         elif self.config.checkpoint.export and self.policy.adapter is not None:
             save_adapter(self.policy, self.config.run_dir / "export")
         elif self.config.checkpoint.export:
             save_hf(self.policy, self.config.run_dir / "export", self.config.model)
 
     def _way_on(self) -> str:
-        """What the user starts to go on from the last checkpoint."""
+        """What the user starts to resume from the last checkpoint."""
         return "the same command" if self.config.checkpoint.resume == "auto" else "--checkpoint.resume auto"
 
     def _save(self) -> None:

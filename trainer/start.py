@@ -106,7 +106,7 @@ def beginning(config: TrainerConfig) -> RunStart:
         if own and path.resolve().parent != folder.resolve():
             raise ConfigError(
                 f"checkpoint.resume {resume}: a checkpoint of another run, and run_dir {config.run_dir} holds "
-                f"{own[-1].name} of its own, which would be lost. Give --checkpoint.resume auto to go on after that "
+                f"{own[-1].name} of its own, which would be lost. Give --checkpoint.resume auto to resume after that "
                 "one, or an empty --run_dir"
             )
         return _resumed(path)
@@ -126,7 +126,7 @@ def _refuse_to_start_over(config: TrainerConfig, own: list[Path]) -> None:
     if used is not None:
         raise ConfigError(
             f"run_dir {config.run_dir} holds {used} of an earlier start, which starting over would destroy. Give "
-            "--checkpoint.resume auto to go on with that run, or --run_dir and another folder to start over"
+            "--checkpoint.resume auto to resume that run, or --run_dir and another folder to start over"
         )
 
 
@@ -142,16 +142,18 @@ def _resumed(path: Path) -> RunStart:
 
 
 def _say_what_changed(config: TrainerConfig, found: RunStart) -> None:
-    """A run that goes on with other options than before says which: a folder is easily given twice."""
+    """A run resumed with other options than before says which: a folder is easily given twice."""
     before = config.run_dir / "config" / "trainer.yaml"
     if not found.resumed:
         return
-    log.info("going on after step %d of %d, with %s", found.step, config.steps, found.checkpoint)
+    log.info("resuming after step %d of %d, with %s", found.step, config.steps, found.checkpoint)
     if found.step >= config.steps:
-        log.warning("all %d steps are done: a higher --steps goes on, another --run_dir begins anew", config.steps)
+        log.warning(
+            "all %d steps are done: a higher --steps trains further, another --run_dir starts over", config.steps
+        )
     try:
         old = _flat(read_yaml(before)) if before.is_file() else {}
-    except ConfigError:  # cut off; nothing depends on it
+    except ConfigError:  # truncated; nothing depends on it
         return
     new = _flat(config.model_dump(mode="json"))
     for name in sorted(old.keys() & new.keys()):

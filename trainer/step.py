@@ -143,7 +143,7 @@ def chosen_mismatch(config: TrainerConfig) -> OffPolicy:
 def set_old_logprobs(batch: Batch, policy: Policy, config: TrainerConfig, parallel: Parallel) -> None:
     """Fills in the old log-probabilities: the sampler's own, or a forward of the policy before any update.
 
-    A sequence that the mismatch mask leaves out is not counted in N and S either, so these are counted anew, over all
+    A sequence that the mismatch mask leaves out is not counted in N and S either, so these are recounted, over all
     ranks, as soon as the mask is known.
     """
     mismatch = chosen_mismatch(config)

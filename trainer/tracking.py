@@ -116,7 +116,7 @@ def _open(config: TrainerConfig, resume_id: str) -> Any:
         raise ConfigError(f"use_wandb true: {error}; mend it, or set use_wandb to false") from None
     except wandb.errors.Error as error:
         raise TrackerError(
-            f"use_wandb true: Weights & Biases cannot be reached ({error}); WANDB_MODE=offline goes on without it"
+            f"use_wandb true: Weights & Biases cannot be reached ({error}); WANDB_MODE=offline continues without it"
         ) from None
 
 

@@ -1,4 +1,4 @@
-"""The judge as an HTTP service, for machines of one's own.
+"""The judge as an HTTP service, for your own machines.
 
 POST /verify        a request of verifier_app.judge -> {"verdict": ..., "request": sha256 of the body that it is on}
 PUT /tests/SHA256   a test set's canonical bytes, once; requests then name it by tests_ref

@@ -91,7 +91,7 @@ class ModalSettings(BaseSettings):
 
     @model_validator(mode="after")
     def _fits(self) -> ModalSettings:
-        # At its limit a container is killed and its call starts anew elsewhere: the program's limit must come first.
+        # At its limit a container is killed and its call starts over elsewhere: the program's limit must come first.
         if self.memory_limit_mb < MEMORY_LIMIT_MB + 1024:
             raise ValueError(
                 f"memory_limit_mb {self.memory_limit_mb}: a program may use {MEMORY_LIMIT_MB} MiB, and the container"

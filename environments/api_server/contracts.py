@@ -1,8 +1,8 @@
 """Which side's terms count: those of a side that is there.
 
-A side that has been told of a difference ends, one that has trained its last step has ended, and one that has not
-spoken since this server's start may never come again: what such a side once said refuses nobody. Else a run that is
-continued for more steps, or with a mended setting, needs a start in vain.
+A side that has learned of a difference ends, one that has trained its last step has ended, and one that has not
+spoken since this server's start may never come again: what such a side once stated refuses nobody. Else a run that is
+continued for more steps, or with a mended setting, would start once for nothing.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from environments.common.agreement import differences
 
 
 class Contracts:
-    """The terms of the sides that are there, over the store that keeps what each said last."""
+    """The terms of the sides that are there, over the store that keeps what each stated last."""
 
     def __init__(self, store: Store) -> None:
         self._store = store
         self._spoke: set[str] = set()
         """Sides that have spoken since this server's start."""
         self._owed: dict[str, str] = {}
-        """Sides that another one differs from, with what they are to be told when they ask next."""
+        """Sides that another one differs from, with the answer to their next request."""
         self._told: dict[str, str] = {}
-        """Sides that were told of a difference since they spoke, with what they were told."""
+        """Sides that have learned of a difference since they last posted, with the answer they got."""
 
     def spoke(self, side: str) -> str | None:
-        """A side has said its terms, which the store has: in what it differs from another that is there, or None."""
+        """A side has stated its terms, which the store has: in what it differs from another that is there, or None."""
         self._spoke.add(side)
         self._owed.pop(side, None)
         self._told.pop(side, None)
@@ -44,7 +44,7 @@ class Contracts:
         return self._told[side]
 
     def refusal(self, side: str) -> str | None:
-        """What keeps a side from going on, or None."""
+        """What keeps a side from continuing, or None."""
         if side in self._owed:
             self._told[side] = self._owed.pop(side)
         return self._told.get(side)

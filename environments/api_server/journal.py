@@ -1,4 +1,4 @@
-"""The API server's state on disk, a SQLite file: groups with their bodies, batches, and what both sides said.
+"""The API server's state on disk, a SQLite file: groups with their bodies, batches, and what both sides stated.
 
 Every method that changes something is one transaction, or part of the one around it (`together`), and on the disk when
 it returns. A body is kept as the bytes that came, in pieces, so that neither writing nor deleting one needs much memory

@@ -1,4 +1,4 @@
-"""Starts the Atropos API server on one address, loopback unless told otherwise."""
+"""Starts the Atropos API server on one address, loopback by default."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class _Server(uvicorn.Server):
         super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Running requests may end; an upload that does not is cut off."""
+        """Running requests may finish; an upload that does not is dropped."""
         late = asyncio.get_running_loop().call_later(SHUTDOWN_S, self._cut_off)
         try:
             await super().shutdown(sockets)

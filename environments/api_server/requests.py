@@ -60,7 +60,7 @@ class AckRequest(BaseModel):
 class RollbackRequest(BaseModel):
     """POST /rollback."""
 
-    step: Step = Field(description="Step the trainer goes on from.")
+    step: Step = Field(description="Step the trainer resumes from.")
 
 
 class ContractRequest(BaseModel):

@@ -77,7 +77,7 @@ class ApiServer:
     def __init__(self, app: FastAPI, store: Store, allow_reset: bool) -> None:
         self.app, self.store, self.allow_reset = app, store, allow_reset
         self.contracts = Contracts(store)
-        # One thread, and not a lock: a request that is cancelled would let go of a lock while its change goes on.
+        # One thread, and not a lock: a request that is cancelled would release a lock while its change still runs.
         self.disk = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self.registry = CollectorRegistry()
         self.counts = Counter("atropos_groups", "Groups by what became of them.", ["outcome"], registry=self.registry)
@@ -283,7 +283,7 @@ class ApiServer:
         return JSONResponse({"detail": "the journal's disk is full: free space, then send again"}, status_code=507)
 
     async def refused(self, request: Request, error: Exception) -> Response:
-        """422 for what cannot be taken, said here too: Atropos' clients show the status alone."""
+        """422 for what cannot be taken, logged here too: Atropos' clients show the status alone."""
         if isinstance(error, RequestValidationError):
             faults = [{name: one[name] for name in ("type", "loc", "msg")} for one in error.errors()]
         else:

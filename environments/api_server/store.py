@@ -231,7 +231,7 @@ class Store:
             return self.journal is not None and self.journal.tidy()
         except OSError as error:
             assert self.journal is not None
-            log.error("%s: cannot be made smaller (%s); it goes on as it is", self.journal.path, error.strerror)
+            log.error("%s: cannot be made smaller (%s); it stays in use as it is", self.journal.path, error.strerror)
             return False
 
     def close(self) -> None:

@@ -47,7 +47,7 @@ def parse(model: type[BaseModel], words: Sequence[str]) -> Flags:
         flag, given, text = word.partition("=")
         name = flag[2:].replace("-", "_")
         if name not in known:
-            _value(left, given)  # what stands behind an unknown option is no fault of its own
+            _value(left, given)  # what follows an unknown option is no fault of its own
             faults.append(f"{flag}: unknown option. {nearest(name, _open(model))}")
             continue
         kinds = kinds_of(known[name])

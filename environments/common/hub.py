@@ -79,7 +79,7 @@ def _downloaded(name: str, patterns: list[str], field: str, instead: str) -> Pat
     way_out = f"give a model's folder{instead}"
     try:
         HfApi().model_info(name, timeout=_ANSWER_S)
-        # Its progress stands on stderr; what was cut off goes on where it was.
+        # Its progress is on stderr; an interrupted download resumes.
         return Path(snapshot_download(name, allow_patterns=patterns))
     except OfflineModeIsEnabled:
         reason = f"not on this machine, and HF_HUB_OFFLINE forbids to download it: unset it, or {way_out}"
@@ -93,6 +93,6 @@ def _downloaded(name: str, patterns: list[str], field: str, instead: str) -> Pat
     except Exception as error:  # of whichever HTTP library the client is built on
         reason = (
             f"no folder, and the hub at {constants.ENDPOINT} cannot be reached ({type(error).__name__}): run the "
-            f"command again to go on, or {way_out}"
+            f"command again to resume, or {way_out}"
         )
     raise ConfigError(f"{field} {name}: {reason}")

@@ -1,4 +1,4 @@
-"""The form of a run folder: a number in run.json, so that a folder of another version is told and not misread."""
+"""The form of a run folder: a number in run.json, so that a folder of another version is recognized, not misread."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ SERVED_ADAPTER = "policy-adapter"
 this name, so that no request ever means the base model; the trainer loads each version over it."""
 
 RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
-"""The largest ranks that vLLM can be told."""
+"""The largest ranks that vLLM accepts."""
 
 
 def served_rank(rank: int) -> int:

@@ -1,7 +1,7 @@
 """Settings from one YAML file and dotted flags, checked before anything starts.
 
 `load(Model, argv)` reads ``--config FILE`` and every ``--section.field value`` flag; a flag beats the file,
-the file beats the default. Everything that is wrong is said at once: field, value and what to do.
+the file beats the default. Everything that is wrong is reported at once: field, value and what to do.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def load(model: type[S], argv: Sequence[str], program: str = "", *, leave_out: S
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML in which each key of a mapping stands once."""
+    """YAML in which each key of a mapping occurs once."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: dict[Any, int] = {}
@@ -89,7 +89,7 @@ class _Loader(yaml.SafeLoader):
                 raise ConfigError(f"line {line}: the key {name!r} is a {type(name).__name__}; put it in quotes")
             if name in seen:
                 raise ConfigError(
-                    f"line {line}: {name} stands on line {seen[name]} already, the second would replace the first; "
+                    f"line {line}: {name} is on line {seen[name]} already, the second would replace the first; "
                     "leave one of them out"
                 )
             seen[name] = line
@@ -126,7 +126,7 @@ def write_yaml(settings: BaseModel, path: str | Path) -> None:
 
 
 def explain(error: ValidationError, model: type[BaseModel], where: str, given: dict[str, str] | None = None) -> str:
-    """One line for each thing that is wrong: the dotted field, the value, what to do; by where it was said.
+    """One line for each thing that is wrong: the dotted field, the value, what to do; by its source.
 
     Args:
         where: the file, for what no flag said.
@@ -155,7 +155,7 @@ def explain(error: ValidationError, model: type[BaseModel], where: str, given: d
 def _flags_that_said(field: str, line: str, given: dict[str, str]) -> str:
     """The flags that a fault comes from; empty where none has a part in it.
 
-    A fault of one option is its own flag's; one of a whole section is said to be that of the flags that it names.
+    A fault of one option is its own flag's; one of a whole section is attributed to the flags that it names.
     """
     own = {name for name in given if field == name or field.startswith(f"{name}.")}
     if not own:

@@ -56,7 +56,7 @@ def build(
         bool, typer.Option("--leave-out-known-bad", help="Leave the two test problems out whose tests are wrong.")
     ] = False,
     any_count: Annotated[
-        bool, typer.Option("--any-count", help="Go on where counts differ from the published ones.")
+        bool, typer.Option("--any-count", help="Continue where counts differ from the published ones.")
     ] = False,
     workers: Annotated[int, typer.Option(help="Processes; 0: one per core.", min=0)] = 0,
 ) -> None:

@@ -18,7 +18,7 @@ COMMON = 5  # an n-gram of so many statements is boilerplate ("given from standa
 PERMUTATIONS, BANDS, SEED = 128, 32, 1
 LONG_INPUT = 20  # characters: shorter inputs are shared by problems that have nothing else in common
 KEPT_INPUTS = 64  # of a problem, those with the smallest hashes
-SHARED_INPUTS = 3  # at least so many, and half of the smaller set: the same problem told anew
+SHARED_INPUTS = 3  # at least so many, and half of the smaller set: the same problem retold
 _WORD = re.compile(r"[^\W_]+")
 
 

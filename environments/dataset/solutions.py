@@ -21,7 +21,7 @@ async def check_solutions(
     """Judges the known solutions: {id: the sha256 of the tests that one passes, None where none passes any}.
 
     Problems without a known solution are not in the answer. Each outcome is in the file `kept` before the next one
-    counts, so that a run that is cut off goes on, and a second run judges nothing.
+    counts, so that an interrupted run resumes, and a second run judges nothing.
 
     Raises:
         VerifierError: the judge fails, or a test set is gone; the message names the problem.
@@ -92,6 +92,6 @@ def _read(kept: Path) -> dict[str, str | None]:
         try:
             key, value = json.loads(line)
         except ValueError:
-            continue  # the last line of a run that was cut off: judged again
+            continue  # the last line of an interrupted run: judged again
         known[key] = value
     return known

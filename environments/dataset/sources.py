@@ -178,7 +178,7 @@ def download(source: Source) -> list[Path]:
     except (HfHubHTTPError, httpx.HTTPError, OSError, ValueError) as error:
         raise ConfigError(
             f"data build: source {source.name}: {source.repo} cannot be downloaded ({type(error).__name__}: {error}). "
-            "Run the same command again to go on, or give local copies with --from DIR."
+            "Run the same command again to resume, or give local copies with --from DIR."
         ) from None
     return find_files(source, Path(folder))
 
@@ -187,7 +187,7 @@ def read_rows(path: Path) -> Iterator[tuple[int, dict[str, Any] | Dropped]]:
     """(number from 1, row) of a JSONL or parquet file, streamed; an unreadable line is a Dropped in its place.
 
     Raises:
-        ConfigError: a file that is cut off or of another format; the message names it.
+        ConfigError: a file that is truncated or of another format; the message names it.
     """
     if path.suffix == ".parquet":
         yield from _parquet_rows(path)

@@ -1,4 +1,4 @@
-"""The one file of `atropos train`: what all processes share, each said once, and further options of each."""
+"""The one file of `atropos train`: what all processes share, each setting once, and further options of each."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class LaunchConfig(Settings):
-    """Starts API server, vLLM, environment and trainer on this machine; the same command goes on later. `atropos init`
+    """Starts API server, vLLM, environment and trainer on this machine; the same command resumes. `atropos init`
     writes such a file, and --environment.OPTION, --trainer.OPTION and --server.OPTION reach into its parts."""
 
     START: ClassVar[tuple[str, ...]] = ("model", "problems", "run_dir", "steps")
@@ -132,7 +132,7 @@ def parts(config: LaunchConfig, api: str, servers: Sequence[str], where: str = P
 
 
 def _shared(config: LaunchConfig, api: str, servers: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """What more than one process has to be told, from the one place where it is said."""
+    """Settings that more than one process needs, from the one place that has them."""
     model = str(config.model)
     return {
         "environment": {

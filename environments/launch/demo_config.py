@@ -1,4 +1,4 @@
-"""What `atropos demo` can be told."""
+"""Options of `atropos demo`."""
 
 from __future__ import annotations
 

@@ -67,7 +67,7 @@ class Screen:
             self.console.print(Text(f"  {title:<28} {meaning}", "dim"), soft_wrap=True)
 
     def row(self, cells: Sequence[str], note: str = "") -> None:
-        """One step, and what stands behind it."""
+        """One step, and what is behind it."""
         padded = [cell.rjust(width) for cell, (_, width, _) in zip(cells, COLUMNS, strict=True)]
         self.console.print(Text(" ".join(padded) + note), soft_wrap=True)
 

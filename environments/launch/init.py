@@ -146,8 +146,8 @@ def trainer_gib(model: Path, here: Machine) -> float:
 def render(config: LaunchConfig, sizes: RunSizes, here: Machine, count: int) -> str:
     """The file's text; what it says is read back by `atropos train`."""
     rows: list[tuple[str, str] | str] = [
-        "# A run of `atropos train --config THIS_FILE`. The same command goes on where the run was left.",
-        "# Each number that several processes have to agree on stands here once.",
+        "# A run of `atropos train --config THIS_FILE`. The same command resumes the run.",
+        "# Each number that several processes have to agree on is here, once.",
         f"model: {_scalar(config.model)}",
         (f"problems: {_scalar(config.problems)}", f"{count} problems"),
         (f"run_dir: {_scalar(config.run_dir)}", "checkpoints, records and logs; a new folder for a new run"),
@@ -156,7 +156,7 @@ def render(config: LaunchConfig, sizes: RunSizes, here: Machine, count: int) -> 
         "",
         (f"group_size: {config.group_size}", "answers to one problem that are compared with each other"),
         (f"groups: {config.groups}", "groups in a step, so it trains on groups x group_size answers"),
-        (f"max_new_tokens: {sizes.max_new_tokens}", "longest answer; a longer one is cut off and fails"),
+        (f"max_new_tokens: {sizes.max_new_tokens}", "longest answer; a longer one is truncated and fails"),
         (
             f"context: {sizes.context}",
             f"longest prompt ({sizes.longest_prompt} tokens) + answer, up to the next {_ROUND}",

@@ -1,4 +1,4 @@
-"""What is said where a model's folder holds no model."""
+"""The message where a model's folder holds no model."""
 
 from __future__ import annotations
 

@@ -214,7 +214,7 @@ class Loop:
             usable = sum(group["dropped"] is None for group in pending)
             progress.update(task, description=f"{len(pending)} groups generated, {usable} with a signal", refresh=True)
             self._say_without_signal(len(pending), usable)
-            rows = metrics.new()  # a step is told before the evaluation of its weights
+            rows = metrics.new()  # a step is shown before the evaluation of its weights
             yield from rows
             self._say_evaluations()
             if ended:

@@ -2,7 +2,7 @@
 
 A child that has been ready once and dies is started again by the same command, with growing pauses and a limit; one
 that fails before is an error at once. Each child leads its own session, so that its whole family can be ended by
-group; a child also asks the kernel to be told when this process dies, so that not even ``kill -9`` leaves a server
+group; a child also asks the kernel for a signal when this process dies, so that not even ``kill -9`` leaves a server
 behind.
 """
 

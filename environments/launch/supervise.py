@@ -26,7 +26,7 @@ class Restarts:
     """How often a process may be started again, and how long to wait before.
 
     Args:
-        limit: in a row. The count and the pause begin anew once the process has run for `steady_s` seconds.
+        limit: in a row. The count and the pause start over once the process has run for `steady_s` seconds.
         first_pause_s: before the first restart; doubled for each further one up to `longest_pause_s`.
     """
 
@@ -49,7 +49,7 @@ class Restarts:
         if self.failures > self.limit:
             self.say(
                 f"{self.name}: ended {self.failures} times in a row, at last with {told(code)}; the limit is "
-                f"{self.limit} restarts. Look into its log, mend the cause and start the run again: it goes on where "
+                f"{self.limit} restarts. Look into its log, fix the cause and start the run again: it resumes where "
                 "it was"
             )
             return None

@@ -1,4 +1,4 @@
-"""`atropos train --config FILE`: all processes of one's own run on this machine; the same command goes on later."""
+"""`atropos train --config FILE`: all processes of your own run on this machine; the same command resumes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from environments.launch.processes import free_port
 KEPT = "train.yaml"
 """In the run's config folder: the file as used."""
 _SAME = ("model", "problems", "seed", "group_size", "context", "overlong_baseline")
-"""What a run that goes on cannot change."""
+"""What a resumed run cannot change."""
 
 
 class Training:
@@ -70,7 +70,7 @@ class Training:
         for part in PARTS:
             if getattr(self.parts, part) is not None:
                 write_yaml(getattr(self.parts, part), self._file(part))
-        begin = f"goes on after step {self.done} of" if self.done else "trains"
+        begin = f"resumes after step {self.done} of" if self.done else "trains"
         self.screen.say(
             f"Run folder {self.run_dir}: {begin} {config.steps} steps of {config.groups} groups of "
             f"{config.group_size} rollouts, {count} problems, context {config.context}"
@@ -114,10 +114,10 @@ class Training:
         self.screen.say(f"  `{self.command} --steps {2 * self.config.steps}` trains further")
 
     def interrupted(self, reason: str) -> None:
-        """What is said when everything ends at once."""
+        """The message when everything ends at once."""
         kept = step_of_latest(self.run_dir)
         state = f"the checkpoint after step {kept} is kept" if kept else "no checkpoint was written yet"
-        self.screen.say(f"\n{reason}: stopped everything at once; {state}. `{self.command}` goes on.")
+        self.screen.say(f"\n{reason}: stopped everything at once; {state}. `{self.command}` resumes.")
 
     def _file(self, part: str) -> Path:
         return self.run_dir / "config" / "parts" / f"{part}.yaml"
@@ -149,10 +149,10 @@ def step_of_latest(run_dir: Path) -> int:
 
 
 def left(run_dir: Path, steps: int, command: str) -> str:
-    """What is said of a run that was ended before its last step."""
+    """The message of a run that was ended before its last step."""
     if not (run_dir / "checkpoints" / "latest").exists():
         return f"Ended before there was anything to save. `{command}` begins at step 0."
-    return f"Saved after step {step_of_latest(run_dir)} of {steps}. `{command}` goes on from there."
+    return f"Saved after step {step_of_latest(run_dir)} of {steps}. `{command}` resumes there."
 
 
 def check_folder(config: LaunchConfig) -> None:
@@ -169,7 +169,7 @@ def check_folder(config: LaunchConfig) -> None:
     for name in _SAME:
         if before.get(name) != now[name]:
             raise ConfigError(
-                f"{name} {now[name]!r}: the run in {folder} began with {before.get(name)!r}; set it back to go on, or "
+                f"{name} {now[name]!r}: the run in {folder} started with {before.get(name)!r}; set it back, or "
                 "give a new run_dir to begin another run"
             )
 
@@ -228,7 +228,7 @@ def main(argv: Sequence[str]) -> int:
         check_folder(config)
         screen.say(
             f"{config.run_dir}: all {config.steps} steps are done; the model is {config.run_dir / 'export'}. A larger "
-            "`steps` trains further, another run_dir begins anew."
+            "`steps` trains further, another run_dir starts over."
         )
         return 0
     with ExitStack() as stack:

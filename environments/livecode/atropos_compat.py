@@ -134,7 +134,7 @@ class CompatBaseEnv(BaseEnv):
     def open_api(self) -> httpx.AsyncClient:
         """One client for all calls; Atropos opens a new session for each.
 
-        Straight to the server, which is the run's own: no proxy of the environment's variables stands between.
+        Straight to the server, which is the run's own: no proxy of the environment's variables is between.
         """
         url = self.config.rollout_server_url.rstrip("/")
         self.api = httpx.AsyncClient(base_url=url, timeout=120.0, trust_env=False)
@@ -232,7 +232,7 @@ class CompatBaseEnv(BaseEnv):
         self.config.batch_size, self.max_token_len = batch, limit
 
     async def agree(self, terms: dict[str, Any]) -> dict[str, Any]:
-        """Says what this side assumes of the run; what the trainer said, empty where it said nothing.
+        """States what this side assumes of the run; what the trainer stated, empty where nothing.
 
         Raises:
             AtroposError: it names what the trainer assumes otherwise.
@@ -244,7 +244,7 @@ class CompatBaseEnv(BaseEnv):
     async def send_group(self, group: dict[str, Any]) -> None:
         """Sends one group; returns when the API has it.
 
-        Atropos' sender logs a 4xx and goes on (the group is gone), gives up after three tries with a log line,
+        Atropos' sender logs a 4xx and continues (the group is gone), gives up after three tries with a log line,
         and skips groups by rules that ignore `overrides` (equal scores, too long a sequence).
 
         Raises:

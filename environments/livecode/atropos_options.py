@@ -20,7 +20,7 @@ REPLACED = {
     "max_num_workers_per_node": "set max_concurrent_rollouts",
     "max_eval_workers": "set max_concurrent_rollouts",
     "max_batches_offpolicy": "set max_staleness",
-    "worker_timeout": "rollouts are never cut off; set rollout_deadline_s",
+    "worker_timeout": "rollouts are never interrupted; set rollout_deadline_s",
     "eval_handling": "an evaluation never cancels training rollouts",
     "eval_limit_ratio": "an evaluation never cancels training rollouts",
     "steps_per_eval": "set evaluation.every",

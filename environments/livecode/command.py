@@ -159,7 +159,7 @@ async def until_signal(work: Coroutine[Any, Any, Any]) -> int:
             raise
         return 130 if asked[0] == signal.SIGINT else 0
     except (DiskFull, OSError) as error:
-        # No fault of the input: started again once there is space, the run goes on where it was.
+        # No fault of the input: started again once there is space, the run resumes.
         logger.error("%s: %s", type(error).__name__, error)
         return 1
     except ConfigError:

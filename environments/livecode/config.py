@@ -38,7 +38,7 @@ class LivecodeEnvConfig(StrictModel, AtroposOptions):
     use_wandb: bool = Field(False, description="Log to Weights & Biases as Atropos does, beside the run folder.")
     wandb_name: str | None = Field("livecode", description="The environment's name at the API and in wandb.")
     steps_per_eval: int = Field(-1, description="Atropos' option; evaluation.every is this environment's.")
-    worker_timeout: float = Field(-1, description="Atropos' option; no rollout is cut off by a clock of its own.")
+    worker_timeout: float = Field(-1, description="Atropos' option; no clock of its own interrupts a rollout.")
 
     problems: PathText = Field(
         "warmup:train",

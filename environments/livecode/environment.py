@@ -70,7 +70,7 @@ class LivecodeEnv(CompatBaseEnv):
     # -- Set-up ---------------------------------------------------------------------------------------------
 
     async def open(self, stack: AsyncExitStack, *, versions: bool, text: bool = False) -> None:
-        """Everything that needs closing again; whatever is wrong with files or servers is said here.
+        """Everything that needs closing again; whatever is wrong with files or servers is raised here.
 
         Args:
             versions: the servers must say which weights they serve.
@@ -198,14 +198,14 @@ class LivecodeEnv(CompatBaseEnv):
         return progress
 
     async def _longer(self, agreement: dict[str, Any]) -> bool:
-        """Whether a trainer that was started anew goes beyond the number of steps that the last one registered."""
+        """Whether a restarted trainer goes beyond the number of steps that the last one registered."""
         if "steps" in agreement:
             return False
         steps = int((await self.agree(agreement)).get("steps", 0))
         if steps <= self.config.total_steps:
             return False
         self.config.total_steps = steps
-        logger.info("the trainer goes on to step %d", steps)
+        logger.info("the trainer continues to step %d", steps)
         return True
 
     @property

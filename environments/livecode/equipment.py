@@ -21,7 +21,7 @@ from environments.livecode.verification.base import SelfTested, Verifier
 from environments.livecode.verification.factory import build_verifier
 from environments.livecode.verification.ordering import TestOrder
 
-_SERVERS_AWAY_S = 600.0  # how long a run that goes on waits for its first server: vLLM takes minutes to start
+_SERVERS_AWAY_S = 600.0  # how long a resumed run waits for its first server: vLLM takes minutes to start
 
 Client = CompletionClient | ChatClient
 

@@ -226,7 +226,7 @@ class Serving:
             await self.env.deliver(body)
         except GroupRefused as error:
             raise ProgressError(
-                f"{self.progress.path}: group {group_id}: {error}. To go on without it: "  # noqa: S608
+                f"{self.progress.path}: group {group_id}: {error}. To continue without it: "  # noqa: S608
                 f"sqlite3 {self.progress.path} \"DELETE FROM outbox WHERE id = '{group_id}'\""
             ) from None
         self.progress.delivered(group_id)

@@ -1,7 +1,7 @@
 """`atropos rejudge RUN`: a run's recorded programs through another judge, other limits, or another version.
 
 What changes is a matrix of verdicts, a list of programs with both messages, and the share of groups that would train
-otherwise. Every verdict is on disk in OUT/rejudged.jsonl before it counts, so that the same command goes on.
+otherwise. Every verdict is on disk in OUT/rejudged.jsonl before it counts, so that the same command resumes.
 """
 
 from __future__ import annotations

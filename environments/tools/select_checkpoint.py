@@ -3,7 +3,7 @@
 All complete checkpoints are screened with few samples and equal seeds; the best few are scored in full. scores.jsonl
 gets a line for each score, best.json the choice with its paired intervals, checkpoints/best its name: a next stage
 begins there (`init_from.select: best`). A run with `evaluation.every` has both already, from its evaluations; a
-selection replaces them. A selection that was cut off goes on where it was: what is scored by the same settings is not
+selection replaces them. An interrupted selection resumes: what is scored by the same settings is not
 scored again, and of an evaluation only the missing samples are generated.
 """
 
@@ -137,7 +137,7 @@ def _score(config: SelectConfig, path: Path, name: str, n: int, stage: str, say:
 
 
 def begin(folder: Path, own: str) -> None:
-    """Goes on with the samples of an evaluation that was cut off, unless they are of something else."""
+    """Resumes the samples of an interrupted evaluation, unless they are of something else."""
     note = folder / "digest"
     if not note.is_file() or note.read_text(encoding="utf-8") != own:
         shutil.rmtree(folder, ignore_errors=True)
@@ -162,7 +162,7 @@ def settings_of(config: SelectConfig, path: Path, name: str, n: int, stage: str)
 
 
 def digest(path: Path, serving: ServeConfig, settings: RunConfig) -> str:
-    """A name for all that decides a score. A checkpoint that was written anew after a crash is another one."""
+    """A name for all that decides a score. A checkpoint rewritten after a crash is another one."""
     told = {
         "checkpoint": path.stat().st_mtime_ns,
         "serving": serving.model_dump(mode="json", exclude={"port"}),

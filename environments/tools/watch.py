@@ -1,4 +1,4 @@
-"""`atropos watch RUN`: the report of a run that goes on, on this machine's own address, updated as the run writes.
+"""`atropos watch RUN`: the report of a live run, on this machine's own address, updated as the run writes.
 
 One process that only reads the run's files. It listens on loopback alone and answers nobody who came by another name,
 so that no web page can read a run through the reader's browser; from another machine: `ssh -L`.
@@ -146,7 +146,7 @@ def application(watched: Watched, every_s: float = EVERY_S) -> Starlette:
 
 
 class _Server(uvicorn.Server):
-    """Ends the streams at the signal that ends it, which would wait for them in vain otherwise."""
+    """Ends the streams at the signal that ends it, which would wait for them forever otherwise."""
 
     def __init__(self, config: uvicorn.Config, feed: Feed) -> None:
         super().__init__(config)
@@ -169,7 +169,7 @@ def serve(run: Path, port: int, most_rollouts: int, say: Callable[[str], Any] = 
     watched = Watched(run, most_rollouts)
     sock = bind(HOST, port)
     sock.listen()  # who opens the address as soon as it is printed is not refused
-    say(f"http://{HOST}:{sock.getsockname()[1]}  shows {run} as it goes on; Ctrl-C ends this and nothing else")
+    say(f"http://{HOST}:{sock.getsockname()[1]}  shows {run} live; Ctrl-C ends this page and nothing else")
     app = application(watched)
     config = uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", timeout_graceful_shutdown=5)
     try:

@@ -25,7 +25,7 @@ class Tail:
     def more(self, damaged: Counter[str]) -> Rows:
         """The rows since the last call; a line that is not written to its end waits for the next one.
 
-        A file that became shorter was written anew, and is read again from its beginning.
+        A file that became shorter was rewritten, and is read again from its beginning.
         """
         try:
             size = self.path.stat().st_size

@@ -83,7 +83,7 @@ def picture(watched: Watched, rows: int, width: int) -> RenderableType:
 
 
 def remaining_s(metrics: Rows, planned: object) -> float | None:
-    """Seconds to the last step at the speed of the last ones; None where that cannot be told."""
+    """Seconds to the last step at the speed of the last ones; None where that is unknown."""
     rows = [row for row in lineage(metrics)[-RECENT - 1 :] if number(row.get("time"))]
     if not rows or not number(planned):
         return None

@@ -140,7 +140,7 @@ def test_a_journal_that_cannot_be_made_smaller_goes_on(
         assert not store.tidy()
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-    assert "cannot be made smaller (File too large); it goes on as it is" in caplog.text
+    assert "cannot be made smaller (File too large); it stays in use as it is" in caplog.text
     assert leased(store, 1) == ["c", "d"]
     before = state(store)
     store.close()

@@ -1,1 +1,1 @@
-"""Processes that die: the rest goes on, and the journals prove that nothing was lost or trained twice."""
+"""Processes that die: the rest continues, and the journals prove that nothing was lost or trained twice."""

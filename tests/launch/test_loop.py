@@ -272,9 +272,7 @@ def test_a_run_that_was_ended_says_what_is_saved_and_how_it_goes_on(run: Path) -
     )
     (run / "checkpoints").mkdir()
     (run / "checkpoints/latest").write_text("step-00000004\n")
-    assert left(run, 9, "atropos train x.yaml") == (
-        "Saved after step 4 of 9. `atropos train x.yaml` goes on from there."
-    )
+    assert left(run, 9, "atropos train x.yaml") == ("Saved after step 4 of 9. `atropos train x.yaml` resumes there.")
 
 
 def test_two_runs_in_one_folder_are_refused(run: Path) -> None:

@@ -106,7 +106,7 @@ def test_own_problems_are_trained_on_by_one_command_that_ctrl_c_saves_and_that_g
         first.kill()
         first.wait()
     assert first.returncode == 130, shown + logs(run)
-    saved = re.search(r"Saved after step (\d) of 3\. `(atropos train .*)` goes on", shown)
+    saved = re.search(r"Saved after step (\d) of 3\. `(atropos train .*)` resumes", shown)
     assert saved, shown
     assert saved.group(2).split()[2:] == command[4:]
     assert "disk: at most" in shown
@@ -115,7 +115,7 @@ def test_own_problems_are_trained_on_by_one_command_that_ctrl_c_saves_and_that_g
 
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=1200)
     assert done.returncode == 0, done.stdout + done.stderr + logs(run)
-    assert f"goes on after step {saved.group(1)} of 3 steps" in done.stdout
+    assert f"resumes after step {saved.group(1)} of 3 steps" in done.stdout
     assert [row["step"] for row in lines(run / "metrics.jsonl")] == [1, 2, 3]
     assert (run / "export" / "model.safetensors").is_file()
     proof = audit(run)

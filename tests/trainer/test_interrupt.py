@@ -87,7 +87,7 @@ def test_ctrl_c_under_supervise_and_the_launcher_saves_and_says_how_to_go_on(
         again = [sys.executable, "trainer/main.py", *options(url, models["qwen3"], run)]
         done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert "Ctrl-C: ending the step and saving, at most 600 s; Ctrl-C again leaves at once" in errors
-    assert "saved after step 1 of 3; the same command goes on" in errors.splitlines()[-1], errors
+    assert "saved after step 1 of 3; the same command resumes" in errors.splitlines()[-1], errors
     assert "Traceback" not in errors
     assert done.returncode == 0, done.stderr
     assert "resumed after step 1" in done.stderr

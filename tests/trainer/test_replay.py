@@ -49,7 +49,7 @@ def train(folder: Path, model: Path, ranks: int, stops: tuple[int, ...], *flags:
 
 @pytest.fixture(scope="module")
 def resumed(models: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One rank, stopped after the first step and gone on with."""
+    """One rank, stopped after the first step and resumed."""
     return train(tmp_path_factory.mktemp("resumed"), models["llama"], 1, (1,), *HELD)
 
 

@@ -145,7 +145,7 @@ def test_sigterm_saves_and_the_resumed_run_equals_the_uninterrupted_one(
                 time.sleep(0.1)
             trainer.send_signal(signal.SIGTERM)  # torchrun hands it on to both ranks
             errors = trainer.communicate(timeout=240)[1]
-            assert "saved after step 1 of 3; the same command goes on" in errors, errors
+            assert "saved after step 1 of 3; the same command resumes" in errors, errors
             assert (stopped / "checkpoints" / "latest").read_text().strip() == "step-00000001"
 
             post_groups(url, model, 2, 6)

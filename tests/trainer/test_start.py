@@ -1,4 +1,4 @@
-"""Starting in a folder that was used: the same command goes on, and nothing of an earlier run is lost by accident."""
+"""Starting in a folder that was used: the same command resumes, and nothing of an earlier run is lost by accident."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_starting_over_in_a_used_folder_is_refused_with_both_ways_on(tmp_path: P
         (tmp_path / left).write_text("{}\n")
     claim(tmp_path)
     before = content(tmp_path)
-    with pytest.raises(ConfigError, match=r"--checkpoint.resume auto to go on .* --run_dir and another folder"):
+    with pytest.raises(ConfigError, match=r"--checkpoint.resume auto to resume .* --run_dir and another folder"):
         with start.taken(config_of(tmp_path, "--checkpoint.resume", empty)):
             pass
     assert content(tmp_path) == before
@@ -114,7 +114,7 @@ def test_options_that_changed_since_are_said(tmp_path: Path, caplog: pytest.LogC
     with caplog.at_level(logging.INFO), start.taken(config_of(tmp_path, "--optimizer.lr", "0.0005")):
         pass
     assert "option optimizer.lr is now 0.0005; the run began with 0.001" in caplog.text
-    assert "all 5 steps are done: a higher --steps goes on, another --run_dir begins anew" in caplog.text
+    assert "all 5 steps are done: a higher --steps trains further, another --run_dir starts over" in caplog.text
 
 
 HOLD = """

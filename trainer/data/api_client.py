@@ -136,7 +136,7 @@ class AtroposClient:
         self._ask("POST", "/contract", {"side": "trainer", "terms": self._terms})
 
     def rollback(self, step: int) -> int:
-        """Goes on from `step` (POST /rollback): later batches will come again; how many.
+        """Resumes from `step` (POST /rollback): later batches will come again; how many.
 
         Raises ApiRefused for a step before the acknowledged one.
         """

@@ -81,7 +81,7 @@ class Reading:
     vocabulary: int
     """Token ids are below it."""
     recompute: bool
-    """Whether log-probabilities are computed anew, so that the sampler's may be missing."""
+    """Whether log-probabilities are recomputed, so that the sampler's may be missing."""
 
 
 def parse_group(wire: Mapping[str, Any], reading: Reading | None = None) -> ScoredGroup:

@@ -174,7 +174,7 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, layout: Attenti
         position = first.stop
         for length in span.completions:
             own = slice(position, position + length)
-            # sdpa's causal mask is aligned to the top left, so the prompt's queries go along and are cut off.
+            # sdpa's causal mask is aligned to the top left, so the prompt's queries go along and are dropped.
             q, k, v = (torch.cat([whole[first], whole[own]]) for whole in (query, key, value))
             parts.append(_sdpa(q, k, v, scale)[span.prompt :])
             position += length

@@ -28,7 +28,7 @@ TOKENIZER_FILES = (
     "*.model",
     "*.tiktoken",
 )
-"""What is copied from the tokenizer's source, as it stands there."""
+"""What is copied from the tokenizer's source, byte for byte."""
 
 GENERATION = "generation_config.json"
 """So is this: its end-of-text tokens belong to the model, and its other options are the user's."""

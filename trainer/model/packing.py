@@ -35,7 +35,7 @@ class MicroBatch:
     input_ids: Tensor
     """int64 [T]. A completion's last token is not in it: it predicts nothing."""
     position_ids: Tensor
-    """int64 [T], 0 at each prompt's start; a completion goes on after its prompt."""
+    """int64 [T], 0 at each prompt's start; a completion continues after its prompt."""
     layout: AttentionLayout
     source: Tensor
     """int64 [K]: the packed position whose hidden state predicts the trained token."""

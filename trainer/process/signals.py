@@ -41,7 +41,7 @@ def end_with_launcher() -> None:
 class StopRequest:
     """While it is entered, SIGTERM or Ctrl-C sets `requested` instead of ending the process; main thread only.
 
-    deadline_s: that long after the signal the process ends where it stands, and the checkpoint before counts. A second
+    deadline_s: that long after the signal the process ends at once, and the checkpoint before counts. A second
     Ctrl-C ends it at once. torchrun kills its workers 30 s after a signal unless --shutdown-timeout says more.
     """
 

@@ -13,7 +13,7 @@ _LAST_RESORT_S = 1.0
 
 
 def end_process(message: str) -> None:
-    """Says it and ends the process where it stands; torchrun ends the other ranks."""
+    """Logs it and ends the process at once; torchrun ends the other ranks."""
     print(f"error {message}", file=sys.stderr, flush=True)
     os._exit(EXIT_CODE)
 

@@ -62,7 +62,7 @@ class DiskPublisher:
             that servers which hang may still read.
         parallel: the trainer's ranks, which call `publish` and `catch_up` together; None: this process alone.
         dtype: the type that is served. Small updates of fp32 masters round away in bf16: watch `changed_share`.
-        pause_mode: keep (running requests go on with the new weights), abort or wait.
+        pause_mode: keep (running requests continue with the new weights), abort or wait.
         deadline_s: longest time of one phase, in seconds.
         initial: model folder that the servers started with, to count the first publication's changed share.
     """
@@ -114,7 +114,7 @@ class DiskPublisher:
     ) -> PublishStats | None:
         """Write the weights and load them into every server; their tokens then carry `str(version)`.
 
-        prompt: every server is probed with it. A server that is gone or hangs is left out, said and counted, as
+        prompt: every server is probed with it. A server that is gone or hangs is left out, logged and counted, as
         long as another one has got the weights. Raises WeightSyncError with the first that fails otherwise; the others
         have finished their own update by then. Ranks other than rank 0 get None.
         """
@@ -147,7 +147,7 @@ class DiskPublisher:
             update.phase("init", "/init_weight_transfer_engine", {"init_info": {}})
             self._initialised.add(server.url)
         update.start()
-        self._reading[server.url] = written  # one that hangs goes on reading as soon as it can
+        self._reading[server.url] = written  # one that hangs resumes reading as soon as it can
         update.phase("update", "/update_weights", {"update_info": {"folder": str(written)}})
         self._reading.pop(server.url)
         update.finish(version, prompt)
@@ -183,7 +183,7 @@ class DiskPublisher:
                 self._said = texts
                 raise next((one for one in missing if one.gone), missing[0])
             for gone in missing:
-                logger.warning("%s; the run goes on without this server until it is back", gone)
+                logger.warning("%s; the run continues without this server until it is back", gone)
         self._last, self._published = written, (written, str(version))
         self._remove_all_but(written)
         seconds |= slowest(done)
@@ -207,7 +207,7 @@ class DiskPublisher:
         """Brings the last publication to every server that is `behind`, and returns these.
 
         So is a server that was started again: it has the weights of its start, and the environment sends it nothing
-        until they are named. What fails is said and left to the next call. The files are at hand, so `weights` is not
+        until they are named. What fails is logged and left to the next call. The files are on disk, so `weights` is not
         looked at, and only rank 0 has work.
         """
         with together(self.parallel) if self.parallel else nullcontext():

@@ -10,7 +10,7 @@ breaks off in the middle of it ends the publication, since the others then hold 
 anew with those that are left.
 
 A phase ends by its deadline on the main thread of rank 0: HTTP and NCCL are in daemon threads. When the transfer
-has failed the gather goes on to its end without sending, so that the other ranks are not left waiting in it; and where
+has failed the gather runs to its end without sending, so that the other ranks are not left waiting in it; and where
 a rank does wait for one that never comes, the process ends itself.
 
 Not run on a GPU: the tests replace NCCL's communicator by one over gloo, everything else is real.
@@ -67,7 +67,7 @@ class NcclPublisher:
         servers: addresses of the vLLM servers.
         parallel: the trainer's ranks, which call `publish` and `catch_up` together.
         dtype: the type that is served. Small updates of fp32 masters round away in bf16: watch `changed_share`.
-        pause_mode: keep (running requests go on with the new weights), abort or wait.
+        pause_mode: keep (running requests continue with the new weights), abort or wait.
         deadline_s: longest time of one phase, in seconds; the gather and the transfer are one phase, `update`.
         address: where the servers reach rank 0; None: this machine's address on the way to the first of them.
         end_in: ends this process so many seconds later, with a message, where a thread of it is stuck.
@@ -120,12 +120,12 @@ class NcclPublisher:
     def publish(self, weights: Policy, version: int, prompt: Sequence[int] | None = None) -> PublishStats | None:
         """Send the policy's weights to every server; their tokens then carry `str(version)`.
 
-        prompt: every server is probed with it. A server that is gone is left out, said and counted, as long
+        prompt: every server is probed with it. A server that is gone is left out, logged and counted, as long
         as another one is there. Raises WeightSyncError otherwise, on every rank. Ranks other than rank 0 get None.
         """
         started = time.perf_counter()
         stream = WeightStream(weights.model, self.dtype)
-        if self._compared is None or self._compared[0] != version:  # a publication that broke off is made anew
+        if self._compared is None or self._compared[0] != version:  # an aborted publication is repeated
             self._compared = version, self._copy.changed_share(stream, self.parallel)
         changed = self._compared[1]
         seconds = {"compare": time.perf_counter() - started}
@@ -135,7 +135,7 @@ class NcclPublisher:
         if not self.parallel.is_main:
             return None
         for gone in missing:
-            logger.warning("%s; the run goes on without this server until it is back", gone)
+            logger.warning("%s; the run continues without this server until it is back", gone)
         seconds |= slowest(done)
         seconds["total"] = time.perf_counter() - started
         probes = {update.server.url: update.probe for update in done if update.probe is not None}
@@ -149,7 +149,7 @@ class NcclPublisher:
     def catch_up(self, weights: Policy) -> list[str]:
         """Sends the policy's weights, which are the last publication's, to the servers that are `behind`.
 
-        They get a group of their own, so that the others go on generating. What fails is said and left to the next
+        They get a group of their own, so that the others keep generating. What fails is logged and left to the next
         call, unless this process is stuck by it. A collective; other ranks than rank 0 return none.
         """
         behind = broadcast(self.behind() if self.parallel.is_main else None, self.parallel)

@@ -160,7 +160,7 @@ def make_group(
     urls = [update.server.url for update in updates]
     address = address or address_towards(urls)
     try:
-        # Listening before anyone is told the port: it cannot be taken meanwhile, and never was another group's.
+        # Listening before anyone knows the port: it cannot be taken meanwhile, and never was another group's.
         listener = socket.create_server((address, 0))
     except OSError as error:
         reason = f"cannot listen on {address} ({error}); set weights.nccl_address to an address of rank 0"

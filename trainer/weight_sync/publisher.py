@@ -47,7 +47,7 @@ class WeightPublisher(Protocol):
     def check(self, *, resumed: bool = False, wait_s: float = 0.0) -> None:
         """On rank 0: ask every server for its health; raises WeightSyncError for one that does not answer.
 
-        resumed: a run that goes on does without those that are gone. wait_s: else they are waited for so long.
+        resumed: such a run does without those that are gone. wait_s: else they are waited for so long.
         """
         ...
 

@@ -65,14 +65,14 @@ class ServerUpdate:
         except WeightSyncError as error:
             if OPEN not in error.reason:
                 raise
-            # A trainer died within an update. Everything is paused, and every weight comes anew.
+            # A trainer died within an update. Everything is paused, and every weight is sent again.
             self.unsafe = self._was_unsafe = True
             self.phase("finish", "/finish_weight_update", {})
             self.phase("start", "/start_weight_update", {})
         self.unsafe = True
 
     def load_adapter(self, name: str, folder: Path) -> None:
-        """Loads an adapter's files over the one of that name; running requests go on with the new one."""
+        """Loads an adapter's files over the one of that name; running requests continue with the new one."""
         body = {"lora_name": name, "lora_path": str(folder), "load_inplace": True}
         self.unsafe = True
         try:
@@ -116,7 +116,7 @@ class ServerUpdate:
             self.seconds["verify"] = time.perf_counter() - started
 
     def given_up(self, error: WeightSyncError) -> WeightSyncError:
-        """The error as it is to be raised; a server whose weights are whole and old goes on with them."""
+        """The error as it is to be raised; a server whose weights are whole and old keeps serving them."""
         if UNCHANGED in error.reason and not self._was_unsafe:
             self.unsafe = False
         safe = not self.unsafe
@@ -175,7 +175,7 @@ def without(missing: Sequence[WeightSyncError], updates: Sequence[ServerUpdate])
 def given_up(updates: Sequence[ServerUpdate], error: WeightSyncError) -> WeightSyncError:
     """The error of one server as it is to be raised, when servers are updated in step.
 
-    Those whose weights are whole go on; the others stay paused and are named too. Where it cannot be known which one
+    Those whose weights are whole continue; the others stay paused and are named too. Where it cannot be known which one
     a collective waited for, `error.server` has them all.
     """
     named = error.server.split(", ")

@@ -23,7 +23,7 @@ logger = logging.getLogger("vllm.atropos.disk_weights")
 
 HEAD = "lm_head.weight"
 UNCHANGED = "the served weights are unchanged"
-"""Stands in the message of every refusal that came before a weight was touched; the publisher looks for it."""
+"""In the message of every refusal that came before a weight was touched; the publisher looks for it."""
 
 
 class WeightFolderError(ValueError):
@@ -95,7 +95,7 @@ class DiskWeightTransferEngine(WeightTransferEngine[DiskInitInfo, DiskUpdateInfo
         """Names that no published folder needs: a head that is the embedding, by the configuration or by its values.
 
         Where a checkpoint stores a head although its configuration ties it, vLLM takes the configuration back to
-        untied, loads the head, and ties it after all if it equals the embedding; the configuration is not told.
+        untied, loads the head, and ties it after all if it equals the embedding; the configuration does not say which.
         """
         config = self.model_config
         if getattr(config.hf_text_config, "tie_word_embeddings", False):

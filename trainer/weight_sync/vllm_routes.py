@@ -38,7 +38,7 @@ _BEFORE_A_CHANGE = ("health", "pause")
 _IN_A_CHANGE = ("init", "start", "update", "finish", "reset_cache", "version", "resume")
 """One that hangs in these is late. (Not `verify`: then it serves, and nobody knows what.)"""
 _GATEWAY = (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
-"""vLLM says the second when its engine is dead, the others come from what stands before it."""
+"""vLLM says the second when its engine is dead, the others come from what is in front of it."""
 _OTHER_BACKEND = ("Invalid init_info for", "Weight transfer not configured")
 PROBE_TOKENS = 16
 
@@ -237,7 +237,7 @@ class WeightServer:
             return False
 
     def is_behind(self, version: str) -> bool:
-        """Whether the server answers, and serves other weights than `version` or stands still after an update."""
+        """Whether the server answers, and serves other weights than `version` or hangs after an update."""
         try:
             if self.label(timeout=5.0) != version:
                 return True
@@ -297,7 +297,7 @@ class WeightServer:
 
 
 def check_all(servers: Sequence[WeightServer], *, resumed: bool, wait_s: float = 0.0) -> None:
-    """Every server's `check`, side by side; a run that goes on does without those that are gone. Where all are it is
+    """Every server's `check`, side by side; a resumed run does without those that are gone. Where all are it is
     `publish` that waits (see `Served.patiently`).
 
     wait_s: how long a run that begins waits for servers that do not answer yet; it needs all of them.
@@ -315,7 +315,7 @@ def check_all(servers: Sequence[WeightServer], *, resumed: bool, wait_s: float =
     for error in wrong:
         if not (resumed and error.gone):
             raise error
-        logger.warning("%s; the run goes on, and brings it the weights when it is back", error)
+        logger.warning("%s; the run continues, and sends it the weights when it is back", error)
 
 
 def _check_each(servers: Sequence[WeightServer]) -> list[WeightSyncError]:

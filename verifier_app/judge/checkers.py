@@ -227,7 +227,7 @@ class Checker:
         """Of the clock, which are not the program's."""
 
     def check(self, index: int, output: Bytes) -> tuple[str, str]:
-        """(status, message) of a program's output for one test. JudgeError checker_failed where none can be said."""
+        """(status, message) of a program's output for one test. JudgeError checker_failed where there is none."""
         began = time.monotonic()
         try:
             return self._check(index, output)
@@ -249,7 +249,7 @@ class Checker:
         return "wrong_answer", f"the checker cannot read the output: {message}"
 
     def _ask(self, index: int, output: Bytes) -> tuple[int | None, str]:
-        """The checker's exit code, None for one that a limit or a signal ended, and what it said.
+        """The checker's exit code, None for one that a limit or a signal ended, and its output.
 
         The output goes there as it came, after the sizes of the three: 64 MB of it become no text on this side.
         """

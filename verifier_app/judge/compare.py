@@ -115,7 +115,7 @@ def _stripped(data: Bytes, start: int, stop: int) -> tuple[int, int]:
 def _words(data: Bytes, start: int, stop: int, most: int) -> list[str] | None:
     """str.split of the text between two offsets; None for more than `most` words, or a long one that is no number."""
     words: list[str] = []
-    pieces: list[str] = []  # of a word that may go on in the next window
+    pieces: list[str] = []  # of a word that may continue in the next window
     for piece in _windows(data, start, stop):
         found = piece.split()
         if pieces and (not found or piece[0].isspace()):
@@ -185,7 +185,7 @@ def value_difference(got: Any, expected: Any, deep: bool = False, tolerance: flo
         got = list(got)
     try:
         equal = not deep and bool(got == expected)
-    except RecursionError:  # the caller itself stands at the end of its own limit
+    except RecursionError:  # the caller itself is at the end of its own limit
         deep = True
     if deep:
         equal = _deep_equal(got, expected)

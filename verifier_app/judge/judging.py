@@ -89,7 +89,7 @@ class Judging:
 
 
 class Judge:
-    """Warm templates and the settings of isolation. Threads may share one; after a fork it starts anew.
+    """Warm templates and the settings of isolation. Threads may share one; after a fork it starts over.
 
     require_isolation: "strong" raises JudgeError weak_isolation on a host that offers less. deny: system calls that are
     refused to the sandbox's own setup, to see how it degrades.
@@ -118,7 +118,7 @@ class Judge:
     def verify_many(self, tests_ref: dict[str, Any], codes: list[str], store: Any = None, **fields: Any) -> list[Any]:
         """Judge several programs against one stored set, one after the other; `fields` are the request's others.
 
-        A fault that concerns one program alone stands in its place, as {"error": {"kind", "message"}}.
+        A fault that concerns one program alone takes its place, as {"error": {"kind", "message"}}.
         """
         if not isinstance(codes, list):
             raise bad_request("codes", f"is {type(codes).__name__}", "give a list of sources")

@@ -38,7 +38,7 @@ def is_deep(text: str) -> bool:
 
 
 def loads(text: str, hook: Hook | None = None) -> Any:
-    """json.loads; `hook` gets each object (a dict) and gives what stands for it. ValueError: the text is not JSON."""
+    """json.loads; `hook` gets each object (a dict) and gives its replacement. ValueError: the text is not JSON."""
     options: dict[str, Any] = {"object_hook": hook, "parse_constant": float}
     if _LONG_INT.search(text):
         options["parse_int"] = lambda digits: int(digits) if len(digits) <= _DIGITS else Decimal(digits)
@@ -46,7 +46,7 @@ def loads(text: str, hook: Hook | None = None) -> Any:
     if not is_deep(text):
         try:
             return decoder.decode(text)
-        except RecursionError:  # the caller itself stands at the end of its own limit
+        except RecursionError:  # the caller itself is at the end of its own limit
             pass
     return _Reader(text, decoder, hook).read()
 

@@ -1,4 +1,4 @@
-"""What the kernel refuses a program, counted by kind: what a model tries is seen while it begins to try it.
+"""What the kernel refuses a program, counted by kind: what a model tries is seen while it first tries it.
 
 The filter's refusals come to the judge (seccomp's user notification), which counts each and answers with the error
 that the filter would have given: a number that a program can raise by trying alone, and never lower. They cost

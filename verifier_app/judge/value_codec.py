@@ -224,4 +224,4 @@ def _digits(value: int) -> str:
 
 
 class _Mark(str):
-    """A piece of JSON that stands as it is."""
+    """A piece of JSON that is kept as it is."""

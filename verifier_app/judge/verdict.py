@@ -17,7 +17,7 @@ class RanTest(TypedDict):
 
 
 class Verdict(TypedDict):
-    """On one program. The judge gives every field; what only stands for a verdict, as `no_code`, has the first three.
+    """On one program. The judge gives every field; what only replaces a verdict, as `no_code`, has the first three.
 
     passed, ran, total: numbers of tests. failed_test: the first failed one's place in the request; None: none failed.
     attempts: what the kernel refused the program, by kind; None: it does not tell. isolation: the sandbox's layers.

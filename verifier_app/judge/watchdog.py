@@ -323,7 +323,7 @@ class Watchdog:
         return None
 
     def _answered(self) -> bool:
-        """Whether the zygote has said how the test ended."""
+        """Whether the zygote has reported how the test ended."""
         if self.control < 0:
             return False
         poll = select.poll()

@@ -80,7 +80,7 @@ class EvaluationConfig(Section):
         "empty: not. The recipe's is the default.",
     )
     no_memory_limit_mb: int = Field(
-        16384, ge=64, le=1 << 20, description="What stands for livecodebench's missing memory limit, in MB."
+        16384, ge=64, le=1 << 20, description="Limit in MB where livecodebench has no memory limit."
     )
     route: Literal["tokens", "chat"] = Field(
         "tokens",

@@ -63,7 +63,7 @@ def grading_profiles(
 
     Args:
         semantics: how `livecodebench` runs programs; the others run them as processes.
-        no_memory_limit_mb: what stands for "no memory limit": a program without any could take the machine down.
+        no_memory_limit_mb: what replaces "no memory limit": a program without any could take the machine down.
     """
     known = {
         "run": GradingProfile("run", time_limit_s, memory_limit_mb, decimal_tolerance, own_limits=own_limits),

@@ -29,12 +29,12 @@ logger = logging.getLogger(__name__)
 class SampleStore:
     """Samples of one evaluation in FOLDER/NAME.partial.jsonl, which becomes NAME.jsonl when all are there.
 
-    A damaged line is said, and its sample made again. Only an evaluation that was cut off is gone on with: a finished
-    one is made anew, since the server may serve other weights under the same name.
+    A damaged line is logged, and its sample drawn again. Only an interrupted evaluation is resumed: a finished
+    one is repeated, since the server may serve other weights under the same name.
 
     Args:
         settings: everything that decides what is sampled; another setting is another file.
-        reopen: go on with a finished one as well, whose score was not recorded before a death.
+        reopen: resume a finished one as well, whose score was not recorded before a death.
     """
 
     def __init__(self, folder: Path, name: str, settings: Mapping[str, Any], *, reopen: bool = False) -> None:
@@ -165,7 +165,7 @@ def write_livecodebench(path: Path, problems: Sequence[Problem], out: Path) -> N
                 if sample["status"] is not None:
                     places.setdefault(sample["problem"], []).append((sample["index"], position))
             except (ValueError, KeyError, TypeError):
-                pass  # damaged: said when it was read, and sampled again further down
+                pass  # damaged: logged when it was read, and sampled again further down
             position += len(line)
         target.write("[")
         for number, problem in enumerate(problems):

@@ -56,7 +56,7 @@ class HeldOutSets:
 
         Args:
             served: the weight version. pinned: every token has to come from it, and what a death left of its samples,
-                finished ones included, is gone on with.
+                finished ones included, is resumed.
 
         Raises:
             As `evaluate`; what was sampled of a pinned evaluation whose weights moved is forgotten.
@@ -97,7 +97,7 @@ class HeldOutSets:
         )
 
     def _settings(self, record: dict[str, Any]) -> dict[str, Any]:
-        """What a number stands for, so that two of them can be compared: by what, on what, how sampled, how graded."""
+        """What a number is of, so that two can be compared: by what, on what, how sampled, how graded."""
         options, config = self.options, self.config
         return {
             "like": options.like,

@@ -68,7 +68,7 @@ class ChatClient:
 
         Raises:
             ServerRefused: a request that no try can serve.
-            RolloutDeadlineExceeded: `deadline_s` passed; the last failure stands in the message.
+            RolloutDeadlineExceeded: `deadline_s` passed; the message ends with the last failure.
         """
         started, strange = time.monotonic(), 0
         body: dict[str, Any] = {
@@ -128,7 +128,7 @@ class ChatClient:
         """The answer in a response with status 200.
 
         Raises:
-            _NoAnswer: there is none in it: gateways report errors so, and a choice may be cut off by one.
+            _NoAnswer: there is none in it: gateways report errors so, and a choice may end in one.
             ServerRefused: an error whose code says that no other try can help.
         """
         try:

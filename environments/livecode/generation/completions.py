@@ -153,7 +153,7 @@ class CompletionClient:
 
         Raises:
             ServerRefused: a request that no try can serve.
-            RolloutDeadlineExceeded: `deadline_s` passed; the last failure stands in the message.
+            RolloutDeadlineExceeded: `deadline_s` passed; the message ends with the last failure.
         """
         started = time.monotonic()
         until = started + self.deadline_s

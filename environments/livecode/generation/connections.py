@@ -42,7 +42,7 @@ class Connections:
     def _client(self) -> httpx.AsyncClient:
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=_LANE)
         transport = httpx.AsyncHTTPTransport(verify=self._tls, limits=limits, socket_options=keepalive())
-        # Straight to the servers, as the trainer: no proxy of the environment's variables stands between them.
+        # Straight to the servers, as the trainer: no proxy of the environment's variables is between them.
         timeout = httpx.Timeout(self._deadline_s, connect=10.0)
         return httpx.AsyncClient(timeout=timeout, transport=transport, trust_env=False)
 

@@ -19,7 +19,7 @@ _SAY_AGAIN_S = 60.0
 
 
 class InfrastructureError(LivecodeError, RuntimeError):
-    """Group after group is lost on our side, or nobody sends weights: going on would only burn tokens."""
+    """Group after group is lost on our side, or nobody sends weights: continuing would only burn tokens."""
 
 
 class ServedWeights:
@@ -38,7 +38,7 @@ class ServedWeights:
         self._said: float | None = None
 
     def agreed(self, trainer: Mapping[str, Any]) -> None:
-        """Takes what the trainer said of itself."""
+        """Takes what the trainer stated of itself."""
         if trainer.get("sends_weights") is False:
             self._come = False
             logger.warning(
@@ -56,7 +56,7 @@ class ServedWeights:
             idle: no group is under way, and none may begin.
 
         Raises:
-            InfrastructureError: the trainer goes on, and its weights never come.
+            InfrastructureError: the trainer continues, and its weights never arrive.
         """
         if not self._come:
             return taken

@@ -114,7 +114,7 @@ class VllmServer(Endpoint):
 
     def give_up_if_silent(self) -> None:
         """Breaks its requests off where it has been silent or left behind for long. They have no end of their own: a
-        machine that stands still or is cut off would keep them for an hour."""
+        machine that hangs or lost its network would keep them for an hour."""
         silent = self.state.silent and time.monotonic() - self.since > _SILENT_S
         if silent or self.left_behind:
             while self.waiting:
@@ -165,9 +165,9 @@ class ServerChecks:
 
         wait_s: of a run that begins. It needs all of its servers, and for so long it waits for those that are away.
 
-        patience_s: of a run that goes on. It does not need all of its servers: for so long it waits for the first one,
+        patience_s: of a resumed run. It does not need all of its servers: for so long it waits for the first one,
         and a server that is away is checked when it is back, and gets no rollout before. One that is there and does
-        not fit is an error here; one that comes back so is left out, and said.
+        not fit is an error here; one that comes back so is left out, and logged.
 
         Raises:
             ServerAway: the server is down; RolloutError where all were for so long.
@@ -195,7 +195,7 @@ class ServerChecks:
             await asyncio.sleep(_WAIT_FOR_FIRST_S)
 
     def _worth_waiting(self, found: Sequence[BaseException | None], until: float) -> bool:
-        """Whether all that is wrong is that servers are not there yet; the first time, and each minute, it is said."""
+        """Whether servers are not there yet, and nothing else is wrong; logged the first time and each minute."""
         away = [error for error in found if isinstance(error, ServerAway)]
         left = until - time.monotonic()
         if not away or len(away) < sum(error is not None for error in found) or left <= 0:
@@ -206,7 +206,7 @@ class ServerChecks:
         return True
 
     def later(self, server: VllmServer) -> None:
-        """A task that checks a server that was away; what does not fit is said, and left out."""
+        """A task that checks a server that was away; what does not fit is logged, and left out."""
         if time.monotonic() < server.check_at:
             return
         server.check_at = float("inf")
@@ -218,7 +218,7 @@ class ServerChecks:
                 logger.info("%s is back", server.url)
             except RolloutError as error:
                 logger.error("%s; it gets no rollouts", error)
-            except Exception:  # whatever it answers, the run goes on without it
+            except Exception:  # whatever it answers, the run continues without it
                 logger.exception("%s: its check failed; it gets no rollouts", server.url)
             finally:
                 server.check_at = time.monotonic() + _CHECK_AGAIN_S
@@ -300,7 +300,7 @@ class ServerChecks:
                 best.append(best_logprob(choice))
             except Unusable as error:
                 raise ServerRefused(f"servers: {server.url}: {error}. Use vLLM 0.32 or newer.") from None
-        # Where one token has nearly all the probability the two modes cannot be told apart.
+        # Where one token has nearly all the probability the two modes cannot be distinguished.
         if best[0] < -1e-3 and abs(best[0] - best[1]) < 1e-6:
             raise ServerRefused(
                 f"servers: {server.url} gives log-probabilities before the temperature. "

@@ -29,7 +29,7 @@ def extract_code(text: str, reasoning_open: bool = False) -> str | None:
     """The text between the last two lines that contain three backticks; None where there is no code.
 
     The language after the opening backticks does not matter, and neither does text after the block. An answer
-    whose last block is not closed gives what stands between the last two such lines, as the benchmark does.
+    whose last block is not closed gives what is between the last two such lines, as the benchmark does.
     """
     lines = answer_part(text, reasoning_open).split("\n")
     fences = [number for number, line in enumerate(lines) if FENCE in line]

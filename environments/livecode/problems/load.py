@@ -15,7 +15,7 @@ from environments.livecode.problems.problem import LATER, Problem, ProblemError,
 
 
 def load_problems(path: str | Path) -> list[Problem]:
-    """The problems of a JSONL file in its order; normal form and LiveCodeBench rows are told apart by line.
+    """The problems of a JSONL file in its order; normal form and LiveCodeBench rows are distinguished by line.
 
     A split that `atropos data build` made (its folder or problems.parquet) is read with its test sets left on disk.
 

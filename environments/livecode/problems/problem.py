@@ -21,7 +21,7 @@ LATER = ("time_limit_s", "memory_limit_mb", "checker", "pass_rate")
 
 
 class ProblemError(ConfigError):
-    """A problem that cannot be used; the message names where it stands and its id."""
+    """A problem that cannot be used; the message names its place and its id."""
 
 
 class NoTests(ProblemError):

@@ -31,16 +31,16 @@ class Sampler(Protocol):
         ...
 
     def state(self) -> dict[str, Any]:
-        """What a restart needs to go on, as plain JSON types."""
+        """What a restart needs to resume, as plain JSON types."""
         ...
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Goes on from `state`."""
+        """Continues from `state`."""
         ...
 
 
 class UniformSampler:
-    """Every problem once an epoch, in an order shuffled anew each epoch."""
+    """Every problem once an epoch, reshuffled each epoch."""
 
     def __init__(self, problems: Sequence[Problem], seed: int) -> None:
         self._problems = list(problems)
@@ -155,7 +155,7 @@ def load_set(name: str, seed: int) -> list[Problem]:
 
 
 def check_sets(names: Iterable[str]) -> None:
-    """ProblemError for a set that is not there: said before a server is waited for, which may take minutes."""
+    """ProblemError for a set that is not there: raised before a server is waited for, which may take minutes."""
     for name in names:
         if name.partition(":")[0] != "warmup" and not Path(name).exists():
             load_problems(name)

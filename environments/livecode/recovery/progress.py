@@ -1,7 +1,7 @@
 """Where the environment is in its data, kept so that a restart skips no problem and repeats none.
 
-Events, replayed at start: a group begins, ends, or is cut off; a trainer first names the served weights. The sampler
-and the test order are functions of these events, so that they come back as they were.
+Events, replayed at start: a group begins, ends, or is interrupted; a trainer first names the served weights. The
+sampler and the test order are functions of these events, so that they come back as they were.
 
 ConfigError         the folder belongs to another run or to a process that lives
 └── ProgressError   the file is damaged (the message names what)
@@ -41,7 +41,7 @@ class ProgressError(ConfigError):
 
 
 class DiskFull(ProgressError):
-    """The file of events cannot be written; with space on the disk the same command goes on."""
+    """The file of events cannot be written; with space on the disk the same command resumes."""
 
     exit_code = 1
 
@@ -84,7 +84,7 @@ class Progress:
     ) -> None:
         self.sampler, self.order = sampler, order
         self.open: dict[str, OpenGroup] = {}
-        self.again: deque[Problem] = deque()  # cut off; they begin before any new one
+        self.again: deque[Problem] = deque()  # interrupted; they begin before any new one
         self.sent = 0  # groups that ended and were not dropped
         self.named = False  # a trainer has named the weights that are served
         self.problems = {problem.id: problem for problem in problems}
@@ -255,7 +255,7 @@ class Progress:
             if theirs.get(name) != self._settings.get(name):
                 raise ConfigError(
                     f"env.run_dir = {self.path.parent}: holds a run with {name} {theirs.get(name)!r}, this one has "
-                    f"{self._settings.get(name)!r}. Give another folder, or go on with the same settings."
+                    f"{self._settings.get(name)!r}. Give another folder, or resume with the same settings."
                 )
         self.sampler.restore(snapshot["sampler"])
         self.order.restore(snapshot["order"])
@@ -268,7 +268,7 @@ class Progress:
     def _begin_again(self, event: Event) -> None:
         problem = self.again.popleft() if event["again"] else self.sampler.next()
         if problem.id != event["problem"]:
-            raise ValueError(f"problem {event['problem']!r} stands where {problem.id!r} came next")
+            raise ValueError(f"problem {event['problem']!r} is where {problem.id!r} came next")
         self.open[event["begin"]] = OpenGroup(event["begin"], problem, event["version"])
 
     def _apply(self, event: Event) -> None:

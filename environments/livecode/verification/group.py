@@ -13,7 +13,7 @@ class GroupVerifier:
     """Collects the programs of one group; when the last rollout has one, or has ended, all are judged in one call.
 
     Args:
-        judge: the call; an error stands in the place of a program without a verdict.
+        judge: the call; an error takes the place of a missing verdict.
         members: rollouts of the group. Each enters `verify` as often as it likes and ends with `leave`.
     """
 

@@ -157,7 +157,7 @@ class HttpVerifier:
         body = json.dumps(request).encode()
         headers = {"Content-Type": "application/json"}
         answer = await self._send(service, "POST", "/verify", content=body, headers=headers)
-        # What stands between here and the service may mix answers up: a verdict names the request that it is on.
+        # What is between here and the service may mix answers up: a verdict names the request that it is on.
         asked = answer.get("request") == hashlib.sha256(body).hexdigest()
         try:
             verdict = read_verdict(answer, service.url, tests_of(request) if asked else None)

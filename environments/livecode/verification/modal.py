@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 DEPLOY = "modal deploy -m verifier_app"
 # Of one call. Modal sends an input above 2 MiB by HTTP, which a container without a network cannot fetch.
 INPUT_BYTES = 1_900_000
-ANSWER_S = 20.0  # for Modal to say that the app is there; its client goes on trying for a minute
+ANSWER_S = 20.0  # for Modal to say that the app is there; its client keeps trying for a minute
 
 
 class ModalVerifier:

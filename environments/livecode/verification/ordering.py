@@ -69,7 +69,7 @@ class TestOrder:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Goes on from `state`; ValueError names the problem whose entry is not one."""
+        """Continues from `state`; ValueError names the problem whose entry is not one."""
         seen = {}
         for problem, rows in state.items():
             try:

@@ -126,7 +126,7 @@ def tests_of(request: dict[str, Any]) -> int:
 def read_verdict(answer: Any, where: str, tests: int | None) -> Verdict:
     """The verdict in {"verdict": ...} on `tests` tests; {"error": {"kind", "message"}} and anything else raise.
 
-    tests: None where it is not said which request the answer is on.
+    tests: None where the answer does not name its request.
 
     Raises:
         TestSetMissing, RetryVerification, VerifierError: by the error's kind; an answer of another form is NoVerdict.

@@ -177,7 +177,7 @@ def refused(environment: Rows) -> list[dict[str, Any]]:
 
 
 def axes(metrics: Rows) -> dict[str, list[float]]:
-    """What a step stands for on the other axes: hours since the first step began, millions of tokens trained on.
+    """What a step is on the other axes: hours since the first step began, millions of tokens trained on.
 
     {steps, hours, tokens}; step 0 is the beginning. hours is empty where the rows hold no time.
     """

@@ -15,7 +15,7 @@ OURS = {
     "infrastructure": "lost to generation or verification that failed or took too long",
     "judge_fault": "without a verdict because of a fault of the judge",
     "stale": "too old for the trainer when it was done",
-    "stopped": "cut off when the environment ended",
+    "stopped": "interrupted when the environment ended",
 }
 """Reasons to leave a group out that are not the model's doing."""
 
@@ -43,7 +43,7 @@ def faults(metrics: Rows, environment: Rows, groups: Rows, evaluations: Rows, da
 
 
 def restarts(metrics: Rows) -> list[Fault]:
-    """The trainer began again: steps that stand in the file a second time."""
+    """The trainer began again: steps that are in the file a second time."""
     steps = numbers(metrics, "step")
     back = [(old, new) for old, new in pairwise(steps) if new <= old]
     if not back:

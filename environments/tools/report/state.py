@@ -1,4 +1,4 @@
-"""Whether a run goes on, is finished or has ended early: from its files, and the locks that its processes hold."""
+"""Whether a run is running, finished or ended early: from its files, and the locks that its processes hold."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _BY_SIGNAL = " trainer.process.signals "  # the logger that tells of a request t
 
 
 class State(NamedTuple):
-    """kind: running, finished, stopped, died or evaluated. text: a sentence. detail: what the log said last."""
+    """kind: running, finished, stopped, died or evaluated. text: a sentence. detail: the log's last words."""
 
     kind: str
     text: str
@@ -61,7 +61,7 @@ def state(run: Path, metrics: Rows, settings: Row, evaluated: bool, now: float) 
         return _without_trainer(living, evaluated)
     written = last_write(run)
     if _recent(metrics, written, now) and not (run / "trainer.lock").is_file():
-        return State("running", f"Running, as far as its files tell: {told} is done.")
+        return State("running", f"Running, according to its files: {told} is done.")
     return _ended(run, done, told, living, written, now)
 
 
@@ -84,7 +84,7 @@ def _ended(run: Path, done: int, told: str, living: list[str], written: float | 
     saved = int(kept[-1].name.removeprefix("step-")) if kept else 0
     still = f" Alive still: {' and '.join(living)}." if living else ""
     if done and saved >= done:
-        return State("stopped", f"Stopped after {told}{ago}; it is saved and can go on.{still}")
+        return State("stopped", f"Stopped after {told}{ago}; it is saved and can be resumed.{still}")
     where = f"after {told}" if done else "before the first step was done"
     last = _last_words(run / "logs" / "trainer.log")
     if _BY_SIGNAL in last:
@@ -121,7 +121,7 @@ def _held(path: Path) -> bool:
         lines = Path("/proc/locks").read_text(encoding="ascii").splitlines()
     except OSError:
         return False
-    # number: FLOCK ADVISORY WRITE pid major:minor:inode start end; "->" stands before one that waits.
+    # number: FLOCK ADVISORY WRITE pid major:minor:inode start end; "->" marks one that waits.
     rows = [line.split() for line in lines if "->" not in line]
     holders = [row[4] for row in rows if len(row) > 5 and row[5].rpartition(":")[2] == inode]
     return any(_has_open(pid, path) for pid in holders)

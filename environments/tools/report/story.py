@@ -1,4 +1,4 @@
-"""The report's first page: what the run is, what it reached, where its time went, and how to go on."""
+"""The report's first page: what the run is, what it reached, where its time went, and what to run next."""
 
 from __future__ import annotations
 

@@ -85,7 +85,7 @@ def forget_tokens(rollouts: Rows, most: int = MOST_BYTES) -> None:
 
 
 def vocabulary(kept: Iterable[Row], folder: str | None) -> dict[int, str]:
-    """The texts of the tokens that occur: {id: bytes, one a character}; empty where no tokenizer is at hand."""
+    """The texts of the tokens that occur: {id: bytes, one a character}; empty where there is no tokenizer."""
     if folder is None:
         return {}
     used: set[int] = set()

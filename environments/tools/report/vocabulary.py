@@ -1,4 +1,4 @@
-"""What a token's id stands for, from tokenizer.json: its bytes, since a token may end within a character."""
+"""What a token's id means, from tokenizer.json: its bytes, since a token may end within a character."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _kinds(decoder: Any) -> set[str]:
 
 
 def _byte_level(piece: str) -> bytes:
-    """A piece in GPT-2's letters for bytes; a letter that stands for none is itself."""
+    """A piece in GPT-2's letters for bytes; a letter without one is itself."""
     return b"".join(bytes([_LETTERS[letter]]) if letter in _LETTERS else letter.encode() for letter in piece)
 
 

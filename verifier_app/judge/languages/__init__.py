@@ -2,6 +2,6 @@
 
 No language can be plugged in yet: zygote.py (compile, run), template.py and host.py (the warm interpreter), judging.py
 (official semantics), protocol.py (a request names no language) and the environment's prompts name Python. Without a
-change to the judge another language comes as a verifier of one's own (docs/how-to/verifier.md), with a prompt of one's
+change to the judge another language comes as your own verifier (docs/how-to/verifier.md), with your own prompt
 own.
 """

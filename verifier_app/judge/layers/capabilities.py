@@ -135,7 +135,7 @@ class HostCapabilities:
 
     def _find_groups(self, place: int) -> None:
         """Use them where the kernel counts in them. Without a private root a program's files lie on disks, and are not
-        told from what is read: there the watch counts."""
+        learned from what is read: there the watch counts."""
         groups, name = memory_group.MemoryGroups(place), "probe"
         if self.root and self._try("cgroup2", lambda: groups.make(name)):
             self.groups = groups if self._works("cgroup2", lambda: memory_group.try_counting(groups, name)) else None

@@ -22,7 +22,7 @@ _NAMES[resource.RLIMIT_NOFILE] = "RLIMIT_NOFILE"  # RLIMIT_OFILE is the same
 
 
 class LimitRefused(Exception):
-    """This kernel does not set a limit that nothing else stands in for."""
+    """This kernel does not set a limit that nothing else replaces."""
 
 
 class Limits:

@@ -73,7 +73,7 @@ FEWSHOT = (
 
 
 def turns_for(problem: Problem, count: int = 4) -> list[FewshotTurn]:
-    """At most `count` turns, of the problem's own kind first of all; the most typical one stands last.
+    """At most `count` turns, of the problem's own kind first of all; the most typical one comes last.
 
     The turn before the question weighs most. Turns of the other kind, where they are needed to fill up to
     `count`, come first.

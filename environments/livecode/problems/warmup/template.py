@@ -17,7 +17,7 @@ Inputs = Callable[[Random, Params], tuple[Value, ...]]
 
 @dataclass(frozen=True)
 class FunctionCall:
-    """How a call-based problem is called: `signature` is what stands in the brackets after `self`."""
+    """How a call-based problem is called: `signature` is what follows `self` in the parentheses."""
 
     fn_name: str
     signature: str
@@ -34,7 +34,7 @@ class FunctionCall:
 
 @dataclass(frozen=True)
 class ProblemTemplate:
-    """One kind of problem. `$name` in the statement and in the answer stands for a parameter.
+    """One kind of problem. `$name` in the statement and in the answer is a parameter.
 
     The answer is the reference program; of a call-based problem it is the body that follows the starter code.
     A template whose answer has no parameter differs between its instances in wording and sample only.

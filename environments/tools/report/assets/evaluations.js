@@ -7,7 +7,7 @@ const beside = (sides) => !sides ? "" : `; ${percent(sides.before.pass_at_1)} be
 const label = (one, name) => `${one.set}${one.greedy ? " (greedy)" : ""} at weights ${one.weight_version ?? "-"}` +
   `${one.profile && one.profile !== "run" ? `, ${one.profile}` : ""}` + (name ? `: by ${name}` : "");
 
-// What a number stands for: two of them are comparable where this is equal.
+// What a number is of: two of them are comparable where this is equal.
 const how = (s) => !s ? "-" : `${s.prompt_style}, ${s.max_new_tokens ?? "the rest"} of ${s.context} tokens, ` +
   (s.temperature ? `T ${s.temperature}, top_p ${s.top_p}` : "greedy");
 

@@ -1,5 +1,5 @@
 "use strict";
-// The page of a run that goes on: changes come as server-sent events, and nothing is ever sent.
+// The page of a live run: changes come as server-sent events, and nothing is ever sent.
 
 const MOST_KEPT = 5000;
 

@@ -12,7 +12,7 @@ const VIEWS = {
 const filled = new Set();
 let current = "overview";
 
-// Draws a view anew; what had the keyboard keeps it.
+// Redraws a view; what had the focus keeps it.
 function fill(name) {
   const section = $("#" + name), key = document.activeElement?.dataset.key, scroll = [scrollX, scrollY];
   if (name !== "rollouts") {
@@ -68,7 +68,7 @@ function go(name) {
 const named = () => location.hash.slice(1).split("?")[0] || "overview";
 addEventListener("hashchange", () => open_view(named()));
 
-// Takes newer data of the same run: the open view is drawn anew at once, the others when they are seen.
+// Takes newer data of the same run: the open view is redrawn at once, the others when shown.
 function refresh(newer) {
   Object.assign(data, newer);
   head();

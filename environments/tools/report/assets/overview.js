@@ -1,5 +1,5 @@
 "use strict";
-// The first page: is the run good, what is it, where did its time go, what went wrong, how to go on.
+// The first page: is the run good, what is it, where did its time go, what went wrong, what to run next.
 
 const first = { set: 0, axis: "steps" };
 const VERDICTS = {
@@ -102,7 +102,7 @@ function commandsCard() {
     });
     list.append(el("div", {}, el("dt", {}, what, copy), el("dd", {}, code)));
   }
-  return el("div", { class: "card" }, el("h2", { text: "Go on" }), list);
+  return el("div", { class: "card" }, el("h2", { text: "Continue" }), list);
 }
 
 function setsCard() {

@@ -1,4 +1,4 @@
-"""A file of the program for processes that start it anew, as those of multiprocessing's spawn and forkserver do."""
+"""A file of the program for processes that start it again, as those of multiprocessing's spawn and forkserver do."""
 
 from __future__ import annotations
 

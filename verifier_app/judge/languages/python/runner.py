@@ -27,7 +27,7 @@ EXIT_NO_VALUE = 97  # call mode: the program left before its function returned
 def run_stdin(code: types.CodeType, module: types.ModuleType, writes_late: bool, respawned: str | None) -> None:
     """Run the program as __main__ and leave. SystemExit of any code is a normal end (LiveCodeBench).
 
-    writes_late: what may_write_late said of the source. respawned: the source, if processes may be started that run it.
+    writes_late: may_write_late's answer for the source. respawned: the source, if processes may be started that run it.
     """
     status = 0
     out, raw = sys.stdout, sys.stdout.buffer
