@@ -6,7 +6,6 @@ Heavy imports live inside the commands, so that `--help` of each answers at once
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -20,14 +19,15 @@ from environments.common.errors import BAD_INPUT, LivecodeError, note_bad_input
 from environments.common.extras import explained
 from environments.common.terminal import take_any_text
 from environments.dataset.cli import app as data_commands
+from environments.tools.commands import PANEL as TOOLS
+from environments.tools.commands import app as tool_commands
 from trainer.pretrained import main as pretrained
-from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
 
 GROUP = "atropos.environments"
 COMMANDS = "atropos.commands"
 """An environment's own command line, `main(mode, argv) -> exit code`: its help and errors need not import Atropos."""
 MODES = ("serve", "process", "evaluate")
-RUN, DATA, TOOLS = "Run", "Data", "Tools"
+RUN, DATA = "Run", "Data"
 
 
 class _Commands(typer.core.TyperGroup):
@@ -169,80 +169,6 @@ def warmup(
     main(out, seed)
 
 
-@app.command(rich_help_panel=TOOLS)
-def report(
-    run: Annotated[Path, typer.Argument(help="A run's folder.")],
-    out: Annotated[Path | None, typer.Option(help="File to write; none: report.html in the folder.")] = None,
-    rollouts: Annotated[int, typer.Option(help="Rollouts to show, the newest ones.", min=0)] = 5000,
-    trace: Annotated[
-        Path | None, typer.Option(help="File for the time-line of all processes, to open in Perfetto; none: none.")
-    ] = None,
-) -> None:
-    """Write one HTML page of a run: curves, evaluations, and a browser of its rollouts. It needs no network."""
-    from environments.tools.report.page import write_report
-
-    typer.echo(write_report(run, out, rollouts, trace))
-
-
-@app.command(rich_help_panel=TOOLS)
-def watch(
-    run: Annotated[Path, typer.Argument(help="A run's folder.")],
-    terminal: Annotated[bool, typer.Option("--terminal", help="In this terminal instead of a browser.")] = False,
-    port: Annotated[int, typer.Option(help="Port on 127.0.0.1; 0: a free one.", min=0, max=65535)] = 8090,
-    rollouts: Annotated[int, typer.Option(help="Rollouts to keep, the newest ones.", min=0)] = 2000,
-) -> None:
-    """Show a running run: the report, updated in the browser, or its steps in the terminal. It only reads."""
-    if terminal:
-        from environments.tools.watch_terminal import watch as show
-
-        show(run)
-    else:
-        from environments.tools.watch import serve
-
-        serve(run, port, rollouts, typer.echo)
-
-
-@app.command(rich_help_panel=TOOLS)
-def diff(
-    run_a: Annotated[Path, typer.Argument(help="A run's folder.")],
-    run_b: Annotated[Path, typer.Argument(help="Another one's.")],
-    out: Annotated[Path | None, typer.Option(help="HTML file to write as well, with the curves; none: none.")] = None,
-) -> None:
-    """Compare two runs: options, held-out scores with paired intervals, speed by phase, and curves over each other."""
-    from environments.tools.diff.compare import compare
-    from environments.tools.diff.page import write_page
-    from environments.tools.diff.terminal import show
-
-    found = compare(run_a, run_b)
-    show(found, Console(highlight=False, width=None if sys.stdout.isatty() else 140))
-    if out is not None:
-        write_page(found, out)
-        typer.echo(out)
-
-
-@app.command(rich_help_panel=TOOLS)
-def export(
-    run: Annotated[Path, typer.Argument(help="A training run's folder.")],
-    out: Annotated[Path, typer.Option(help="Folder to write; replaced where it is an export already.")],
-    checkpoint: Annotated[
-        str, typer.Option(help="latest, best, a name such as step-00000012, or a folder.")
-    ] = "latest",
-    dtype: Annotated[str, typer.Option(help="float32 or bfloat16.")] = "float32",
-    model: Annotated[Path | None, typer.Option(help="The model the run began with; none: as configured.")] = None,
-    adapter: Annotated[
-        bool, typer.Option("--adapter", help="Write a run's adapter alone, in peft's format, not merged.")
-    ] = False,
-) -> None:
-    """Write a checkpoint as a Hugging Face folder, for transformers and vLLM."""
-    from trainer.model.export_command import DTYPES
-    from trainer.model.export_command import export as write
-
-    if dtype not in DTYPES:
-        raise fail(f"--dtype {dtype}: choose {' or '.join(DTYPES)}")
-    folder, step = write(run, checkpoint, out, dtype, model, adapter=adapter)  # type: ignore[arg-type]
-    typer.echo(f"{folder}: the weights after step {step}, {dtype}")
-
-
 @app.command(rich_help_panel=RUN, context_settings={"ignore_unknown_options": True})
 def supervise(
     command: Annotated[list[str], typer.Argument(help="The command, after --.")],
@@ -253,109 +179,6 @@ def supervise(
     from environments.launch.supervise import main
 
     raise typer.Exit(main(name, command, restarts))
-
-
-@app.command(rich_help_panel=TOOLS)
-def audit(
-    run: Annotated[Path, typer.Argument(help="A training run's folder.")],
-    environment: Annotated[
-        list[Path] | None, typer.Option(help="An environment's run folder, several times for several; none: RUN.")
-    ] = None,
-    journal: Annotated[Path | None, typer.Option(help="The API server's journal; none: api.journal in RUN.")] = None,
-) -> None:
-    """Prove from a run's journals that each group was trained on once or counted, and each reward is a verdict's."""
-    from environments.tools.audit import audit as prove
-
-    found = prove(run, environment or (), journal)
-    typer.echo("\n".join(found.lines()))
-    raise typer.Exit(1 if found.violations else 0)
-
-
-@app.command(rich_help_panel=TOOLS, context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
-def rejudge(
-    context: typer.Context,
-    run: Annotated[Path, typer.Argument(help="A run's folder, with recorded programs.")],
-    out: Annotated[Path, typer.Option(help="Folder for the new verdicts; a second run resumes there.")],
-    profile: Annotated[
-        str, typer.Option(help="Whose rules: run (the environment's options), livecodebench or nouscoder.")
-    ] = "run",
-    evaluations: Annotated[bool, typer.Option("--evaluations", help="The samples of evaluations as well.")] = False,
-    limit: Annotated[int | None, typer.Option(help="Programs; none: all of them.", min=1)] = None,
-) -> None:
-    """Judge a run's recorded programs again, and say what changes; exit code 1 where a reward does.
-
-    Further options are the environment's (`atropos run-env livecode --help`) and override the run's own:
-    --env.verifier, --env.time_limit_s and so on.
-    """
-    from typing import get_args
-
-    from environments.livecode.evaluation.profiles import Name
-    from environments.tools.rejudge import rejudge_run
-
-    if profile not in get_args(Name):
-        raise fail(f"--profile {profile}: choose {', '.join(get_args(Name))}")
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("judging"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=_errors) as bar:
-
-        def begin(total: int) -> Callable[[], None]:
-            row = bar.add_task("judging", total=total)
-            return lambda: bar.advance(row)
-
-        try:
-            found = rejudge_run(run, out, profile, evaluations, limit, context.args, begin)  # type: ignore[arg-type]
-        except KeyboardInterrupt:
-            _errors.print(
-                f"stopped: the verdicts so far are in {out}; the same command continues there", soft_wrap=True
-            )
-            raise typer.Exit(130) from None
-    typer.echo("\n".join(found.lines()))
-    typer.echo(f"all verdicts: {out / 'rejudged.jsonl'}; what changed: {out / 'changed.jsonl'}")
-    raise typer.Exit(1 if found.rewards_changed or found.lost else 0)
-
-
-@app.command(rich_help_panel=TOOLS)
-def verify(
-    file: Annotated[Path, typer.Argument(help="The program to judge.")],
-    problem: Annotated[str | None, typer.Option(help="Id of a problem in --problems.")] = None,
-    problems: Annotated[Path | None, typer.Option(help="Problem file (JSONL) that --problem is in.")] = None,
-    tests: Annotated[
-        Path | None,
-        typer.Option(
-            help='JSON file with tests instead of a problem: [{"input": "1 2\\n", "output": "3\\n"}, ...], both '
-            "strings; with --fn-name one JSON value a line in them."
-        ),
-    ] = None,
-    fn_name: Annotated[str | None, typer.Option(help="Function to call, with --tests; none: stdin.")] = None,
-    time_limit_s: Annotated[float, typer.Option(help="Seconds for one test.", min=0.01)] = TIME_LIMIT_S,
-    memory_limit_mb: Annotated[int, typer.Option(help="Megabytes for one test.", min=16)] = MEMORY_LIMIT_MB,
-    all_tests: Annotated[bool, typer.Option("--all-tests", help="Continue after the first failure.")] = False,
-    require_isolation: Annotated[str | None, typer.Option(help="strong: refuse hosts without it.")] = None,
-) -> None:
-    """Judge one program by hand and show why it fails; exit code 0 only when it is accepted."""
-    from environments.tools.verify_program import verify_file
-
-    code = verify_file(
-        file,
-        problem_id=problem,
-        problems=problems,
-        tests=tests,
-        fn_name=fn_name,
-        time_limit_s=time_limit_s,
-        memory_limit_mb=memory_limit_mb,
-        all_tests=all_tests,
-        require_isolation=require_isolation,
-    )
-    raise typer.Exit(code)
-
-
-@app.command(rich_help_panel=TOOLS)
-def metrics() -> None:
-    """Print the table of the trainer's metrics as Markdown: names, meanings, how they are reduced."""
-    from trainer.metric_table import markdown
-
-    typer.echo(markdown(), nl=False)
 
 
 @app.command(rich_help_panel=RUN)
@@ -375,6 +198,8 @@ def init(
 
     typer.echo(write_launch(run, model, problems, steps, group_size, groups, max_new_tokens))
 
+
+app.registered_commands += tool_commands.registered_commands
 
 _PROGRAMS = (
     ("demo", RUN, "environments.launch.demo", "Run the whole loop on this machine with a small model."),
