@@ -17,7 +17,8 @@ import pytest
 from verifier_app.judge import Judge, JudgeError
 from verifier_app.judge import watchdog as watch_module
 from verifier_app.judge.pool import JudgePool
-from verifier_app.judge.watchdog import Heartbeat, ProcessTreeSample, TooManyProcesses, Watchdog, proportional_bytes
+from verifier_app.judge.process_tree import ProcessTreeSample, TooManyProcesses, proportional_bytes
+from verifier_app.judge.watchdog import Heartbeat, Watchdog
 
 
 @contextmanager

@@ -7,7 +7,8 @@ import time
 import pytest
 
 from verifier_app.judge import watchdog as watch_module
-from verifier_app.judge.watchdog import Heartbeat, ProcessTreeSample, Watchdog, cpu_cap_s
+from verifier_app.judge.process_tree import ProcessTreeSample
+from verifier_app.judge.watchdog import Heartbeat, Watchdog, cpu_cap_s
 
 
 @pytest.fixture(autouse=True)

@@ -12,8 +12,9 @@ import pytest
 from verifier_app.judge import Judge, JudgeError
 from verifier_app.judge import watchdog as watch_module
 from verifier_app.judge.host import TemplateHandle
+from verifier_app.judge.process_tree import ProcessTreeSample, proportional_bytes
 from verifier_app.judge.procfs import listing
-from verifier_app.judge.watchdog import CORES, CpuTime, ProcessTreeSample, Watchdog, proportional_bytes
+from verifier_app.judge.watchdog import CORES, CpuTime, Watchdog
 
 
 def seen(

@@ -20,11 +20,12 @@ from verifier_app.judge.channel import Channel, ChannelClosed
 from verifier_app.judge.languages.python.packages import entries
 from verifier_app.judge.layers.cgroup import Usage
 from verifier_app.judge.layers.memory_group import MemoryGroup
+from verifier_app.judge.process_tree import TICK
 from verifier_app.judge.procfs import fields_of
 from verifier_app.judge.protocol import JudgeError
 from verifier_app.judge.refusals import Refusals
 from verifier_app.judge.shared_memory import Loose
-from verifier_app.judge.watchdog import PATIENCE, TICK, Watchdog
+from verifier_app.judge.watchdog import PATIENCE, Watchdog
 
 log = logging.getLogger(__name__)
 
