@@ -6,7 +6,7 @@
 Needs an NVIDIA GPU of compute capability 8.0 or newer, 20 GB of disk in the temporary folder for random weights, and
 torch, transformers and what `trainer` imports; neither vllm nor atroposlib. A section that fails is reported and the
 others continue; the exit code is 1 if one failed. The most important sections come first, --out is written after each,
-and what does not fit into --minutes is named. Limits and their reasons: benchmarks/gpu_sections.py.
+and what does not fit into --minutes is named. Limits and their reasons: benchmarks/gpu_harness.py.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ if not __package__:
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 if TYPE_CHECKING:
-    from benchmarks.gpu_sections import Check
+    from benchmarks.gpu_harness import Check
 
 PACKAGES = {
     "torch": "torch",
@@ -86,7 +86,7 @@ def run(
 
     keep: called with all rows so far after each section, so that a machine that goes away takes one section along.
     """
-    from benchmarks.gpu_sections import Failed
+    from benchmarks.gpu_harness import Failed
     from benchmarks.loops import free
 
     found: dict[str, dict[str, Any]] = {}
@@ -166,7 +166,7 @@ def main(arguments: list[str]) -> int:
         parser.error("torch sees no GPU here: run this on a machine with one, or give --device cpu")
     if options.device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
         parser.error(f"{torch.cuda.get_device_name()}: flash attention needs compute capability 8.0 or newer")
-    from benchmarks.gpu_sections import Check
+    from benchmarks.gpu_harness import Check
     from benchmarks.trainer import activate_flash
     from benchmarks.workload import SHAPES, command, machine, versions
 

@@ -15,7 +15,8 @@ import torch
 import torch._dynamo
 from transformers import Qwen3Config
 
-from benchmarks.gpu_sections import Check, Failed, hold, seeded_groups
+from benchmarks.gpu_harness import Check, Failed, hold
+from benchmarks.gpu_sections import seeded_groups
 from benchmarks.kernel_time import kernel_seconds
 from benchmarks.loops import GIB, PackedLoop, PaddedLoop, Phases, free, optimizer_fits, trainer_config
 from benchmarks.trainer import Case, parse, peak_flops, useful_flops

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks import gpu_check, gpu_sections, gpu_speed
-from benchmarks.gpu_sections import Check, hold
+from benchmarks.gpu_harness import Check, Failed, hold
 from benchmarks.kernel_time import kernel_class
 from trainer.model.attention import AttentionLayout, grouped_attention
 
@@ -55,7 +55,7 @@ def test_a_leak_fails_the_leak_section(check: Check, monkeypatch: pytest.MonkeyP
         return out + 0.2 * value[-1].repeat_interleave(2, dim=0)  # the last position is another document's
 
     monkeypatch.setattr(gpu_sections, "grouped_attention", leaking)
-    with pytest.raises(gpu_sections.Failed, match="a leak into the output is"):
+    with pytest.raises(Failed, match="a leak into the output is"):
         gpu_sections.leak(check)
 
 
@@ -64,7 +64,7 @@ def test_attention_that_misses_its_prompt_fails_the_leak_section(check: Check, m
     monkeypatch.setattr(
         gpu_sections, "grouped_attention", lambda query, key, value, *_: query + (key + value).repeat(1, 2, 1)
     )
-    with pytest.raises(gpu_sections.Failed, match="own prompt changed: this section sees no leak"):
+    with pytest.raises(Failed, match="own prompt changed: this section sees no leak"):
         gpu_sections.leak(check)
 
 
