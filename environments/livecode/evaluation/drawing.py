@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from environments.common.errors import LivecodeError
 from environments.livecode.evaluation.profiles import GradingProfile
@@ -54,40 +54,59 @@ async def draw_samples(
         RolloutError: the servers refuse or do not answer in time.
     """
     wanted = [(problem, index) for problem in problems for index in range(count)]
-    found: dict[tuple[str, int], Sample] = {}
-    right = 0
+    draw = _Draw(pipeline, name, sampling, seed, samples, grading, prompts, pinned, len(wanted))
+    left = iter(wanted)
+    await all_of([draw.work(left) for _ in range(min(len(wanted), _WAITING * pipeline.max_concurrent))])
+    return [draw.found[problem.id, index] for problem, index in wanted]
 
-    async def generated(problem: Problem, index: int) -> Sample:
-        drawn = replace(sampling, seed=request_seed(seed, problem.id, index))
+
+@dataclass
+class _Draw:
+    """One call of `draw_samples`: what it was given, and what there is so far."""
+
+    pipeline: Pipeline
+    name: str
+    sampling: SamplingParams
+    seed: int
+    samples: SampleStore | None
+    grading: Sequence[GradingProfile]
+    prompts: PromptBuilder | None
+    pinned: int | None
+    wanted: int
+    found: dict[tuple[str, int], Sample] = field(default_factory=dict)
+    right: int = 0
+
+    async def work(self, left: Iterator[tuple[Problem, int]]) -> None:
+        """Draws one sample after the other, of what nobody has begun yet."""
+        for problem, index in left:
+            kept = self.samples.kept.get((problem.id, index)) if self.samples is not None else None
+            sample = kept or await self._generated(problem, index)
+            if self.samples is not None and kept is None and sample["status"] is not None:
+                self.samples.add(sample)
+            self.found[problem.id, index] = sample
+            self.right += sample["status"] == "accepted"
+            self._log()
+
+    async def _generated(self, problem: Problem, index: int) -> Sample:
+        drawn = replace(self.sampling, seed=request_seed(self.seed, problem.id, index))
+        limits = self.grading[0].limits if self.grading else None
         try:
-            judged = await pipeline.run(problem, drawn, limits=grading[0].limits if grading else None, prompts=prompts)
-            _check_version(judged.sample, pinned)
+            judged = await self.pipeline.run(problem, drawn, limits=limits, prompts=self.prompts)
+            _check_version(judged.sample, self.pinned)
             assert judged.verdict is not None  # overlong answers are judged as well
-            verdicts = {profile.name: judged.verdict for profile in grading}
+            verdicts = {profile.name: judged.verdict for profile in self.grading}
             if judged.code is not None:
-                for profile in grading[1:]:
-                    verdicts[profile.name] = await pipeline.judge(problem, judged.code, profile.limits)
+                for profile in self.grading[1:]:
+                    verdicts[profile.name] = await self.pipeline.judge(problem, judged.code, profile.limits)
         except VerifierError as error:
             logger.error("problem %s, sample %d: no verdict: %s", problem.id, index, error)
             return as_sample(problem, index, None)
         return as_sample(problem, index, judged, verdicts)
 
-    async def work(left: Iterator[tuple[Problem, int]]) -> None:
-        nonlocal right
-        for problem, index in left:
-            kept = samples.kept.get((problem.id, index)) if samples is not None else None
-            sample = kept or await generated(problem, index)
-            if samples is not None and kept is None and sample["status"] is not None:
-                samples.add(sample)
-            found[problem.id, index] = sample
-            right += sample["status"] == "accepted"
-            done = len(found)
-            if done % max(1, len(wanted) // 10) == 0:
-                logger.info("%s: %d of %d samples, %.1f %% of them right", name, done, len(wanted), 100 * right / done)
-
-    left = iter(wanted)
-    await all_of([work(left) for _ in range(min(len(wanted), _WAITING * pipeline.max_concurrent))])
-    return [found[problem.id, index] for problem, index in wanted]
+    def _log(self) -> None:
+        done, share = len(self.found), 100 * self.right / len(self.found)
+        if done % max(1, self.wanted // 10) == 0:
+            logger.info("%s: %d of %d samples, %.1f %% of them right", self.name, done, self.wanted, share)
 
 
 def _check_version(sample: Completion, pinned: int | None) -> None:

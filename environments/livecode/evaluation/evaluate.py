@@ -64,12 +64,8 @@ async def evaluate(
         cutoff: ISO date; scores are given up to it and after it as well.
 
     Returns:
-        {set, temperature, n, greedy, problems, profile, cutoff, the numbers of `scores`, profiles ({name: its
-        `scores`}, per_template and per_problem left out), overlong, no_verdict, mean_length, length_percentiles, seed,
-        weight_version, seconds}. `no_verdict` rollouts are in neither correct nor total: a fault of ours is never a
-        wrong answer.
-
-    `seconds` is wall time, other evaluations that run beside it included.
+        A record, as `_record` has it, with {seed, weight_version, seconds}: wall time, other evaluations that run
+        beside it included.
 
     Raises:
         EvaluationError: not one verdict.
@@ -85,27 +81,32 @@ async def evaluate(
         pipeline=pipeline, name=name, seed=seed, samples=samples, grading=grading, prompts=prompts,
         pinned=weight_version if pinned else None,
     )  # fmt: skip
-    if all(sample["status"] is None for sample in results):
-        raise EvaluationError(f"{name}: not one verdict out of {len(results)} rollouts")
-    if samples is not None and all(sample["status"] is not None for sample in results):
+    record = {"set": name, "temperature": heat, "n": count, "greedy": greedy}
+    record |= _record(name, problems, results, grading, cutoff)
+    if samples is not None and not record["no_verdict"]:
         samples.finish(problems)
-    return {
-        "set": name,
-        "temperature": heat,
-        "n": count,
-        "greedy": greedy,
-        **_numbers(problems, results, grading, cutoff),
-        "seed": seed,
-        "weight_version": weight_version,
-        "seconds": round(time.monotonic() - started, 3),
-    }
+    seconds = round(time.monotonic() - started, 3)
+    return record | {"seed": seed, "weight_version": weight_version, "seconds": seconds}
 
 
-def _numbers(
-    problems: Sequence[Problem], samples: Sequence[Sample], grading: Sequence[GradingProfile], cutoff: str | None
+def _record(
+    name: str,
+    problems: Sequence[Problem],
+    samples: Sequence[Sample],
+    grading: Sequence[GradingProfile],
+    cutoff: str | None,
 ) -> dict[str, Any]:
-    """What a record of `evaluate` gets from its samples, one of which at least must have a verdict."""
+    """What judged samples give: {problems, profile, cutoff, the numbers of `scores`, profiles ({name: its `scores`},
+    per_template and per_problem left out), overlong, no_verdict, mean_length, length_percentiles}.
+
+    `no_verdict` rollouts are in neither correct nor total: a fault of ours is never a wrong answer.
+
+    Raises:
+        EvaluationError: not one verdict.
+    """
     judged = [sample for sample in samples if sample["status"] is not None]
+    if not judged:
+        raise EvaluationError(f"{name}: not one verdict out of {len(samples)} rollouts")
     lengths = [sample["length"] for sample in judged]
     return {
         "problems": len(problems),
