@@ -77,6 +77,10 @@ class Case:
     """Rank of an adapter that alone trains."""
     reference: str = "none"
     """As objective.reference."""
+    moments: str = "fp32"
+    """As optimizer.moments."""
+    state: str = "device"
+    """As optimizer.state."""
 
     @property
     def tokens(self) -> int:
@@ -99,6 +103,8 @@ CASES = {
     "frozen reference, full, untied": Case("qwen3", False, 4, "full", 64, 128, 256, reference="frozen"),
     "running mean, full, tied": Case("llama", True, 4, "full", 64, 128, 256, reference="ema"),
     "two ranks, frozen reference": Case("llama", True, 4, "none", 64, 128, 256, ranks=2, reference="frozen"),
+    "moments in 8 bits": Case("qwen3", False, 4, "full", 64, 128, 256, moments="int8"),
+    "moments in bf16, brought in parts": Case("llama", True, 4, "full", 64, 128, 256, moments="bf16", state="cpu"),
     "two ranks, none, tied": Case("llama", True, 4, "none", 64, 128, 256, ranks=2),
 }
 
@@ -121,6 +127,7 @@ def options(folder: Path, case: Case) -> TrainerConfig:
             "logprob_chunk": case.chunk,
             "adapter": {"rank": case.adapter},
             "objective": {"reference": case.reference},
+            "optimizer": {"moments": case.moments, "state": case.state},
             "batch": {
                 "rollouts": case.rollouts * case.groups * case.ranks,
                 "group_size": case.rollouts,

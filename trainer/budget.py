@@ -79,6 +79,8 @@ def report(config: BudgetConfig, model: PretrainedConfig, budget: Budget) -> Ite
         f"needed {budget.needed / GIB:.1f} of {memory_of(config) / GIB:.1f} GiB, with {FRAGMENTATION:.0%} for the "
         f"allocator and {RESERVED_GIB} GiB for CUDA and NCCL (assumed)"
     )
+    if budget.host:
+        yield f"and {budget.host / GIB:.1f} GiB of CPU memory for each GPU, for what is kept there"
     train, old = token_flops(model, config)
     rate = tokens_per_second(train + old, config.gpus, gpu.bf16_flops, config.mfu)
     batch = config.batch.rollouts * config.batch.context

@@ -111,6 +111,7 @@ class Checkpoints:
             "step": step,
             "updates": optimizer.updates,
             "world_size": self.parallel.world_size,
+            "moments": optimizer.config.moments,
             "shapes": _shapes(policy),
             "adapter": _adapter(policy),
             "reference": bool(reference and reference.state()),
@@ -186,6 +187,8 @@ class Checkpoints:
             meta = read_meta(path)
             _check_adapter(path, meta.get("adapter"), _adapter(policy))
             _check_shapes(path, meta, _shapes(policy))
+            if optimizer is not None:
+                _check_moments(path, meta.get("moments", "fp32"), optimizer.config.moments)
             if reference is not None and reference.state() and not meta.get("reference"):
                 raise UnusableCheckpoint(
                     f"checkpoint {path} has no running mean of the policy, which objective.reference ema resumes from; "
@@ -285,6 +288,14 @@ def _check_adapter(path: Path, theirs: dict[str, Any] | None, ours: dict[str, An
         raise UnusableCheckpoint(
             f"checkpoint {path} is an adapter of another base: the weights in `model` are not those that the run began "
             "with; set `model` to the folder that it began with"
+        )
+
+
+def _check_moments(path: Path, theirs: str, ours: str) -> None:
+    if theirs != ours:
+        raise UnusableCheckpoint(
+            f"checkpoint {path} has AdamW's moments in {theirs}, optimizer.moments is {ours}; set optimizer.moments to "
+            f"{theirs}, or begin another run with init_from, whose optimizer: reset begins with new moments"
         )
 
 

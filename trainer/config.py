@@ -34,6 +34,17 @@ class OptimizerConfig(Section):
     )
     decay_share: float = Field(0.1, gt=0, le=1, description="Share of all updates over which it falls, at their end.")
     max_grad_norm: float = Field(1.0, gt=0, description="The gradient is scaled down to this norm over all ranks.")
+    state: Literal["device", "cpu"] = Field(
+        "device",
+        description="Where AdamW's moments are kept: beside the weights, or in CPU memory, from where an update brings "
+        "them in parts (8 bytes a parameter less on a GPU with fp32, the same numbers). On a CPU both are the same "
+        "memory.",
+    )
+    moments: Literal["fp32", "bf16", "int8"] = Field(
+        "fp32",
+        description="How AdamW's moments are kept, in 8, 4 (rounded stochastically) or about 2 bytes a parameter "
+        "(blocks of up to 256); updates are computed in fp32 in any case.",
+    )
 
     @model_validator(mode="after")
     def _decays_by_something(self) -> OptimizerConfig:

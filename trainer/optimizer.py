@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -12,6 +12,7 @@ from torch import nn
 from environments.common.errors import LivecodeError
 from trainer.config import OptimizerConfig
 from trainer.parallel import clip_grad_norm
+from trainer.stored_adamw import StoredAdamW
 
 
 class NonFiniteGradient(LivecodeError, RuntimeError):
@@ -46,8 +47,12 @@ class PolicyOptimizer:
         self.parameters = [weight for weight in policy.parameters() if weight.requires_grad]
         matrices = [weight for weight in self.parameters if weight.ndim >= 2]
         vectors = [weight for weight in self.parameters if weight.ndim < 2]
-        groups = [{"params": group} for group in (matrices, vectors) if group]
-        self.adamw = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        groups: list[dict[str, Any]] = [{"params": group} for group in (matrices, vectors) if group]
+        self.adamw: torch.optim.Optimizer
+        if config.state == "device" and config.moments == "fp32":
+            self.adamw = torch.optim.AdamW(groups, lr=config.lr, fused=True)
+        else:
+            self.adamw = StoredAdamW(groups, lr=config.lr, moments=config.moments, host=config.state == "cpu")
         self.apply_options()
 
     def apply_options(self) -> None:

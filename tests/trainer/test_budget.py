@@ -7,7 +7,9 @@ import random
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -29,13 +31,14 @@ from trainer.model import attention, policy
 from trainer.model.attention import AttentionLayout, Span
 from trainer.model.packing import MicroBatch, pack
 from trainer.model.policy import Policy
+from trainer.moment_formats import Moments
 from trainer.parallel import Parallel
 from trainer.planning.fit import check_memory, fixes, model_config, refusal, setup, tokens_per_second
 from trainer.planning.flops import GPUS, attended_pairs, flops, step_flops
 from trainer.planning.live_bytes import LiveBytes
 from trainer.planning.shapes import SHAPES
 from trainer.planning.timeline import GIB, Setup, full_layout, plan
-from trainer.planning.trace import KernelBytes
+from trainer.planning.trace import KernelBytes, sizes
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -267,6 +270,47 @@ def test_a_longer_pack_is_named_with_the_length_that_fits() -> None:
     fitting = plan(model, setup(trainer_config(logprob_chunk=256), 4)).needed
     [fix] = fixes(model, config, 4, fitting, True)
     assert fix.text == "set batch.max_tokens to 8192"
+
+
+def test_what_the_moments_keep_from_fitting_names_the_levers_and_their_memory() -> None:
+    model, config = qwen3("Qwen3-1.7B"), trainer_config(batch={"rollouts": 64, "context": 1024, "max_tokens": 1024})
+    fitting = config.model_copy(update={"logprob_chunk": 256})
+    held = setup(fitting, 1)
+    least = plan(model, held).needed
+    without = plan(model, replace(held, moments_on_cpu=True)).needed
+    found = [fix.text for fix in fixes(model, fitting, 1, without, True)]
+    assert found[0] == "set optimizer.state to cpu"
+    assert found[1].startswith("start ")
+    found = [fix.text for fix in fixes(model, fitting, 1, (least + without) / 2, True)]
+    assert found[:2] == ["set optimizer.state to cpu", "set optimizer.moments to bf16"]
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+@pytest.mark.parametrize("adapter", [None, (16, ("q_proj", "down_proj"))])
+def test_levers_take_from_the_device_what_they_promise(
+    world_size: int, adapter: tuple[int, tuple[str, ...]] | None
+) -> None:
+    model = qwen3("Qwen3-1.7B", layers=4)
+    held = Setup(world_size, 1024, 2048, 512, "full", 2, 1, recompute_old=True, adapter=adapter)
+    found = sizes(model, adapter)
+    shapes = [shape for part in (found.adapters if adapter else (*found.blocks, found.root)) for shape in part]
+    rows = [(-(-shape[0] // world_size), *shape[1:]) for shape in shapes]
+    expected: dict[Moments, int] = {
+        "fp32": sum(8 * prod(shape) for shape in rows),
+        "bf16": sum(4 * prod(shape) for shape in rows),
+        "int8": sum(
+            2 * prod(shape) + 8 * shape[0] * -(-prod(shape[1:]) // 256) if len(shape) > 1 else 8 * shape[0]
+            for shape in rows
+        ),
+    }
+    for moments, size in expected.items():
+        name = f"AdamW's moments ({moments}, sharded)"
+        [beside, away] = [
+            plan(model, replace(held, moments=moments, moments_on_cpu=on_cpu)) for on_cpu in (False, True)
+        ]
+        assert beside.peak.parts[name] == size
+        assert (beside.host, away.host) == (0, size)
+        assert all(name not in moment.parts for moment in away.phases)
 
 
 def test_a_model_that_no_setting_makes_fit_says_so() -> None:

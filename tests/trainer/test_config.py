@@ -25,7 +25,7 @@ objective.icepop_low objective.icepop_high objective.sequence_mask_low objective
 objective.optimizer_steps_per_batch
 objective.overlong_baseline
 optimizer.lr optimizer.betas optimizer.weight_decay optimizer.eps optimizer.warmup_steps optimizer.decay
-optimizer.decay_share optimizer.max_grad_norm
+optimizer.decay_share optimizer.max_grad_norm optimizer.state optimizer.moments
 batch.rollouts batch.group_size batch.context batch.max_tokens batch.temperature batch.untrainable
 api.url api.batch_deadline_s
 weights.backend weights.servers weights.dtype weights.pause_mode weights.deadline_s weights.wait_s

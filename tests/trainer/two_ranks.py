@@ -17,6 +17,7 @@ from trainer.checkpoints import Checkpoints
 from trainer.config import OptimizerConfig, Recompute
 from trainer.model.packing import pack
 from trainer.model.policy import Policy
+from trainer.moment_formats import Moments
 from trainer.optimizer import PolicyOptimizer
 from trainer.parallel import Parallel, ParallelError, all_reduce_sums, barrier, broadcast, distributed, together
 
@@ -68,10 +69,25 @@ def gradients(
     }
 
 
-def start(path: Path, parallel: Parallel, adapter: AdapterConfig | None = None) -> tuple[Policy, PolicyOptimizer]:
+LEVERS: tuple[tuple[str, Moments], ...] = (("cpu", "fp32"), ("device", "bf16"), ("cpu", "int8"))
+"""Where and how AdamW's moments are kept."""
+
+
+def start(
+    path: Path,
+    parallel: Parallel,
+    adapter: AdapterConfig | None = None,
+    lever: tuple[str, Moments] = ("device", "fp32"),
+) -> tuple[Policy, PolicyOptimizer]:
     """A fresh policy with its optimizer."""
     policy = Policy(path, parallel, adapter=adapter)
-    return policy, PolicyOptimizer(policy, OPTIMIZER)
+    return policy, PolicyOptimizer(policy, OPTIMIZER.model_copy(update={"state": lever[0], "moments": lever[1]}))
+
+
+def whole_moments(optimizer: PolicyOptimizer) -> dict[str, Tensor]:
+    """Every tensor of the optimizer's state, whole, by its weight's place and its name."""
+    states = [optimizer.adamw.state[weight] for weight in optimizer.parameters]
+    return whole({f"{place}.{name}": value for place, state in enumerate(states) for name, value in state.items()})
 
 
 def train(policy: Policy, optimizer: PolicyOptimizer, parallel: Parallel, updates: int) -> list[float]:
@@ -100,6 +116,17 @@ def main(models: Path, folder: Path) -> None:
         policy, optimizer = start(models / "llama", parallel, ADAPTER)
         train(policy, optimizer, parallel, 3)
         results["adapter"] = policy.adapter_state()
+
+        for lever in LEVERS[1:]:
+            policy, optimizer = start(models / "llama", parallel, None, lever)
+            train(policy, optimizer, parallel, 2)
+            saving = Checkpoints(folder / f"by-two-{lever[1]}", parallel)
+            saving.save(policy, optimizer, 2)
+            saving.wait()
+            saving.close()
+            results["moments after two", lever[1]] = whole_moments(optimizer)
+            train(policy, optimizer, parallel, 1)
+            results["levers after three", lever[1]] = weights(policy)
 
         ours = {"tokens": 2**60 + parallel.rank, "loss": 0.1 * (parallel.rank + 1)}
         results["sums"] = all_reduce_sums(ours, parallel)

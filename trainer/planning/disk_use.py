@@ -11,8 +11,6 @@ from pathlib import Path
 from trainer.config import TrainerConfig
 
 GIB = 2**30
-_ADAM = 3 * 4
-"""Bytes of one parameter in a checkpoint: fp32 weight and both moments."""
 _BYTES = {"float32": 4, "bfloat16": 2}
 HEAD = "lm_head.weight"
 _TOKEN = 5 + 9
@@ -60,17 +58,29 @@ def disk_use(config: TrainerConfig, shapes: Mapping[str, tuple[int, ...]]) -> Di
     saves = config.steps // config.checkpoint.every if config.checkpoint.every else 0
     # An adapter is saved, sent and exported alone.
     trained = config.adapter.parameters(shapes) if config.adapter.rank else parameters
+    kept = config.optimizer.moments
+    if config.adapter.rank:
+        moments = trained * (8 if kept == "fp32" else 4 if kept == "bf16" else 2 + -(-8 // config.adapter.rank))
+    else:
+        moments = sum(_moments(shape, kept) for shape in shapes.values())
     # A running mean is saved once, without the tied head's second name.
     mean = parameters * 4 if config.objective.reference == "ema" else 0
     sends = bool(config.weights.servers) and config.weights.backend == "disk"
     return DiskUse(
-        checkpoint=trained * _ADAM + (0 if config.adapter.rank else tied * 4) + mean,
+        checkpoint=trained * 4 + moments + (0 if config.adapter.rank else tied * 4) + mean,
         checkpoints=min(config.checkpoint.keep_last + 2, saves + 1),  # one more at the end, or when it is stopped
         weights=trained * _BYTES[config.weights.dtype] if sends else 0,
         export=trained * 4 * 2 if config.checkpoint.export else 0,
         batch=_batch(config, len(shapes) * (3 if config.adapter.rank else 1)) if config.keep_batches else 0,
         batches=min(config.keep_batches + 1, config.steps) if config.keep_batches else 0,
     )
+
+
+def _moments(shape: tuple[int, ...], kept: str) -> int:
+    """Bytes of AdamW's moments of a weight (trainer.moment_formats): of 8 bits, a row has a scale for 256 entries."""
+    if kept == "int8" and len(shape) > 1:
+        return 2 * (prod(shape) + 4 * shape[0] * -(-prod(shape[1:]) // 256))
+    return prod(shape) * (4 if kept == "bf16" else 8)
 
 
 def _batch(config: TrainerConfig, tensors: int) -> int:

@@ -80,6 +80,8 @@ def setup(config: TrainerConfig, world_size: int, *, cuda: bool = True) -> Setup
         reference="base" if config.adapter.rank and chosen != "none" else chosen,
         reference_offload=config.objective.reference_offload,
         adapter=(config.adapter.rank, tuple(config.adapter.targets)) if config.adapter.rank else None,
+        moments=config.optimizer.moments,
+        moments_on_cpu=config.optimizer.state == "cpu",
     )
 
 
@@ -141,15 +143,33 @@ def fixes(model: PretrainedConfig, config: TrainerConfig, world_size: int, memor
     found = first(iter([(least, world_size, f"set {whole}")]))
     if found:
         return found
-    found = first(more_gpus(config, "")) or first(more_gpus(least, f"set {whole} and "))
+    for start, text in ((config, "set "), (least, f"set {whole}, ")):
+        found = [
+            fix
+            for levers in _levers(start)
+            for fix in first((changed, world_size, text + words) for changed, words in levers)
+        ]
+        if found:
+            break
+    found += first(more_gpus(config, "")) or first(more_gpus(least, f"set {whole} and "))
 
     def shorter(context: int) -> TrainerConfig:
         return _with(least, context=context, max_tokens=context)
 
-    context = _largest(CONTEXT_STEP, batch.context, lambda n: fits(shorter(n)))
+    context = None if found else _largest(CONTEXT_STEP, batch.context, lambda n: fits(shorter(n)))
     if context:
         found.append(Fix(shorter(context), world_size, f"set {settings}, batch.context and batch.max_tokens {context}"))
     return found
+
+
+def _levers(config: TrainerConfig) -> list[list[tuple[TrainerConfig, str]]]:
+    """Ways to keep AdamW's moments in less device memory: by where, by how many bits, and by both; mildest first."""
+    chosen = config.optimizer
+    fewer = {"fp32": ["bf16", "int8"], "bf16": ["int8"], "int8": []}[chosen.moments]
+    rounded = [(_with(config, moments=kept), f"optimizer.moments to {kept}") for kept in fewer]
+    if chosen.state == "cpu":
+        return [rounded]
+    return [[(_with(config, state="cpu"), "optimizer.state to cpu")], rounded]
 
 
 def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
@@ -165,8 +185,12 @@ def _largest(low: int, high: int, fits: Callable[[int], bool]) -> int | None:
 
 
 def _with(config: TrainerConfig, **changes: Any) -> TrainerConfig:
-    sizes: dict[str, Any] = {name: changes.pop(name) for name in ("context", "max_tokens") if name in changes}
-    return config.model_copy(update={**changes, "batch": config.batch.model_copy(update=sizes)})
+    def section(*names: str) -> dict[str, Any]:
+        return {name: changes.pop(name) for name in names if name in changes}
+
+    batch = config.batch.model_copy(update=section("context", "max_tokens"))
+    optimizer = config.optimizer.model_copy(update=section("state", "moments"))
+    return config.model_copy(update={**changes, "batch": batch, "optimizer": optimizer})
 
 
 def refusal(

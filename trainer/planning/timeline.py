@@ -19,7 +19,9 @@ from transformers import PretrainedConfig
 
 from trainer.config import Recompute
 from trainer.model.attention import AttentionLayout, Span
+from trainer.moment_formats import Moments, kept_bytes
 from trainer.planning.trace import Adapter, Shape, Trace, block_trace, sizes, tail_trace
+from trainer.planning.update_trace import update_bytes
 
 GIB = 2**30
 FP32 = 4
@@ -58,6 +60,10 @@ class Setup:
     """Whether its shards are on the host."""
     adapter: Adapter | None = None
     """What alone trains: the model is then kept in `dtype`, without gradients and moments."""
+    moments: Moments = "fp32"
+    """How AdamW's moments are kept."""
+    moments_on_cpu: bool = False
+    """Whether they are in the host's memory, of which the device has parts during an update."""
 
 
 @dataclass(frozen=True)
@@ -79,6 +85,8 @@ class Budget:
 
     phases: tuple[PhaseMemory, ...]
     reserved_gib: float = RESERVED_GIB
+    host: float = 0.0
+    """Bytes of the host's memory that a rank on a GPU holds all the time: moments and a reference that are there."""
 
     @property
     def peak(self) -> PhaseMemory:
@@ -112,8 +120,8 @@ def plan(
     layout = layout or full_layout(setup.context, setup.max_tokens)
     if trained is None:
         trained = layout.total - sum(span.prompt for span in layout.spans)
-    moments = _largest(_Timeline(config, setup, layout, trained).step())
-    return Budget(moments, RESERVED_GIB if setup.varlen else 0.0)
+    timeline = _Timeline(config, setup, layout, trained)
+    return Budget(_largest(timeline.step()), RESERVED_GIB if setup.varlen else 0.0, timeline.host)
 
 
 def _largest(moments: Iterator[PhaseMemory]) -> tuple[PhaseMemory, ...]:
@@ -158,16 +166,23 @@ class _Timeline:
         head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
         rotary = 2 * self.item * layout.total * head_dim
         batch = setup.micro_batches * (16 * layout.total + 32 * trained)
+        shapes = [shape for one in (found.adapters if frozen else (*found.blocks, found.root)) for shape in one]
+        own_rows = tuple((ceil(shape[0] / self.world), *shape[1:]) for shape in shapes)
+        moments = float(sum(kept_bytes(setup.moments, shape) for shape in own_rows))
+        away = setup.moments_on_cpu and setup.varlen  # of a CPU, its memory is the device's
+        self.update_parts = update_bytes(own_rows, setup.moments, host=setup.moments_on_cpu)
+        reference = self._reference_bytes()
+        self.host = (moments if away else 0.0) + (reference if setup.reference_offload else 0.0)
         self.fixed: Parts = {
             "weights (fp32, sharded)": self.shard,
             "frozen weights (sharded)": self.item * (self.root + sum(own)) / self.world if frozen else 0,
-            "AdamW's moments (fp32, sharded)": 2 * self.shard,
-            "reference (sharded)": self._reference_bytes(),
+            f"AdamW's moments ({setup.moments}, sharded)": 0.0 if away else moments,
+            "reference (sharded)": 0.0 if setup.reference_offload else reference,
             "batch and positions": batch + rotary,
         }
 
     def _reference_bytes(self) -> float:
-        if self.setup.reference not in ("frozen", "ema") or self.setup.reference_offload:
+        if self.setup.reference not in ("frozen", "ema"):
             return 0.0
         return (FP32 if self.setup.reference == "ema" else self.item) * (self.root + sum(self.blocks)) / self.world
 
@@ -184,7 +199,7 @@ class _Timeline:
         before = self.shard if self.setup.micro_batches > self.setup.optimizer_steps else 0.0
         yield from self._forward("forward", before, grad=True)
         yield from self._backward(before)
-        yield self._moment("update", self.shard)
+        yield self._moment("update", self.shard, {"moments of the parts in flight": self.update_parts})
         yield self._moment("publish", 0.0, {"one whole weight and its parts": 2 * FP32 * self.matrix})
 
     def _moment(self, phase: str, gradients: float, parts: Parts | None = None) -> PhaseMemory:
