@@ -218,6 +218,11 @@ class TrainerConfig(Settings):
         description="Where each step's metrics go beside metrics.jsonl: wandb (as use_wandb), "
         "tensorboard, mlflow, trackio, or those of installed packages.",
     )
+    tracked_rollouts: int = Field(
+        4,
+        ge=0,
+        description="Rollouts of each step, drawn at random, that trackers show with their texts; 0: none.",
+    )
     init_from: InitFromConfig = Field(default_factory=InitFromConfig, description="The stage before.")
     adapter: AdapterConfig = Field(default_factory=AdapterConfig, description="LoRA instead of full training.")
     objective: ObjectiveConfig = Field(default_factory=ObjectiveConfig, description="The policy objective.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -36,6 +36,11 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
             yield f"{prefix}{name}", value
 
 
+def _verbatim(text: str) -> str:
+    """The text as a code block of Markdown, which indentation makes: no fence in the text can close it."""
+    return "\n".join(f"    {line}" for line in text.splitlines())
+
+
 class TensorBoardTracker:
     """Event files in RUN/tensorboard. A step that comes again replaces itself and what was after it."""
 
@@ -50,15 +55,27 @@ class TensorBoardTracker:
 
     def log(self, step: int, row: Mapping[str, Any]) -> None:
         """Adds one scalar for each metric."""
+        writer = self._opened(step)
+        for name, value in _numbers(row).items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    def rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds one text for each rollout, under the tags rollouts/1, rollouts/2 and so on."""
+        writer = self._opened(step)
+        for number, row in enumerate(rows, 1):
+            about = ", ".join(f"{name} {value}" for name, value in row.items() if name not in ("prompt", "completion"))
+            texts = (f"**{name}**\n\n{_verbatim(row[name])}" for name in ("prompt", "completion"))
+            writer.add_text(f"rollouts/{number}", "\n\n".join([about, *texts]), step)
+        writer.flush()
+
+    def _opened(self, step: int) -> Any:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
             assert self._config is not None
-            folder = str(self._config.run_dir / "tensorboard")
-            self._writer = SummaryWriter(folder, purge_step=step)
-        for name, value in _numbers(row).items():
-            self._writer.add_scalar(name, value, step)
-        self._writer.flush()
+            self._writer = SummaryWriter(str(self._config.run_dir / "tensorboard"), purge_step=step)
+        return self._writer
 
     def finish(self, failed: bool) -> None:
         """Closes the file."""
@@ -80,11 +97,15 @@ class MlflowTracker:
         from mlflow.entities import Param
         from mlflow.exceptions import MlflowException
 
-        address = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{config.run_dir.resolve()}/mlflow.db"
+        folder = config.run_dir.resolve()
+        given = os.environ.get("MLFLOW_TRACKING_URI")
+        address = given or f"sqlite:///{folder}/mlflow.db"
+        # MLflow's own default for a database is a folder where the process was started.
+        artifacts = None if given else (folder / "mlflow-artifacts").as_uri()
         try:
             self._client = client = MlflowClient(address)
             known = client.get_experiment_by_name(PROJECT)
-            experiment = known.experiment_id if known else client.create_experiment(PROJECT)
+            experiment = known.experiment_id if known else client.create_experiment(PROJECT, artifacts)
             earlier = client.search_runs([experiment], f"tags.livecode_id = '{resume_id}'", max_results=1)
             if earlier:
                 self.id = earlier[0].info.run_id
@@ -106,6 +127,11 @@ class MlflowTracker:
 
         now = int(time.time() * 1000)
         self._client.log_batch(self.id, [Metric(name, value, now, step) for name, value in _numbers(row).items()])
+
+    def rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds the rows to the artifact rollouts.json, which MLflow shows as a table."""
+        columns = {name: [row[name] for row in rows] for name in rows[0]}
+        self._client.log_table(self.id, columns, "rollouts.json")
 
     def finish(self, failed: bool) -> None:
         """Ends the run as FINISHED or FAILED."""
@@ -135,6 +161,13 @@ class TrackioTracker:
         import trackio
 
         trackio.log(_numbers(row), step=step)
+
+    def rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds a trackio table."""
+        import pandas
+        import trackio
+
+        trackio.log({"rollouts": trackio.Table(dataframe=pandas.DataFrame(rows))}, step=step)
 
     def finish(self, failed: bool) -> None:
         """Writes what is left and closes the run."""

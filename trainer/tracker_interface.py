@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Protocol
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from environments.common.errors import LivecodeError
 
@@ -34,4 +34,13 @@ class Tracker(Protocol):
 
     def finish(self, failed: bool) -> None:
         """Closes the run; failed: an exception ends it."""
+        ...
+
+
+@runtime_checkable
+class ShowsRollouts(Protocol):
+    """A tracker that can also show a table of rollouts."""
+
+    def rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Shows the rows, which have the same columns: numbers, truth values and texts. A step may come again."""
         ...

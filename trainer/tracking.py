@@ -6,7 +6,7 @@ A tracker has one run for one run folder, however often the trainer is started i
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -44,6 +44,13 @@ class WandbTracker:
     def log(self, step: int, row: Mapping[str, Any]) -> None:
         """Adds one row. Its `step` is the horizontal axis: W&B's own count takes no row of a step that comes again."""
         self._run.log({f"train/{name}": value for name, value in {**row, "step": step}.items()})
+
+    def rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Adds a W&B table."""
+        import wandb
+
+        table = wandb.Table(columns=list(rows[0]), data=[list(row.values()) for row in rows])
+        self._run.log({"train/rollouts": table, "train/step": step})
 
     def finish(self, failed: bool) -> None:
         """Closes the run with its exit code."""

@@ -212,6 +212,7 @@ wandb.teardown()
 for step in (1, 1, 2):  # a step that comes again after a resume is logged again
     with tracking(config) as (tracker,):
         tracker.log(step, {"loss": 0.5})
+        tracker.rollouts(step, [{"step": step, "completion": "print(1)", "overlong": False}])
         print(tracker.id)
 """
 
@@ -232,6 +233,9 @@ def test_weights_and_biases_wants_a_key_or_offline_and_gets_one_run_for_a_folder
     refusal, *ids = done.stdout.splitlines()
     assert refusal.startswith("use_wandb true: no API key for Weights & Biases. Run `wandb login`")
     assert ids == [run_id(run)] * 3
+    tables = [json.loads(path.read_text()) for path in run.glob("wandb/offline-run-*/files/media/table/train/*.json")]
+    assert {tuple(one["columns"]) for one in tables} == {("step", "completion", "overlong")}
+    assert sorted(one["data"] for one in tables) == [[[step, "print(1)", False]] for step in (1, 1, 2)]
 
 
 OPTIONAL = [

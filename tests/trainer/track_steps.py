@@ -7,6 +7,13 @@ from environments.common.settings import load
 from trainer.config import TrainerConfig
 from trainer.tracking import tracking
 
+ROLLOUTS = [
+    {"step": 0, "problem": "p", "group": "g", "rollout": 1, "score": -1.0, "overlong": False, "tokens": 2,
+     "prompt": "Add.", "completion": "```\n<b>1</b>\n```\nü"},
+    {"step": 0, "problem": "q", "group": "h", "rollout": 0, "score": 1.0, "overlong": True, "tokens": 3,
+     "prompt": "Multiply.", "completion": ""},
+]  # fmt: skip
+
 
 def main(name: str, folder: str) -> None:
     config = load(TrainerConfig, ["--model", "m", "--run_dir", folder, "--trackers", name])
@@ -14,6 +21,7 @@ def main(name: str, folder: str) -> None:
         try:
             with tracking(config) as (tracker,):
                 for step in steps:
+                    tracker.rollouts(step, [rollout | {"step": step} for rollout in ROLLOUTS])
                     tracker.log(step, {"step": step, "loss": step / 2 + 10 * failing, "unobserved": None})
                 if failing:
                     raise ZeroDivisionError
