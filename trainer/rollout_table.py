@@ -1,4 +1,4 @@
-"""A few rollouts of each step as a table in the trackers that can show one: what the model writes, beside its metrics."""
+"""Some rollouts of each step as a table in the trackers that have tables: what the model writes, beside its metrics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class RolloutTable:
         if not self._trackers or not groups:
             return
         places = [(group, index) for group in groups for index in range(len(group.rollouts))]
-        drawn = random.Random(f"{self._seed}/{step}").sample(places, min(self._count, len(places)))  # noqa: S311
+        drawn = random.Random(f"{self._seed}/{step}").sample(places, min(self._count, len(places)))
         rows = [self._row(step, group, index) for group, index in drawn]
         for tracker in self._trackers:
             tracker.rollouts(step, rows)

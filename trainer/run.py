@@ -36,6 +36,7 @@ from trainer.planning import disk_use
 from trainer.planning.fit import check_memory
 from trainer.process.signals import StopRequest
 from trainer.replay_store import StepRecorder
+from trainer.rollout_table import RolloutTable
 from trainer.start import RecordError, RunStart, taken
 from trainer.step import Batch, describe, prepare, set_old_logprobs, set_reference_logprobs, take_steps
 from trainer.token_records import TokenRecords
@@ -132,6 +133,8 @@ class Run:
         opened.callback(self.checkpoints.close)
         self.recorder = StepRecorder(config.run_dir, config.keep_batches, self.policy, self.optimizer, self.parallel)
         self.tokens = TokenRecords(config.run_dir, config.record_tokens, self.parallel.rank)
+        with together(self.parallel):
+            self.rollout_table = RolloutTable(self.trackers, config)
         self._restore()
         with together(self.parallel):
             if self.client is not None:
@@ -331,6 +334,7 @@ class Run:
                     ) from None
             for tracker in self.trackers:
                 tracker.log(self.step, row)
+            self.rollout_table.log(self.step, batch.groups)
             log.info("%s", self._progress.line(row))
 
     def save_if_due(self) -> None:

@@ -15,7 +15,7 @@ BASE = ["--model", "m", "--run_dir", "r"]
 # A new option is a decision: add it here, with its sentence in trainer/config.py.
 OPTIONS = """
 model run_dir steps seed activation_checkpointing compile logprob_chunk memory_gib keep_batches record_tokens use_wandb
-trackers
+trackers tracked_rollouts
 init_from.run init_from.select init_from.optimizer
 adapter.rank adapter.alpha adapter.targets adapter.dropout
 objective.name objective.clip_low objective.clip_high objective.dual_clip objective.kl_coefficient

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import csv
 import json
+import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,10 +19,13 @@ from typing import Any
 import httpx
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from environments.livecode.atropos_compat import encode_group
-from tests.trainer.conftest import make_groups
+from tests.trainer.conftest import VOCABULARY, make_groups
+from trainer.tracking import run_id
 
 ROOT = Path(__file__).parents[2]
 STEPS = 3
@@ -115,14 +121,24 @@ def start_trainer(
     *flags: str,
     ranks: int = 2,
     program: Path = ROOT / "trainer" / "main.py",
+    packages: str = "",
 ) -> subprocess.Popen[str]:
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(free_port())]
     return subprocess.Popen(
         [sys.executable, *launcher, str(program), *trainer_words(url, model, run_dir, *flags)],
         cwd=run_dir.parent,
+        env={**os.environ, "PYTHONPATH": packages},
         stderr=subprocess.PIPE,
         text=True,
     )
+
+
+def with_tokenizer(model: Path, folder: Path) -> Path:
+    """The model with a tokenizer whose every token is a word: token 7 is w7."""
+    shutil.copytree(model, folder)
+    words = Tokenizer(WordLevel({f"w{number}": number for number in range(VOCABULARY)}, unk_token="w0"))
+    PreTrainedTokenizerFast(tokenizer_object=words).save_pretrained(folder)
+    return folder
 
 
 def losses(run_dir: Path) -> list[float]:
@@ -135,8 +151,10 @@ def test_sigterm_saves_and_the_resumed_run_equals_the_uninterrupted_one(
     model, stopped, whole = models["qwen3"], tmp_path / "stopped", tmp_path / "whole"
     stopped.mkdir()
     whole.mkdir()
+    speaking, plugins = with_tokenizer(model, tmp_path / "speaking"), str(ROOT / "tests" / "plugins" / "example_plugin")
     with api_server(stopped) as url, api_server(whole) as other:
-        trainer, uninterrupted = start_trainer(url, model, stopped), start_trainer(other, model, whole, ranks=1)
+        trainer = start_trainer(url, model, stopped)
+        uninterrupted = start_trainer(other, speaking, whole, "--trackers", "csv", ranks=1, packages=plugins)
         try:
             post_groups(url, model, 0, 2)
             post_groups(other, model, 0, 6)
@@ -158,6 +176,17 @@ def test_sigterm_saves_and_the_resumed_run_equals_the_uninterrupted_one(
             uninterrupted.kill()
     assert len(losses(whole)) == STEPS
     assert losses(stopped) == pytest.approx(losses(whole), abs=1e-6)
+    tracked = list(csv.reader((whole / f"{run_id(whole, 'csv')}.csv").read_text().splitlines()))
+    assert [(step, float(loss)) for step, loss in tracked[:-1:5]] == list(zip("123", losses(whole), strict=True))
+    trained = [json.loads(line)["groups"] for line in (whole / "trained.jsonl").read_text().splitlines()]
+    groups = {f"g-{number}": group for number, group in enumerate(make_groups([(9, [6, 7, 5, 8])] * 6))}
+    for step, text in (row for number, row in enumerate(tracked[:-1]) if number % 5):
+        row = json.loads(text)
+        rollout = groups[row["group"]].rollouts[row["rollout"]]
+        assert row["group"] in trained[int(step) - 1]
+        assert (row["step"], row["problem"], row["tokens"]) == (int(step), "p", len(rollout.completion))
+        assert row["completion"].split() == [f"w{token}" for token in rollout.completion]
+        assert row["prompt"].split() == [f"w{token}" for token in groups[row["group"]].prompt]
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import sys
 from environments.common.errors import ConfigError
 from environments.common.settings import load
 from trainer.config import TrainerConfig
+from trainer.tracker_interface import ShowsRollouts
 from trainer.tracking import tracking
 
 ROLLOUTS = [
@@ -21,6 +22,7 @@ def main(name: str, folder: str) -> None:
         try:
             with tracking(config) as (tracker,):
                 for step in steps:
+                    assert isinstance(tracker, ShowsRollouts)
                     tracker.rollouts(step, [rollout | {"step": step} for rollout in ROLLOUTS])
                     tracker.log(step, {"step": step, "loss": step / 2 + 10 * failing, "unobserved": None})
                 if failing:

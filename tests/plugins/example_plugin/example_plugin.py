@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import IO, Any, Self
 
@@ -63,6 +63,10 @@ class CsvTracker:
 
     def log(self, step: int, row: Mapping[str, Any]) -> None:
         csv.writer(self._file).writerow([step, json.dumps(row["loss"])])
+
+    def rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        for row in rows:
+            csv.writer(self._file).writerow([step, json.dumps(row)])
 
     def finish(self, failed: bool) -> None:
         csv.writer(self._file).writerow(["failed" if failed else "finished"])
