@@ -18,15 +18,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from environments.common.agreement import terms
-from environments.common.errors import ConfigError
 from environments.common.hub import is_hub_name, model_folder
 from environments.common.run_folder import append_line
+from trainer.batch_feed import BatchFeed
 from trainer.checkpoints import Checkpoints
 from trainer.config import TrainerConfig
-from trainer.console import StepLines, Waiting
-from trainer.data.api_client import ApiRefused, AtroposClient, StopWaiting, broadcast_groups
-from trainer.data.scored_groups import BatchError, Reading, ScoredGroup
+from trainer.console import StepLines
+from trainer.data.api_client import StopWaiting
+from trainer.data.scored_groups import ScoredGroup
 from trainer.metrics import Metrics
 from trainer.model.export import check_export, save_adapter, save_hf
 from trainer.model.loading import stored_shapes
@@ -67,7 +66,6 @@ class Run:
         self.step = 0
         self._aligned = False
         self._saved: int | None = None
-        self._acknowledged: int | None = None
         self._resources = ExitStack()
 
     def __enter__(self) -> Run:
@@ -89,21 +87,40 @@ class Run:
         self.stop = opened.enter_context(StopRequest(config.checkpoint.stop_deadline_s))
         self.parallel = opened.enter_context(distributed(config.api.batch_deadline_s + 600))
         self.metrics = Metrics()
-        self.served: ServerSession | None = None
-        self.client: AtroposClient | None = None
         # What needs no weights comes before the model is read, which takes minutes: folder, servers, API, memory.
+        self.beginning = self._take_folder(opened)
+        self._check_model()
+        self.served = self._session()
+        self.feed = BatchFeed(self.config, self.parallel)
+        with together(self.parallel):
+            if self.parallel.is_main and self.served is not None:
+                # A step that was trained proves the addresses: from then on a server may be away for a time.
+                resumed = (config.run_dir / "metrics.jsonl").exists()
+                self.served.publisher.check(resumed=resumed, wait_s=config.weights.wait_s)
+            self.feed.reach(opened, self.beginning.step)
+        self._load(opened)
+        with together(self.parallel):
+            self.feed.register(self.step, self.policy.model.config.vocab_size)
+        self._progress = StepLines(config.steps)
+        self._step_started = time.monotonic()
+
+    def _take_folder(self, opened: ExitStack) -> RunStart:
+        """Rank 0 takes the run's folder and opens the trackers; every rank knows where the run begins."""
         found: RunStart | None = None
         self.trackers: list[Tracker] = []
         with together(self.parallel):
             if self.parallel.is_main:
-                found = opened.enter_context(taken(config))
-                self.trackers = opened.enter_context(tracking(config))
-        self.beginning = broadcast(found, self.parallel)
+                found = opened.enter_context(taken(self.config))
+                self.trackers = opened.enter_context(tracking(self.config))
+        return broadcast(found, self.parallel)
+
+    def _check_model(self) -> None:
+        """Fetches a model of the hub; refuses what cannot be exported or does not fit into the device."""
         with together(self.parallel):
-            if self.parallel.is_main and is_hub_name(config.model):
-                model_folder(config.model)
+            if self.parallel.is_main and is_hub_name(self.config.model):
+                model_folder(self.config.model)
         with together(self.parallel):
-            config = self.config = config.model_copy(update={"model": model_folder(config.model)})
+            config = self.config = self.config.model_copy(update={"model": model_folder(self.config.model)})
             shapes = stored_shapes(config.model)
             if config.checkpoint.export:
                 check_export(config.run_dir / "export", config.model)
@@ -112,19 +129,24 @@ class Run:
             log.info("%s", disk_use.line(disk_use.disk_use(config, shapes), config.run_dir))
             if not config.weights.servers:
                 log.warning("%s", NO_SERVERS)
-        if config.weights.servers:
-            with together(self.parallel):
-                publisher = make_publisher(
-                    config.weights,
-                    config.run_dir / "weights",
-                    self.parallel,
-                    initial=config.model,
-                    adapter=config.adapter,
-                )
-            self.served = ServerSession(publisher, config, self.parallel, self.stop)
+
+    def _session(self) -> ServerSession | None:
+        config = self.config
+        if not config.weights.servers:
+            return None
         with together(self.parallel):
-            if self.parallel.is_main:
-                self._reach_out(opened)
+            publisher = make_publisher(
+                config.weights,
+                config.run_dir / "weights",
+                self.parallel,
+                initial=config.model,
+                adapter=config.adapter,
+            )
+        return ServerSession(publisher, config, self.parallel, self.stop)
+
+    def _load(self, opened: ExitStack) -> None:
+        """Reads the model, and the checkpoint that the run begins with."""
+        config = self.config
         self.state = TrainingState(config, config.model, self.parallel)
         self.policy, self.optimizer, self.reference = self.state.policy, self.state.optimizer, self.state.reference
         self.checkpoints = Checkpoints(
@@ -136,11 +158,6 @@ class Run:
         with together(self.parallel):
             self.rollout_table = RolloutTable(self.trackers, config)
         self._restore()
-        with together(self.parallel):
-            if self.client is not None:
-                self._register(self.client)
-        self._progress, self._waiting = StepLines(config.steps), Waiting(log.info)
-        self._step_started = time.monotonic()
 
     def _restore(self) -> None:
         """The state of the checkpoint that the run begins with, if there is one."""
@@ -155,60 +172,6 @@ class Run:
         else:
             self.state.begin_with(self.checkpoints, str(begin.checkpoint), stage.optimizer)
             log.info("began with %s, optimizer: %s", begin.checkpoint, stage.optimizer)
-
-    def _reach_out(self, opened: ExitStack) -> None:
-        """On rank 0: the vLLM servers answer, and the Atropos API has no side that differs from this one."""
-        config = self.config
-        if self.served is not None:
-            # A step that was trained proves the addresses: from then on a server may be away for a time.
-            resumed = (config.run_dir / "metrics.jsonl").exists()
-            self.served.publisher.check(resumed=resumed, wait_s=config.weights.wait_s)
-        self.client = opened.enter_context(AtroposClient(config.api.url))
-        self.client.agree(
-            terms(
-                model=config.model,
-                context=config.batch.context,
-                group_size=config.batch.group_size,
-                overlong_baseline=config.objective.overlong_baseline,
-                steps=config.steps,
-                sends_weights=bool(config.weights.servers),
-            )
-        )
-        self._roll_back(self.client, self.beginning.step)
-
-    def _roll_back(self, client: AtroposClient, step: int) -> None:
-        """On rank 0: the API server hands out again what was trained on after this step."""
-        try:
-            again = client.rollback(step)
-        except ApiRefused as error:
-            raise ConfigError(
-                f"{error}. run_dir {self.config.run_dir} begins after step {step}: give the run_dir of the run whose "
-                "groups this server keeps, or start `atropos run-api` with another --journal"
-            ) from None
-        if again:
-            log.info("%d batches since step %d were not in a checkpoint and come again", again, step)
-
-    def _register(self, client: AtroposClient) -> None:
-        """On rank 0: from here on the API server hands out batches from this step on."""
-        config = self.config
-        client.reading = Reading(
-            self.config.batch.temperature,
-            self.config.batch.context,
-            self.policy.model.config.vocab_size,
-            recompute=self.config.objective.old_logprobs == "recompute",
-        )
-        client.leave_out = self.config.batch.untrainable == "leave_out"
-        client.register(
-            batch_size=config.batch.rollouts,
-            # Atropos drops a whole group when one sequence reaches this length: -1 switches that off.
-            max_token_len=-1,
-            starting_step=self.step,
-            num_steps=config.steps,
-            checkpoint_dir=str(config.run_dir / "checkpoints"),
-            save_checkpoint_interval=config.checkpoint.every or -1,
-            wandb_group=config.run_dir.name,
-            wandb_project="atropos-livecode",
-        )
 
     # -- the phases of a step, in order --------------------------------------------------------------------
 
@@ -226,8 +189,7 @@ class Run:
     def _go_on_waiting(self, seconds: float) -> None:
         if self.stop.requested:
             raise StopWaiting(f"stopped after {seconds:.0f} s of waiting for a batch")
-        if self.client is not None:
-            self._waiting.look("a batch", self.client.why_no_batch)
+        self.feed.say_why_it_waits()
         if self.served is not None:
             self.served.look()
 
@@ -237,12 +199,11 @@ class Run:
         Raises:
             BatchError: no batch within the deadline, or a group that cannot be trained on.
         """
-        self._waiting.begin()
         with self._timed("seconds_wait"):
-            deadline = time.monotonic() + self.config.api.batch_deadline_s
+            until = self.feed.begin_wait()
             while True:
                 try:
-                    groups = self._lease(deadline - time.monotonic())
+                    groups = self.feed.lease(self.step, until, self._go_on_waiting)
                     break
                 except ServersRecovered:
                     assert self.served is not None
@@ -251,15 +212,6 @@ class Run:
             if self.parallel.is_main and self.served is not None and self.config.weights.pause_while_training:
                 self.served.pause()
         return groups
-
-    def _lease(self, seconds: float) -> list[ScoredGroup]:
-        pulled: list[ScoredGroup] | BatchError | None = None
-        if self.client is not None:
-            try:
-                pulled = self.client.lease(self.step, seconds, self._go_on_waiting)
-            except BatchError as error:
-                pulled = error
-        return broadcast_groups(pulled, self.parallel.control)
 
     def prepare(self, groups: list[ScoredGroup]) -> Batch:
         """Advantages, drops, packing and old log-probabilities; Misaligned when they are not the sampler's."""
@@ -307,7 +259,7 @@ class Run:
 
     def record(self, batch: Batch) -> None:
         """Writes the step's row to metrics.jsonl; `step` in it is the version of the new weights."""
-        left_out = dict.fromkeys(self.client.left_out if self.client else (), "untrainable")
+        left_out = dict.fromkeys(self.feed.left_out, "untrainable")
         if self.parallel.is_main:
             describe(batch, self.step - 1, self.metrics)
             self.metrics.add("groups_left_out", len(left_out))
@@ -342,14 +294,14 @@ class Run:
         every = self.config.checkpoint.every
         if every and self.step % every == 0:
             self._save()
-        self._acknowledge()
+        self.feed.acknowledge(self.checkpoints.durable)
 
     def finish(self) -> None:
         """After the last step or a request to stop: a durable checkpoint; after the last, Hugging Face's form too."""
         if self._saved != self.step:
             self._save()
         self.checkpoints.wait()
-        self._acknowledge()
+        self.feed.acknowledge(self.checkpoints.durable)
         if self.step < self.config.steps:
             log.warning("saved after step %d of %d; %s resumes", self.step, self.config.steps, self._way_on())
         elif self.config.checkpoint.export and self.policy.adapter is not None:
@@ -367,12 +319,6 @@ class Run:
             lease = {"lease": {"step": self.step}}
             self.checkpoints.save(self.policy, self.optimizer, self.step, lease, self.reference)
         self._saved = self.step
-
-    def _acknowledge(self) -> None:
-        durable = self.checkpoints.durable
-        if self.client is not None and durable is not None and durable != self._acknowledged:
-            self.client.acknowledge(durable)  # not earlier: what is acknowledged cannot be served again
-            self._acknowledged = durable
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
