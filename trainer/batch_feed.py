@@ -50,7 +50,7 @@ class BatchFeed:
                 group_size=config.batch.group_size,
                 overlong_baseline=config.objective.overlong_baseline,
                 steps=config.steps,
-                sends_weights=bool(config.weights.servers),
+                sends_weights=config.weights.sends,
             )
         )
         self._roll_back(self._client, step)

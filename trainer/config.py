@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from environments.common.plugins import check_known
+from environments.common.server_list import ServerSource, either
 from environments.common.settings import Section, Settings, Url, without_password
 from trainer.adapter_config import AdapterConfig
 from trainer.objective.table import token_twin
@@ -111,6 +112,11 @@ class WeightsConfig(Section):
         description="Transfer: disk (a folder that both sides see; also without a GPU) or nccl (from GPU to GPU).",
     )
     servers: list[Url] = Field([], description="Addresses of the vLLM servers; none: nothing is sent.")
+    servers_from: ServerSource | None = Field(
+        None,
+        description="Servers that come and go, instead of servers: a file with their addresses, or dns://NAME:PORT; "
+        "read again every 2 s.",
+    )
     dtype: Literal["float32", "bfloat16"] = Field("bfloat16", description="The served weights' type.")
     pause_mode: Literal["keep", "abort", "wait"] = Field(
         "keep", description="What happens to running generations during an update."
@@ -132,6 +138,11 @@ class WeightsConfig(Section):
     pause_while_training: bool = Field(
         False, description="Stop generation while a step is computed: for trainer and vLLM on the same cores."
     )
+
+    @property
+    def sends(self) -> bool:
+        """Whether there are servers that get the weights."""
+        return bool(self.servers) or self.servers_from is not None
 
 
 class CheckpointConfig(Section):
@@ -285,6 +296,7 @@ class TrainerConfig(Settings):
     def _addresses_can_be_shown(self) -> TrainerConfig:
         without_password("api.url", [self.api.url])
         without_password("weights.servers", self.weights.servers)
+        either(self.weights.servers, [], self.weights.servers_from, ("weights.servers", "weights.servers_from"))
         named = [url.rstrip("/") for url in self.weights.servers]
         twice = sorted({url for url in named if named.count(url) > 1})
         if twice:

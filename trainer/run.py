@@ -95,7 +95,8 @@ class Run:
         with together(self.parallel):
             if self.parallel.is_main and self.served is not None:
                 # A step that was trained proves the addresses: from then on a server may be away for a time.
-                resumed = (config.run_dir / "metrics.jsonl").exists()
+                # Of servers that come and go, any may be on its way at the start too.
+                resumed = (config.run_dir / "metrics.jsonl").exists() or config.weights.servers_from is not None
                 self.served.publisher.check(resumed=resumed, wait_s=config.weights.wait_s)
             self.feed.reach(opened, self.beginning.step)
         self._load(opened)
@@ -127,12 +128,12 @@ class Run:
             check_memory(config, self.parallel.world_size, self.parallel.device)
         if self.parallel.is_main:
             log.info("%s", disk_use.line(disk_use.disk_use(config, shapes), config.run_dir))
-            if not config.weights.servers:
+            if not config.weights.sends:
                 log.warning("%s", NO_SERVERS)
 
     def _session(self) -> ServerSession | None:
         config = self.config
-        if not config.weights.servers:
+        if not config.weights.sends:
             return None
         with together(self.parallel):
             publisher = make_publisher(

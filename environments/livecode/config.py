@@ -11,6 +11,7 @@ from pydantic import ConfigDict, Field, model_validator
 
 from environments.common.option_rules import StrictModel
 from environments.common.plugins import check_known
+from environments.common.server_list import ServerSource, either
 from environments.common.settings import PathText, Section, Settings, Url, load, without_password
 from environments.common.yarn import yarn_overrides
 from environments.livecode.atropos_options import REPLACED, AtroposOptions
@@ -22,6 +23,7 @@ from environments.livecode.verification.own_limits import OwnLimits
 from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
 
 PROGRAM = "atropos run-env livecode"
+SERVERS = ["http://127.0.0.1:8001"]
 
 
 class LivecodeEnvConfig(StrictModel, AtroposOptions):
@@ -247,8 +249,11 @@ class RunConfig(Settings):
 
     model: PathText = Field(description="Folder (or hub name) of the model that the servers serve.")
     tokenizer: PathText | None = Field(None, description="Folder (or hub name) of its tokenizer; empty: model.")
-    servers: list[Url] = Field(
-        ["http://127.0.0.1:8001"], min_length=1, description="Addresses of the vLLM servers, comma-separated."
+    servers: list[Url] = Field(SERVERS, min_length=1, description="Addresses of the vLLM servers, comma-separated.")
+    servers_from: ServerSource | None = Field(
+        None,
+        description="Servers that come and go, instead of servers: a file with their addresses, or dns://NAME:PORT; "
+        "read again every 2 s.",
     )
     servers_wait_s: float = Field(
         300.0, ge=0, description="Longest wait at the start for servers that do not answer yet, in seconds; 0: none."
@@ -287,6 +292,11 @@ class RunConfig(Settings):
         return [validation_beside(self.env.problems)]
 
     @property
+    def servers_named(self) -> list[str]:
+        """What names the servers: their addresses, or where their list is."""
+        return self.servers if self.servers_from is None else [self.servers_from]
+
+    @property
     def longest_context(self) -> int:
         """Tokens that the servers have to take."""
         return max(self.env.context, self.evaluation.context or 0)
@@ -299,10 +309,15 @@ class RunConfig(Settings):
     @model_validator(mode="after")
     def _model_can_serve(self) -> RunConfig:
         without_password("servers", self.servers)
+        either(self.servers, SERVERS, self.servers_from, ("servers", "servers_from"))
         without_password("env.rollout_server_url", [self.env.rollout_server_url])
         without_password("env.verifier_urls", self.env.verifier_urls)
         if self.evaluation.route == "chat" and len(self.servers) != 1:
             raise ValueError(f"servers: {len(self.servers)} with evaluation.route chat, which takes one; give one")
+        if self.evaluation.route == "chat" and self.servers_from is not None:
+            raise ValueError(
+                f"servers_from {self.servers_from} with evaluation.route chat, which takes one server; give servers"
+            )
         described = Path(self.model) / "config.json"
         if not described.is_file():
             if self.model.startswith((".", "/", "models/")):

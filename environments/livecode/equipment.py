@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from environments.common.server_list import watched
 from environments.livecode.config import LivecodeEnvConfig, RunConfig
 from environments.livecode.generation.chat_client import ChatClient
 from environments.livecode.generation.completions import CompletionClient
@@ -61,11 +62,12 @@ async def equip(
         tokens=config.record_tokens,
     )
     client: Client = await stack.enter_async_context(_client(run, text))
-    resumed = versions and Progress.begun(Path(config.run_dir))
+    # Of servers that come and go, any may be on its way.
+    some = versions and (Progress.begun(Path(config.run_dir)) or run.servers_from is not None)
     await client.check(
         context=run.longest_context,
         need_versions=versions,
-        patience_s=_SERVERS_AWAY_S if resumed else 0.0,
+        patience_s=_SERVERS_AWAY_S if some else 0.0,
         wait_s=run.servers_wait_s,
     )
     verifier = await stack.enter_async_context(build_verifier(config))
@@ -80,7 +82,10 @@ def _client(run: RunConfig, text: bool) -> Client:
     deadline_s = run.env.rollout_deadline_s
     if text:
         return ChatClient(run.servers[0], run.evaluation.served_model or run.model, deadline_s=deadline_s)
-    return CompletionClient(run.servers, deadline_s=deadline_s)
+    listed = watched(run.servers_from, "servers_from")
+    if listed is None:
+        return CompletionClient(run.servers, deadline_s=deadline_s)
+    return CompletionClient(listed.staying(), deadline_s=deadline_s, watched=listed)
 
 
 def _pipeline(

@@ -59,7 +59,7 @@ class Serving:
         self.api_groups = 0  # groups that the API ever got, whoever sent them
         self.in_flight: dict[asyncio.Task[None], OpenGroup] = {}
         self.gate = DeliveryGate(lambda: max(self.sent, self.api_groups))
-        self.weights = ServedWeights(env.run_config.servers, self.config.max_staleness)
+        self.weights = ServedWeights(env.run_config.servers_named, self.config.max_staleness)
         self.weights.agreed(trainer)
         self._evaluations, self._longer = evaluations, longer
         self._changed = env.equipment.changed

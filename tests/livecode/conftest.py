@@ -70,6 +70,7 @@ class Generation:
     status: int = 200
     first_reason: str = "length"  # why the one token of a check is the last
     scale_out: bool = True
+    weight_info_silent: bool = False  # as a machine that is gone
     requests: list[dict[str, Any]] = field(default_factory=list)
     running: int = 0
     most_running: int = 0
@@ -139,6 +140,8 @@ class Generation:
         return JSONResponse({"data": [{"id": "m", "max_model_len": self.max_model_len}]})
 
     async def weight_info(self, request: Request) -> Response:
+        while self.weight_info_silent:
+            await asyncio.sleep(1.0)
         return JSONResponse({"weight_version": self.version})
 
     async def health(self, request: Request) -> Response:

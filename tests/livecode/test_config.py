@@ -17,6 +17,7 @@ OPTIONS = [
     "model",
     "tokenizer",
     "servers",
+    "servers_from",
     "servers_wait_s",
     "yarn_factor",
     "env.group_size",

@@ -6,7 +6,9 @@ import pytest
 
 from environments.livecode.generation.server_state import TRANSITIONS, ServerEvent, ServerState, after
 
-SILENT = {ServerState.SILENT, ServerState.RESTARTED_SILENT, ServerState.UNCHECKED_SILENT}
+SILENT = {
+    *(ServerState.SILENT, ServerState.RESTARTED_SILENT, ServerState.UNCHECKED_SILENT, ServerState.LEAVING_SILENT),
+}
 
 
 def test_every_state_is_reached_from_the_first_and_leads_back_to_it() -> None:
@@ -35,10 +37,21 @@ def test_an_event_means_the_same_in_every_state(state: ServerState) -> None:
         assert after(state, event) not in SILENT
     assert not after(state, ServerEvent.UNNAMED).eligible
     assert not after(state, ServerEvent.FITS).unchecked
-    assert after(state, ServerEvent.MISFIT).unchecked
+    assert after(state, ServerEvent.MISFIT).unchecked or state.leaving
+    assert after(state, ServerEvent.LEAVES).leaving
+    assert not after(state, ServerEvent.RETURNS).leaving
 
 
-@pytest.mark.parametrize("state", [state for state in ServerState if not state.eligible])
+@pytest.mark.parametrize("state", [state for state in ServerState if state.leaving])
+def test_a_server_that_leaves_gets_no_rollouts_whatever_happens_until_it_returns_and_is_checked(
+    state: ServerState,
+) -> None:
+    for event in set(ServerEvent) - {ServerEvent.RETURNS}:
+        assert after(state, event).leaving
+    assert after(state, ServerEvent.RETURNS).unchecked
+
+
+@pytest.mark.parametrize("state", [state for state in ServerState if not state.eligible and not state.leaving])
 def test_only_a_check_or_a_name_lets_a_server_have_rollouts_again(state: ServerState) -> None:
     letting_in = {ServerEvent.FITS} if state.unchecked else {ServerEvent.NAMED}
     assert {event for event in ServerEvent if after(state, event).eligible} <= letting_in
@@ -55,6 +68,8 @@ def test_only_a_check_or_a_name_lets_a_server_have_rollouts_again(state: ServerS
         ("MISFIT UNNAMED FITS", ServerState.RESTARTED),
         ("MISFIT NAMED FITS", ServerState.SERVING),
         ("MISFIT NO_ANSWER FITS", ServerState.SILENT),
+        ("LEAVES NO_ANSWER HEARD RETURNS NAMED FITS", ServerState.SERVING),
+        ("LEAVES RETURNS FITS", ServerState.RESTARTED),
     ],
 )
 def test_a_server_s_way(events: str, last: ServerState) -> None:

@@ -13,7 +13,7 @@ async def test_completions_give_the_ids_and_logprobs_of_generate(vllm_server: Vl
     samples = []
     async with CompletionClient([vllm_server.url]) as client:
         await client.check(context=64)
-        (server,) = client._servers
+        (server,) = client._pool.servers
         assert not server.completions
         for server.completions in (False, True):
             samples.append(await client.generate(prompt, sampling))

@@ -65,7 +65,7 @@ def disk_use(config: TrainerConfig, shapes: Mapping[str, tuple[int, ...]]) -> Di
         moments = sum(_moments(shape, kept) for shape in shapes.values())
     # A running mean is saved once, without the tied head's second name.
     mean = parameters * 4 if config.objective.reference == "ema" else 0
-    sends = bool(config.weights.servers) and config.weights.backend == "disk"
+    sends = config.weights.sends and config.weights.backend == "disk"
     return DiskUse(
         checkpoint=trained * 4 + moments + (0 if config.adapter.rank else tied * 4) + mean,
         checkpoints=min(config.checkpoint.keep_last + 2, saves + 1),  # one more at the end, or when it is stopped

@@ -14,6 +14,7 @@ from typing import ClassVar
 import torch
 
 from environments.common.served_adapter import SERVED_ADAPTER
+from environments.common.server_list import WatchedServers
 from trainer.adapter_config import AdapterConfig
 from trainer.model.adapter import WEIGHTS, write_adapter
 from trainer.model.policy import Policy
@@ -35,7 +36,7 @@ class AdapterPublisher(DiskPublisher):
 
     def __init__(
         self,
-        servers: Sequence[str],
+        servers: Sequence[str] | WatchedServers,
         folder: Path,
         adapter: AdapterConfig,
         base: Path,

@@ -16,9 +16,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from environments.common.files import ordinary_mode
+from environments.common.server_list import WatchedServers
 from trainer.model.policy import Policy
 from trainer.model.weight_files import SINGLE, checkpoint_files
 from trainer.parallel import Parallel, together
+from trainer.weight_sync.members import Members
 from trainer.weight_sync.update_phases import ServerUpdate, slowest
 from trainer.weight_sync.vllm_routes import DTYPES, PauseMode, PublishStats, WeightServer, WeightSyncError, check_all
 
@@ -57,7 +59,7 @@ class DiskPublisher:
     """Writes safetensors into a folder and has every server load them (vLLM's backend `disk`).
 
     Args:
-        servers: addresses of the vLLM servers.
+        servers: addresses of the vLLM servers, or a list of them that is watched.
         folder: exchange folder under a path that servers and trainer share; at most two versions lie in it, and those
             that servers which hang may still read.
         parallel: the trainer's ranks, which call `publish` and `catch_up` together; None: this process alone.
@@ -71,7 +73,7 @@ class DiskPublisher:
 
     def __init__(
         self,
-        servers: Sequence[str],
+        servers: Sequence[str] | WatchedServers,
         folder: Path,
         *,
         parallel: Parallel | None = None,
@@ -82,7 +84,9 @@ class DiskPublisher:
     ) -> None:
         if dtype not in DTYPES:
             raise ValueError(f"weights.dtype = {dtype!r}: choose one of {', '.join(DTYPES)}")
-        self.servers = [WeightServer(server, deadline_s, self.ADAPTER) for server in servers]
+        self._half_loaded: set[str] = set()
+        self._members = Members(servers, lambda url: WeightServer(url, deadline_s, self.ADAPTER), self._half_loaded)
+        self.servers = self._members.servers
         self.folder = folder.resolve()
         self.parallel = parallel
         self.dtype = DTYPES[dtype]
@@ -91,7 +95,6 @@ class DiskPublisher:
         self._initialised: set[str] = set()
         self._published: tuple[Path, str] | None = None
         self._reading: dict[str, Path] = {}  # what servers that hung in an update may still read
-        self._half_loaded: set[str] = set()
         self._met: set[str] = set()
         self._said: list[str] = []
 
@@ -104,7 +107,7 @@ class DiskPublisher:
 
     def pause(self) -> None:
         """Stop generation on every server until the next `publish`, running requests kept; raises WeightSyncError."""
-        pause_all(self.servers)
+        pause_all(self._members.proven)
 
     def publish(
         self,
@@ -122,6 +125,7 @@ class DiskPublisher:
         tensors = self._tensors(weights)
         with together(self.parallel) if self.parallel else nullcontext():
             if self.parallel is None or self.parallel.is_main:
+                self._members.ready()
                 return self._publish(tensors, version, prompt, started)
         return None
 
@@ -141,7 +145,7 @@ class DiskPublisher:
     def _send(self, update: ServerUpdate, written: Path, version: str, prompt: Sequence[int] | None) -> None:
         """From the pause to the resume."""
         server = update.server
-        if server.was_started_again():
+        if server.joined or server.was_started_again():
             self._initialised.discard(server.url)
         if server.url not in self._initialised:
             update.phase("init", "/init_weight_transfer_engine", {"init_info": {}})
@@ -167,13 +171,16 @@ class DiskPublisher:
         done: list[ServerUpdate] = []
         if self.servers:
             with ThreadPoolExecutor(len(self.servers)) as pool:
-                jobs = [pool.submit(self._update, server, written, str(version), prompt) for server in self.servers]
-            for job in jobs:
+                jobs = {
+                    server: pool.submit(self._update, server, written, str(version), prompt) for server in self.servers
+                }
+            for server, job in jobs.items():
                 try:
                     done.append(job.result())
                 except WeightSyncError as error:
-                    if not (error.gone or error.late):
+                    if not (error.gone or error.late or server.joined):  # a new one that does not fit ends no run
                         raise
+                    self._members.put_off(error)
                     missing.append(error)
             if not done:
                 self._remove_all_but(self._last)  # it is tried again every second, maybe for minutes
@@ -199,9 +206,7 @@ class DiskPublisher:
 
     def behind(self) -> list[str]:
         """Servers that answer, and serve something else than the last publication or stand still; on rank 0."""
-        if self._published is None:
-            return []
-        return [server.url for server in self.servers if server.is_behind(self._published[1])]
+        return [server.url for server in self._members.behind(self._published and self._published[1])]
 
     def catch_up(self, weights: object = None) -> list[str]:
         """Brings the last publication to every server that is `behind`, and returns these.
@@ -215,15 +220,14 @@ class DiskPublisher:
 
     def _catch_up(self, written: Path, version: str) -> list[str]:
         reached = []
-        for server in self.servers:
-            if not server.is_behind(version):
-                continue
+        for server in self._members.behind(version):
             try:
                 self._update(server, written, version)
             except WeightSyncError as error:
                 logger.warning("%s", error)
+                self._members.put_off(error)
                 continue
-            logger.info("%s is back and has the weights of step %s", server.url, version)
+            logger.info("%s has the weights of step %s", server.url, version)
             reached.append(server.url)
         return reached
 
@@ -256,7 +260,7 @@ class DiskPublisher:
     def _update(
         self, server: WeightServer, written: Path, version: str, prompt: Sequence[int] | None = None
     ) -> ServerUpdate:
-        if server.url not in self._met:
+        if server.url not in self._met or server.joined:
             self._met.add(server.url)
             if server.is_paused():  # not by this process: by a trainer that died, maybe in the middle of an update
                 self._half_loaded.add(server.url)

@@ -25,10 +25,12 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+from environments.common.server_list import WatchedServers
 from trainer.model.policy import Policy
 from trainer.parallel import Parallel, broadcast, together
 from trainer.process.watchdog import Watchdog, end_process_in
 from trainer.weight_sync.disk import pause_all
+from trainer.weight_sync.members import Members
 from trainer.weight_sync.nccl_group import (
     LONGER_S,
     POLL_S,
@@ -64,7 +66,7 @@ class NcclPublisher:
     """Sends the policy's weights over NCCL (vLLM's backend `nccl`).
 
     Args:
-        servers: addresses of the vLLM servers.
+        servers: addresses of the vLLM servers, or on rank 0 a list of them that is watched.
         parallel: the trainer's ranks, which call `publish` and `catch_up` together.
         dtype: the type that is served. Small updates of fp32 masters round away in bf16: watch `changed_share`.
         pause_mode: keep (running requests continue with the new weights), abort or wait.
@@ -75,7 +77,7 @@ class NcclPublisher:
 
     def __init__(
         self,
-        servers: Sequence[str],
+        servers: Sequence[str] | WatchedServers,
         parallel: Parallel,
         *,
         dtype: str = "bfloat16",
@@ -87,7 +89,9 @@ class NcclPublisher:
     ) -> None:
         if parallel.is_main:  # the others only gather
             check_machine(parallel.device)
-        self.servers = [WeightServer(server, deadline_s) for server in servers]
+        self._half_loaded: set[str] = set()
+        self._members = Members(servers, lambda url: WeightServer(url, deadline_s), self._half_loaded)
+        self.servers = self._members.servers
         self.parallel = parallel
         self.dtype = DTYPES[dtype]
         self.pause_mode = pause_mode
@@ -100,7 +104,6 @@ class NcclPublisher:
         self._copy = ServedCopy()
         self._compared: tuple[int, float | None] | None = None  # a version, and its share of changed numbers
         self._published: str | None = None
-        self._half_loaded: set[str] = set()
 
     # -- what the run calls ----------------------------------------------------------------------------------
 
@@ -115,7 +118,7 @@ class NcclPublisher:
 
     def pause(self) -> None:
         """Stop generation on every server until the next `publish`, running requests kept; raises WeightSyncError."""
-        pause_all(self.servers)
+        pause_all(self._members.proven)
 
     def publish(self, weights: Policy, version: int, prompt: Sequence[int] | None = None) -> PublishStats | None:
         """Send the policy's weights to every server; their tokens then carry `str(version)`.
@@ -124,14 +127,20 @@ class NcclPublisher:
         as another one is there. Raises WeightSyncError otherwise, on every rank. Ranks other than rank 0 get None.
         """
         started = time.perf_counter()
+        with together(self.parallel):
+            if self.parallel.is_main:
+                self._members.ready()
         stream = WeightStream(weights.model, self.dtype)
         if self._compared is None or self._compared[0] != version:  # an aborted publication is repeated
             self._compared = version, self._copy.changed_share(stream, self.parallel)
         changed = self._compared[1]
         seconds = {"compare": time.perf_counter() - started}
         self._published = None  # until it is whole: half of a publication is not to be caught up with
-        done, missing = self._transfer(self.servers, stream, str(version), seconds, prompt)
+        done, missing = self._transfer(self._members.proven, stream, str(version), seconds, prompt)
         self._published, self._compared = str(version), None
+        # A server that does not fit would leave all of its group half loaded, so new ones get one of their own.
+        if broadcast(any(server.joined for server in self.servers), self.parallel):
+            self.catch_up(weights)
         if not self.parallel.is_main:
             return None
         for gone in missing:
@@ -143,8 +152,7 @@ class NcclPublisher:
 
     def behind(self) -> list[str]:
         """Servers that answer, and serve something else than the last publication or stand still; on rank 0."""
-        version = self._published
-        return [] if version is None else [server.url for server in self.servers if server.is_behind(version)]
+        return [server.url for server in self._members.behind(self._published)]
 
     def catch_up(self, weights: Policy) -> list[str]:
         """Sends the policy's weights, which are the last publication's, to the servers that are `behind`.
@@ -164,11 +172,12 @@ class NcclPublisher:
             if error.stuck:
                 raise
             logger.warning("%s", error)
+            self._members.put_off(error)
             return []
         finally:
             self._close()
         for update in done:
-            logger.info("%s is back and has the weights of step %s", update.server.url, version)
+            logger.info("%s has the weights of step %s", update.server.url, version)
         return [update.server.url for update in done]
 
     # -- one transfer ----------------------------------------------------------------------------------------

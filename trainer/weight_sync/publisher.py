@@ -20,6 +20,7 @@ from trainer.parallel import Parallel
 from trainer.weight_sync.adapter import AdapterPublisher
 from trainer.weight_sync.disk import DiskPublisher, checkpoint_tensors
 from trainer.weight_sync.logprob_check import probe, verify_sync
+from trainer.weight_sync.members import named
 from trainer.weight_sync.nccl import NcclPublisher
 from trainer.weight_sync.nccl_group import NcclUnavailable
 from trainer.weight_sync.vllm_routes import PauseMode, Probe, PublishStats, WeightSyncError
@@ -83,11 +84,12 @@ def make_publisher(
 
     folder: where `disk` writes. initial: the model folder that the servers started with. adapter: with a rank, its
     adapter is sent alone. Raises NcclUnavailable when
-    this machine cannot use `nccl`.
+    this machine cannot use `nccl`, ConfigError where `weights.servers_from` cannot be read.
     """
+    servers = named(config, parallel)
     if config.backend == "nccl":
         return NcclPublisher(
-            config.servers,
+            servers,
             parallel,
             dtype=config.dtype,
             pause_mode=config.pause_mode,
@@ -96,7 +98,7 @@ def make_publisher(
         )
     if adapter is not None and adapter.rank and initial is not None:
         return AdapterPublisher(
-            config.servers,
+            servers,
             folder,
             adapter,
             initial,
@@ -106,7 +108,7 @@ def make_publisher(
             deadline_s=config.deadline_s,
         )
     return DiskPublisher(
-        config.servers,
+        servers,
         folder,
         parallel=parallel,
         dtype=config.dtype,

@@ -108,6 +108,7 @@ class ServerUpdate:
             asked.wait(_BEFORE_RESUME_S)
         self.unsafe = False
         self.phase("resume", "/resume")
+        self.server.joined = False
         if self._paused_at is not None:
             self.seconds["paused"] = time.perf_counter() - self._paused_at
         if asked is not None:

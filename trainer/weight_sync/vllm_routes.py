@@ -125,6 +125,9 @@ class WeightServer:
         self.url = url.rstrip("/")
         self.adapter = adapter
         self.deadline_s = deadline_s
+        self.joined = False
+        """Whether it came in mid-run and has not taken weights yet; what it calls its own may be another run's."""
+        self.not_before = 0.0
         # A connection for each call: vLLM closes them after errors and when idle, and a call must not be sent twice.
         limits = httpx.Limits(max_keepalive_connections=0)
         self._http = httpx.Client(base_url=self.url, timeout=deadline_s, trust_env=False, limits=limits)
@@ -239,7 +242,7 @@ class WeightServer:
     def is_behind(self, version: str) -> bool:
         """Whether the server answers, and serves other weights than `version` or hangs after an update."""
         try:
-            if self.label(timeout=5.0) != version:
+            if self.label(timeout=5.0) != version or self.joined:
                 return True
         except (WeightSyncError, ValueError):
             return False

@@ -7,7 +7,6 @@ import logging
 import random
 import time
 from array import array
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,12 +14,13 @@ from typing import Any
 import httpx
 
 from environments.common import worker_threads
-from environments.common.endpoints import least_loaded
 from environments.common.http_clients import BUSY, is_busy, pause_s
 from environments.common.retry import Retry, RetryLater
+from environments.common.server_list import WatchedServers
 from environments.livecode.generation import connections
 from environments.livecode.generation.connections import Connections, posted, received
-from environments.livecode.generation.server_state import ServerEvent, ServerState
+from environments.livecode.generation.server_pool import ServerPool
+from environments.livecode.generation.server_state import ServerEvent
 from environments.livecode.generation.vllm_responses import (
     COMPLETIONS,
     GENERATE,
@@ -39,7 +39,6 @@ from environments.livecode.generation.vllm_servers import (
     RolloutDeadlineExceeded,
     RolloutError,
     ServerAway,
-    ServerChecks,
     ServerRefused,
     VllmServer,
     parse_version,
@@ -50,7 +49,6 @@ from environments.livecode.problems.prompts import Prompt
 logger = logging.getLogger(__name__)
 
 _WAIT_FOR_WEIGHTS_S = 0.5
-_READING = 4  # answers of one server that are received at the same time; its others wait there
 _COOLDOWN_S = 5.0  # a server that failed is left alone for so long
 
 
@@ -118,31 +116,42 @@ class CompletionClient:
 
     A server that breaks down, or that aborts a request for a weight update, costs no rollout: the request is sent
     again, to another server where there is one.
+
+    Args:
+        watched: the list that servers join and leave by; None: they are always those of `urls`.
     """
 
-    def __init__(self, urls: Sequence[str], *, deadline_s: float = 3600.0) -> None:
+    def __init__(
+        self, urls: Sequence[str], *, deadline_s: float = 3600.0, watched: WatchedServers | None = None
+    ) -> None:
         if not urls:
             raise ValueError("servers: empty. Give the address of at least one vLLM server.")
         self.deadline_s = deadline_s
         self.counters = RetryCounters()
-        self.published = False  # a trainer has named the weights of some server, of this process's time or before
-        self._servers = [VllmServer(url.rstrip("/")) for url in urls]
-        self._reading = {server.url: asyncio.Semaphore(_READING) for server in self._servers}
         self._connections = Connections(deadline_s)
-        self._http = self._connections.http
-        self._checks = ServerChecks(self._http, self._servers, self._first_request)
+        self._pool = ServerPool(urls, self._connections.http, self._first_request, watched)
 
     async def __aenter__(self) -> CompletionClient:
+        self._pool.watch()
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        await self._checks.close()
+        await self._pool.close()
         await self._connections.close()
+
+    @property
+    def published(self) -> bool:
+        """Whether a trainer has named the weights of some server, in this process's time or before."""
+        return self._pool.published
+
+    @published.setter
+    def published(self, value: bool) -> None:
+        self._pool.published = value
 
     @property
     def running(self) -> int:
         """Requests that are at a server now."""
-        return sum(server.running for server in self._servers)
+        return self._pool.running
 
     async def answer(self, prompt: Prompt, sampling: SamplingParams) -> Completion:
         """One finished rollout of a prompt; see `generate`."""
@@ -174,9 +183,9 @@ class CompletionClient:
     async def _free_server(self, until: float) -> VllmServer:
         """The server to ask next, once there is one that has the run's weights and wants to be asked."""
         while True:
-            now, server = time.monotonic(), self._least_loaded()
+            now, server = time.monotonic(), self._pool.least_loaded()
             if server is None:
-                reason = "every server was started again and waits for the current weights, or is not ready"
+                reason = "every server waits for the current weights (started again, or new), is not ready, or leaves"
                 pause = _WAIT_FOR_WEIGHTS_S
             elif server.busy_until > now:  # and so is every other one
                 reason, pause = server.busy_reason, server.busy_until - now + random.uniform(0.0, BACKOFF_S[0])
@@ -185,12 +194,6 @@ class CompletionClient:
             if now >= until:
                 raise RetryLater(reason)
             await asyncio.sleep(min(pause, until - now))
-
-    def _least_loaded(self) -> VllmServer | None:
-        """The server to ask next; None when none has the run's weights."""
-        now = time.monotonic()
-        current = [one for one in self._servers if one.state.eligible and not one.left_behind]
-        return least_loaded(current, lambda one: (one.busy_until > now, one.down_until > now or one.is_silent))
 
     async def _finished(self, server: VllmServer, body: dict[str, Any], until: float) -> Choice:
         """A server's whole answer. Raises RetryLater where there is none; it is counted here."""
@@ -238,7 +241,7 @@ class CompletionClient:
             named = body if server.adapter is None else body | {"model": server.adapter}
             return await self._post(server, GENERATE, named, timeout)
         # This route does not say which weights drew a token: the version from before counts for all of them.
-        version = await server.label(self._http)
+        version = await server.label(self._connections.http)
         if version is None and server.state.silent:
             raise RetryLater(f"{server.url} does not say which weights it serves")
         request = {"model": server.adapter or server.model, "prompt": body["token_ids"], "return_token_ids": True}
@@ -253,7 +256,7 @@ class CompletionClient:
         try:
             async with self._connections.lane() as http:
                 async with posted(http, server.url + route, json=body, timeout=limits) as response:
-                    async with self._reading[server.url]:
+                    async with server.reading:
                         content = await received(response)
                         if response.status_code == 200:
                             return await worker_threads.answers(only_choice, content)
@@ -282,44 +285,19 @@ class CompletionClient:
         return Completion(array("i", ids), array("d", logprobs), str(choice.finish_reason), versions, seconds)
 
     async def weight_version(self) -> int | None:
-        """The oldest version that a reachable server serves; None when none can be reached.
-
-        Once a trainer has named weights, a server whose weights have no name was started again: it gets no rollout
-        and does not count until the trainer has brought it the current ones; nor does one that was away when the
-        others were checked, until it is checked itself, or one that the trainer cannot bring up to the others' weights.
-        """
-        labels = await asyncio.gather(*(server.label(self._http) for server in self._servers))
-        self.published = self.published or any(label not in (None, *UNNAMED) for label in labels)
-        found: dict[str, int] = {}
-        for server, label in zip(self._servers, labels, strict=True):
-            if label is not None:
-                started_again = self.published and label in UNNAMED
-                server.on(ServerEvent.UNNAMED if started_again else ServerEvent.NAMED)
-                if server.state.unchecked:
-                    self._checks.later(server)
-                elif server.state is not ServerState.RESTARTED:
-                    found[server.url] = parse_version(label)
-        common = Counter(found.values())
-        usual = max(common, key=lambda version: (common[version], version), default=0)  # of equals the newest
-        for server in self._servers:
-            if server.url in found:
-                server.on(ServerEvent.AGREES if found[server.url] == usual else ServerEvent.DIFFERS)
-        versions = [found[server.url] for server in self._servers if server.url in found and not server.left_behind]
-        if versions:  # else there is nowhere to go, and an update silences all servers at the same time
-            for server in self._servers:
-                server.give_up_if_silent()
-        return min(versions, default=None)
+        """The oldest version that a reachable server serves; None when none can be reached."""
+        return await self._pool.weight_version()
 
     @property
     def troubles(self) -> str:
         """What keeps servers from getting rollouts."""
-        return ", ".join(f"{server.url} {server.trouble}" for server in self._servers if server.trouble)
+        return self._pool.troubles
 
     async def check(
         self, *, context: int, need_versions: bool = True, patience_s: float = 0.0, wait_s: float = 0.0
     ) -> None:
         """Asks every server whether it can serve this run; see `ServerChecks.all`."""
-        await self._checks.all(context=context, need_versions=need_versions, patience_s=patience_s, wait_s=wait_s)
+        await self._pool.checks.all(context=context, need_versions=need_versions, patience_s=patience_s, wait_s=wait_s)
 
     async def _first_request(self, server: VllmServer, temperature: float) -> Choice:
         """One token; it also finds out which route the server offers."""

@@ -31,6 +31,8 @@ class ServedWeights:
 
     def __init__(self, servers: Sequence[str], max_staleness: int) -> None:
         self._servers = ",".join(servers)
+        listed = not all(name.startswith("http") for name in servers)
+        self._option = "weights.servers_from" if listed else "weights.servers"
         self._max_staleness = max_staleness
         self._come = True
         self._seen = False
@@ -42,8 +44,8 @@ class ServedWeights:
         if trainer.get("sends_weights") is False:
             self._come = False
             logger.warning(
-                "the trainer sends no weights (its weights.servers is empty): every rollout comes from the weights "
-                "that %s has now",
+                "the trainer sends no weights (its %s is empty): every rollout comes from the weights that %s has now",
+                self._option,
                 self._servers,
             )
 
@@ -73,7 +75,7 @@ class ServedWeights:
         elif time.monotonic() - self._behind_since > _NEVER_SENT_S:
             raise InfrastructureError(
                 f"the trainer has taken {taken} batches, and {self._servers} still has the weights of step {named}: "
-                f"nobody sends it new ones. Start the trainer with --weights.servers {self._servers}"
+                f"nobody sends it new ones. Start the trainer with --{self._option} {self._servers}"
             )
         return named
 

@@ -1,7 +1,8 @@
 """What a generation server's state is, and how each event changes it: the table below is all there is to it.
 
-Two things decide: whether the server has this run's weights (it may have been restarted, or not been checked yet), and
-whether it answers when it is asked what its weights are called. How long a state lasts is the server's `since`.
+Three things decide: whether the server has this run's weights (it may have been restarted, or not been checked yet),
+whether it answers when it is asked what its weights are called, and whether it is about to leave. How long a state
+lasts is the server's `since`. A server that joins in mid-run begins as UNCHECKED_RESTARTED.
 """
 
 from __future__ import annotations
@@ -15,16 +16,26 @@ class ServerState(Enum):
     SERVING = "serves the weights of most servers"
     SILENT = "does not answer; gets rollouts only where no other server is left"
     APART = "serves other weights than most servers; gets no more rollouts once that has lasted long"
-    RESTARTED = "was started again and waits for the trainer's weights"
-    RESTARTED_SILENT = "was started again and does not answer"
+    RESTARTED = "is new or was started again, and waits for the trainer's weights"
+    RESTARTED_SILENT = "is new or was started again, and does not answer"
     UNCHECKED = "is not checked yet, or does not fit"
     UNCHECKED_RESTARTED = "is not checked yet and has the weights of its start"
     UNCHECKED_SILENT = "is not checked yet and does not answer"
+    LEAVING = "leaves: it finishes its rollouts and gets no new ones"
+    LEAVING_SILENT = "leaves and does not answer: its rollouts go to others"
 
     @property
     def silent(self) -> bool:
         """Whether it did not answer the last time."""
-        return self in (ServerState.SILENT, ServerState.RESTARTED_SILENT, ServerState.UNCHECKED_SILENT)
+        return self in (
+            *(ServerState.SILENT, ServerState.RESTARTED_SILENT),
+            *(ServerState.UNCHECKED_SILENT, ServerState.LEAVING_SILENT),
+        )
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it is no longer in the list of servers, or marked there as leaving."""
+        return self in (ServerState.LEAVING, ServerState.LEAVING_SILENT)
 
     @property
     def unchecked(self) -> bool:
@@ -49,18 +60,22 @@ class ServerEvent(Enum):
     DIFFERS = "most servers have other weights"
     FITS = "its check passed"
     MISFIT = "its check failed"
+    LEAVES = "it is taken from the list of servers, or marked there"
+    RETURNS = "it is in the list again, without a mark"
 
 
 _S, _E = ServerState, ServerEvent
 
 TRANSITIONS: dict[ServerState, dict[ServerEvent, ServerState]] = {
     _S.SERVING: {
+        _E.LEAVES: _S.LEAVING,
         _E.UNNAMED: _S.RESTARTED,
         _E.NO_ANSWER: _S.SILENT,
         _E.DIFFERS: _S.APART,
         _E.MISFIT: _S.UNCHECKED,
     },
     _S.SILENT: {
+        _E.LEAVES: _S.LEAVING_SILENT,
         _E.NAMED: _S.SERVING,
         _E.UNNAMED: _S.RESTARTED,
         _E.NO_LABEL: _S.SERVING,
@@ -68,6 +83,7 @@ TRANSITIONS: dict[ServerState, dict[ServerEvent, ServerState]] = {
         _E.MISFIT: _S.UNCHECKED_SILENT,
     },
     _S.APART: {
+        _E.LEAVES: _S.LEAVING,
         _E.UNNAMED: _S.RESTARTED,
         _E.NO_LABEL: _S.SERVING,
         _E.NO_ANSWER: _S.SILENT,
@@ -75,11 +91,13 @@ TRANSITIONS: dict[ServerState, dict[ServerEvent, ServerState]] = {
         _E.MISFIT: _S.UNCHECKED,
     },
     _S.RESTARTED: {
+        _E.LEAVES: _S.LEAVING,
         _E.NAMED: _S.SERVING,
         _E.NO_ANSWER: _S.RESTARTED_SILENT,
         _E.MISFIT: _S.UNCHECKED_RESTARTED,
     },
     _S.RESTARTED_SILENT: {
+        _E.LEAVES: _S.LEAVING_SILENT,
         _E.NAMED: _S.SERVING,
         _E.UNNAMED: _S.RESTARTED,
         _E.NO_LABEL: _S.RESTARTED,
@@ -87,21 +105,35 @@ TRANSITIONS: dict[ServerState, dict[ServerEvent, ServerState]] = {
         _E.MISFIT: _S.UNCHECKED_SILENT,
     },
     _S.UNCHECKED: {
+        _E.LEAVES: _S.LEAVING,
         _E.UNNAMED: _S.UNCHECKED_RESTARTED,
         _E.NO_ANSWER: _S.UNCHECKED_SILENT,
         _E.FITS: _S.SERVING,
     },
     _S.UNCHECKED_RESTARTED: {
+        _E.LEAVES: _S.LEAVING,
         _E.NAMED: _S.UNCHECKED,
         _E.NO_ANSWER: _S.UNCHECKED_SILENT,
         _E.FITS: _S.RESTARTED,
     },
     _S.UNCHECKED_SILENT: {
+        _E.LEAVES: _S.LEAVING_SILENT,
         _E.UNNAMED: _S.UNCHECKED_RESTARTED,
         _E.NAMED: _S.UNCHECKED,
         _E.NO_LABEL: _S.UNCHECKED,
         _E.HEARD: _S.UNCHECKED,
         _E.FITS: _S.SILENT,
+    },
+    _S.LEAVING: {
+        _E.NO_ANSWER: _S.LEAVING_SILENT,
+        _E.RETURNS: _S.UNCHECKED_RESTARTED,
+    },
+    _S.LEAVING_SILENT: {
+        _E.NAMED: _S.LEAVING,
+        _E.UNNAMED: _S.LEAVING,
+        _E.NO_LABEL: _S.LEAVING,
+        _E.HEARD: _S.LEAVING,
+        _E.RETURNS: _S.UNCHECKED_SILENT,
     },
 }
 """State -> event -> new state; an event that is not in a state's row leaves the state as it is."""

@@ -33,6 +33,8 @@ _ANSWER_S = 10.0  # within which a server says what its weights are called
 _SILENT_ANSWER_S = 3.0  # the same of one that did not say it the last time
 _SILENT_S = 300.0  # of one that does not say it while others do: its rollouts go to these. A slow update is shorter
 _RECENT_S = 30.0  # for so long a missed answer speaks against a server; an evaluation asks only once
+_LEAVING_SILENT_S = 5.0  # the same of one that is about to leave: it is not expected back
+_READING = 4  # answers of one server that are received at the same time; its others wait there
 _CHECK_AGAIN_S = 10.0  # until a server is asked again that was not ready, or not fit, when it was checked
 _WAIT_FOR_FIRST_S = 5.0
 BACKOFF_S = (0.2, 5.0)  # first and longest pause between two tries of one request
@@ -72,6 +74,8 @@ class VllmServer(Endpoint):
     asked_at: float = 0.0
     status: int = 200  # of its last answer about the weights
     waiting: set[asyncio.Timeout] = field(default_factory=set)  # of its requests; they have no end of their own
+    reading: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(_READING))
+    joined: bool = False  # in mid-run, and it has not had the weights of most servers yet
 
     def on(self, event: ServerEvent) -> None:
         """Takes the state that follows the event."""
@@ -115,7 +119,8 @@ class VllmServer(Endpoint):
     def give_up_if_silent(self) -> None:
         """Breaks its requests off where it has been silent or left behind for long. They have no end of their own: a
         machine that hangs or lost its network would keep them for an hour."""
-        silent = self.state.silent and time.monotonic() - self.since > _SILENT_S
+        longest = _LEAVING_SILENT_S if self.state.leaving else _SILENT_S
+        silent = self.state.silent and time.monotonic() - self.since > longest
         if silent or self.left_behind:
             while self.waiting:
                 self.waiting.pop().reschedule(asyncio.get_running_loop().time())
@@ -150,9 +155,14 @@ class ServerChecks:
         self._http = http
         self._servers = servers
         self._first_request = first_request
-        self._wanted: dict[str, Any] = {}
+        self._wanted: dict[str, Any] = {"context": 1, "need_versions": True}
         self._running: set[asyncio.Task[None]] = set()
         self._waiting_said: float | None = None
+
+    @property
+    def need_versions(self) -> bool:
+        """Whether the servers have to say which weights they serve."""
+        return bool(self._wanted["need_versions"])
 
     async def close(self) -> None:
         """Ends the checks that run."""
@@ -176,7 +186,8 @@ class ServerChecks:
         self._wanted = {"context": context, "need_versions": need_versions}
         until, waiting_until = time.monotonic() + patience_s, time.monotonic() + (0.0 if patience_s else wait_s)
         while True:
-            checks = [self._check(server, **self._wanted) for server in self._servers]
+            servers = [server for server in self._servers if not server.state.leaving]
+            checks = [self._check(server, **self._wanted) for server in servers]
             found = await asyncio.gather(*checks, return_exceptions=True)
             if self._worth_waiting(found, waiting_until):
                 await asyncio.sleep(_ASK_AGAIN_S)
@@ -184,7 +195,7 @@ class ServerChecks:
             for error in found:
                 if isinstance(error, BaseException) and not (patience_s and isinstance(error, ServerAway)):
                     raise error
-            for server, error in zip(self._servers, found, strict=True):
+            for server, error in zip(servers, found, strict=True):
                 server.on(ServerEvent.FITS if error is None else ServerEvent.MISFIT)
                 if error is not None:
                     logger.warning("%s", error)
