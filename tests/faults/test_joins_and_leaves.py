@@ -31,7 +31,7 @@ from environments.common import server_list
 from environments.common.server_list import ServerList, WatchedServers
 from environments.livecode import serving as serving_module
 from environments.livecode.config import RunConfig
-from environments.livecode.generation import server_pool, vllm_servers
+from environments.livecode.generation import completions, server_pool, vllm_servers
 from environments.livecode.problems.load import save_problems
 from environments.tools.audit import audit
 from tests.livecode.conftest import Generation, model_dir, tokenizer
@@ -72,9 +72,7 @@ class Updated(Generation):
             case "/update_weights" if not self.fits:
                 return JSONResponse({"error": {"message": "another model"}}, 500)
             case "/update_weights":
-                (file,) = Path(body["update_info"]["folder"]).glob("*.safetensors")
-                with safe_open(str(file), framework="pt") as tensors:
-                    self.loaded = str(int(tensors.get_tensor("step")))
+                self.loaded = step_of(Path(body["update_info"]["folder"]))
             case "/update_weight_version":
                 self.version = body["new_version"]
         return JSONResponse({"success": True})
@@ -89,6 +87,14 @@ class Updated(Generation):
         )
         routes = [Route(f"/{name}", self.control, methods=["POST"]) for name in controls]
         return Starlette(routes=[*super().app().routes, Route("/is_paused", self.is_paused), *routes])
+
+
+def step_of(folder: Path) -> str:
+    """The step in published weights; of a real model's the folder's name."""
+    (file,) = folder.glob("*.safetensors")
+    with safe_open(str(file), framework="pt") as tensors:
+        (name,) = [name for name in tensors.keys() if name == "step"] or [""]  # noqa: SIM118
+        return str(int(tensors.get_tensor(name))) if name else folder.name
 
 
 class Fleet:
@@ -325,6 +331,8 @@ async def test_a_hundred_joins_and_leaves_lose_and_repeat_no_group(
     monkeypatch.setattr(server_pool, "_LOOK_S", 0.02)
     monkeypatch.setattr(serving_module, "_POLL_S", 0.02)
     monkeypatch.setattr(vllm_servers, "_CHECK_AGAIN_S", 0.05)
+    monkeypatch.setattr(completions, "_WAIT_FOR_WEIGHTS_S", 0.02)
+    monkeypatch.setattr(completions, "BACKOFF_S", (0.01, 0.1))
     draw, run = random.Random(seed), tmp_path / "run"
     run.mkdir()
     save_problems([problem(number) for number in range(6)], tmp_path / "problems.jsonl")

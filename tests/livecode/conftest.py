@@ -140,7 +140,7 @@ class Generation:
         return JSONResponse({"data": [{"id": "m", "max_model_len": self.max_model_len}]})
 
     async def weight_info(self, request: Request) -> Response:
-        while self.weight_info_silent:
+        while self.weight_info_silent:  # noqa: ASYNC110
             await asyncio.sleep(1.0)
         return JSONResponse({"weight_version": self.version})
 

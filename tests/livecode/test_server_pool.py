@@ -52,6 +52,11 @@ async def seen(client: CompletionClient, condition: Callable[[], bool]) -> None:
     raise AssertionError("it never came to that")
 
 
+async def busy(server: Any, requests: int) -> None:
+    while server.running < requests:  # noqa: ASYNC110
+        await asyncio.sleep(0.01)
+
+
 def taken(client: CompletionClient, url: str) -> bool:
     return any(one.url == url and one.state.eligible and not one.joined for one in client._pool.servers)
 
@@ -95,8 +100,7 @@ async def test_a_server_that_leaves_finishes_its_rollouts_and_gets_no_new_ones(s
     async with CompletionClient([first.url, other.url]) as client:
         await client.weight_version()
         running = [asyncio.create_task(client.generate([1], SAMPLING)) for _ in range(2)]
-        while not first.running:
-            await asyncio.sleep(0.01)
+        await busy(first, 1)
         client._pool.apply(listed(other.url))
         await asyncio.gather(*(client.generate([1], SAMPLING) for _ in range(4)))
         first.version = "2"  # the trainer sends it nothing any more, and it does not hold the others back
@@ -115,8 +119,7 @@ async def test_the_rollouts_of_a_server_that_is_preempted_are_sampled_by_others(
     async with CompletionClient([first.url, other.url]) as client:
         await client.weight_version()
         running = [asyncio.create_task(client.generate([1], SAMPLING)) for _ in range(4)]
-        while first.running < 2:
-            await asyncio.sleep(0.01)
+        await busy(first, 2)
         client._pool.apply(listed(first.url, other.url, leaving=[first.url]))
         first.stop()
         samples = await asyncio.gather(*running)
@@ -136,8 +139,7 @@ async def test_a_machine_that_vanishes_while_it_leaves_hands_its_rollouts_over_s
     async with CompletionClient([first.url, other.url]) as client:
         await client.weight_version()
         running = [asyncio.create_task(client.generate([1], SAMPLING)) for _ in range(2)]
-        while not first.running:
-            await asyncio.sleep(0.01)
+        await busy(first, 1)
         first.weight_info_silent = True
         client._pool.apply(listed(other.url))
         await seen(client, lambda: all(task.done() for task in running))
@@ -166,5 +168,7 @@ def test_servers_are_named_in_one_way(tmp_path: Path, model_dir: Path) -> None:
     assert run.servers_named == [str(tmp_path / "list")]
     with pytest.raises(ConfigError, match="servers names http://b:1 and servers_from names dns://c:1: leave one"):
         load_run_config(overrides=[*model, "--servers_from", "dns://c:1", "--servers", "http://b:1"])
-    with pytest.raises(ConfigError, match="servers_from dns://c:1 with evaluation.route chat, which takes one server"):
+    with pytest.raises(
+        ConfigError, match=r"servers_from dns://c:1 with evaluation\.route chat, which takes one server"
+    ):
         load_run_config(overrides=[*model, "--servers_from", "dns://c:1", "--evaluation.route", "chat"])

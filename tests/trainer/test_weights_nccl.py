@@ -11,6 +11,7 @@ import httpx
 import pytest
 import torch
 
+from environments.common.server_list import ServerList, WatchedServers
 from tests.support import gloo_nccl
 from tests.support.weight_receivers import Receiver, digest
 from trainer.model.policy import Policy
@@ -60,10 +61,12 @@ def publisher(alone: Parallel, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     gloo_nccl.install(monkeypatch.setattr)
     monkeypatch.setattr(weights_nccl, "check_machine", lambda device: None)
 
-    def make(*servers: Receiver, deadline_s: float = 60.0, **options: Any) -> Publisher:
+    def make(
+        *servers: Receiver, deadline_s: float = 60.0, watched: WatchedServers | None = None, **options: Any
+    ) -> Publisher:
         ended: list[str] = []
         made = Publisher(
-            [server.url for server in servers],
+            watched or [server.url for server in servers],
             alone,
             deadline_s=deadline_s,
             buffer_bytes=BUFFER,
@@ -272,6 +275,40 @@ def test_a_server_that_is_gone_is_left_out_and_gets_the_weights_when_it_is_back(
     ports = [init["master_port"] for init in inits]
     assert ports[2] == ports[4]  # the last group has both
     assert len(set(ports)) == 4
+
+
+def test_servers_that_join_get_a_group_of_their_own_and_those_that_leave_are_in_none(
+    receivers: Callable[..., Receiver], publisher: Callable[..., Publisher], policy: Policy, tmp_path: Path
+) -> None:
+    first, second = receivers(1), receivers(2)
+    path = tmp_path / "servers"
+    path.write_text(f"{first.url}\n")
+    watched = WatchedServers(ServerList(str(path), "weights.servers_from"))
+    sends = publisher(watched=watched)
+    sends.publish(policy, 1)
+    bad = receivers(1, backend="disk")
+    path.write_text(f"{first.url}\n{second.url}\n{bad.url}\n")
+    watched.look()
+    undisturbed = first.state()["calls"].count("/pause")
+    assert sends.behind() == [second.url]  # the other one would keep the group waiting
+    assert sends.catch_up(policy) == [second.url]
+    assert second.received() == [expected(policy)] * 2
+    assert first.state()["calls"].count("/pause") == undisturbed
+
+    path.write_text(f"{first.url} leaving\n{second.url}\n")
+    watched.look()
+    change(policy)
+    assert sends.publish(policy, 2).missing == ()
+    assert second.received() == [expected(policy)] * 2
+    assert first.state()["version"] == "1"
+
+    third = receivers(1)
+    path.write_text(f"{second.url}\n{third.url}\n")
+    watched.look()
+    change(policy)
+    sends.publish(policy, 3)  # the new one gets them with it, in a group of its own
+    assert [server.state()["version"] for server in (second, third)] == ["3", "3"]
+    assert third.state()["inits"][-1]["world_size"] == 2
 
 
 def test_a_server_that_was_started_again_between_two_publications_joins_a_new_group(

@@ -152,7 +152,18 @@ class NcclPublisher:
 
     def behind(self) -> list[str]:
         """Servers that answer, and serve something else than the last publication or stand still; on rank 0."""
-        return [server.url for server in self._members.behind(self._published)]
+        return [server.url for server in self._members.behind(self._published) if self._fits(server)]
+
+    def _fits(self, server: WeightServer) -> bool:
+        """Whether it is not a new one of another backend: this process would wait for it in the group for good."""
+        try:
+            if server.joined:
+                _check_backend(server)
+        except WeightSyncError as error:
+            logger.warning("%s", error)
+            self._members.put_off(error)
+            return False
+        return True
 
     def catch_up(self, weights: Policy) -> list[str]:
         """Sends the policy's weights, which are the last publication's, to the servers that are `behind`.
