@@ -135,6 +135,12 @@ class WeightsConfig(Section):
         None,
         description="Address of rank 0 where the servers reach it (backend nccl); empty: the one on the way to them.",
     )
+    full_every: int = Field(
+        1,
+        ge=1,
+        description="Publications of which one holds all weights (backend disk); the others hold the numbers that "
+        "changed, and rank 0 keeps the published weights in CPU memory. 1: all do.",
+    )
     pause_while_training: bool = Field(
         False, description="Stop generation while a step is computed: for trainer and vLLM on the same cores."
     )
@@ -265,6 +271,18 @@ class TrainerConfig(Settings):
             raise ValueError(
                 f"weights.nccl_address {self.weights.nccl_address!r} with weights.backend {self.weights.backend}: "
                 "leave it empty, or set weights.backend: nccl"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _deltas_fit(self) -> TrainerConfig:
+        if self.weights.full_every > 1 and (self.weights.backend != "disk" or self.adapter.rank):
+            what = (
+                f"adapter.rank {self.adapter.rank}" if self.adapter.rank else f"weights.backend {self.weights.backend}"
+            )
+            raise ValueError(
+                f"weights.full_every {self.weights.full_every} with {what}: deltas are files of whole weights; set "
+                "weights.full_every: 1"
             )
         return self
 

@@ -29,7 +29,7 @@ optimizer.decay_share optimizer.max_grad_norm optimizer.state optimizer.moments
 batch.rollouts batch.group_size batch.context batch.max_tokens batch.temperature batch.untrainable
 api.url api.batch_deadline_s
 weights.backend weights.servers weights.servers_from weights.dtype weights.pause_mode weights.deadline_s weights.wait_s
-weights.verify_every weights.nccl_address weights.pause_while_training
+weights.verify_every weights.nccl_address weights.full_every weights.pause_while_training
 checkpoint.every checkpoint.keep_last checkpoint.resume checkpoint.stop_deadline_s checkpoint.export
 """.split()
 

@@ -32,15 +32,13 @@ class DiskUse:
     export: int
     batch: int = 0
     batches: int = 0
+    versions: int = WEIGHT_VERSIONS
 
     @property
     def total(self) -> int:
         """Largest use at any time."""
         return (
-            self.checkpoint * self.checkpoints
-            + self.weights * WEIGHT_VERSIONS
-            + self.export
-            + self.batch * self.batches
+            self.checkpoint * self.checkpoints + self.weights * self.versions + self.export + self.batch * self.batches
         )
 
 
@@ -73,6 +71,8 @@ def disk_use(config: TrainerConfig, shapes: Mapping[str, tuple[int, ...]]) -> Di
         export=trained * 4 * 2 if config.checkpoint.export else 0,
         batch=_batch(config, len(shapes) * (3 if config.adapter.rank else 1)) if config.keep_batches else 0,
         batches=min(config.keep_batches + 1, config.steps) if config.keep_batches else 0,
+        # Deltas, which together are smaller than a whole version, beside the two.
+        versions=WEIGHT_VERSIONS + (config.weights.full_every > 1),
     )
 
 
@@ -94,7 +94,7 @@ def line(use: DiskUse, folder: Path) -> str:
     free = shutil.disk_usage(folder).free
     parts = [
         f"{use.checkpoints} checkpoints of {_size(use.checkpoint)} each, the best and one being written included",
-        f"{WEIGHT_VERSIONS} weight versions of {_size(use.weights)}" if use.weights else "",
+        f"{use.versions} weight versions of {_size(use.weights)}" if use.weights else "",
         f"export {_size(use.export)} (half of it while it is replaced)" if use.export else "",
         f"{use.batches} stored batches of {_size(use.batch)} before compression" if use.batches else "",
     ]

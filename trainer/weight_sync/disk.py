@@ -151,10 +151,17 @@ class DiskPublisher:
             update.phase("init", "/init_weight_transfer_engine", {"init_info": {}})
             self._initialised.add(server.url)
         update.start()
-        self._reading[server.url] = written  # one that hangs resumes reading as soon as it can
-        update.phase("update", "/update_weights", {"update_info": {"folder": str(written)}})
-        self._reading.pop(server.url)
+        self._load(update, written)
         update.finish(version, prompt)
+
+    def _load(self, update: ServerUpdate, folder: Path) -> None:
+        self._reading[update.server.url] = folder  # one that hangs resumes reading as soon as it can
+        update.phase("update", "/update_weights", {"update_info": {"folder": str(folder)}})
+        self._reading.pop(update.server.url)
+
+    def _needed(self, folder: Path) -> set[Path]:
+        """All folders that a server which loads `folder` reads."""
+        return {folder}
 
     # -- the way of a publication ----------------------------------------------------------------------------
 
@@ -200,8 +207,9 @@ class DiskPublisher:
         return PublishStats(version, seconds, changed, size, tuple(gone.server for gone in missing), probes)
 
     def _remove_all_but(self, kept: Path | None) -> None:
+        needed = {part for one in (kept, *self._reading.values()) if one is not None for part in self._needed(one)}
         for folder in self.folder.iterdir():
-            if folder != kept and folder not in self._reading.values():
+            if folder not in needed:
                 shutil.rmtree(folder, ignore_errors=True)
 
     def behind(self) -> list[str]:

@@ -11,13 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from trainer.adapter_config import AdapterConfig
 from trainer.config import WeightsConfig
 from trainer.model.policy import Policy
 from trainer.parallel import Parallel
 from trainer.weight_sync.adapter import AdapterPublisher
+from trainer.weight_sync.delta import DeltaPublisher
 from trainer.weight_sync.disk import DiskPublisher, checkpoint_tensors
 from trainer.weight_sync.logprob_check import probe, verify_sync
 from trainer.weight_sync.members import named
@@ -27,6 +28,7 @@ from trainer.weight_sync.vllm_routes import PauseMode, Probe, PublishStats, Weig
 
 __all__ = [
     "AdapterPublisher",
+    "DeltaPublisher",
     "DiskPublisher",
     "NcclPublisher",
     "NcclUnavailable",
@@ -107,12 +109,13 @@ def make_publisher(
             pause_mode=config.pause_mode,
             deadline_s=config.deadline_s,
         )
-    return DiskPublisher(
-        servers,
-        folder,
-        parallel=parallel,
-        dtype=config.dtype,
-        pause_mode=config.pause_mode,
-        deadline_s=config.deadline_s,
-        initial=initial,
-    )
+    options: dict[str, Any] = {
+        "parallel": parallel,
+        "dtype": config.dtype,
+        "pause_mode": config.pause_mode,
+        "deadline_s": config.deadline_s,
+        "initial": initial,
+    }
+    if config.full_every > 1:
+        return DeltaPublisher(servers, folder, full_every=config.full_every, **options)
+    return DiskPublisher(servers, folder, **options)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from vllm.distributed.weight_transfer.base import (
 )
 
 from trainer.model.weight_files import checkpoint_files
+from trainer.weight_sync.weight_delta import Change, check_fit, laid_over, read_deltas
 
 logger = logging.getLogger("vllm.atropos.disk_weights")
 
@@ -78,10 +78,10 @@ class DiskWeightTransferEngine(WeightTransferEngine[DiskInitInfo, DiskUpdateInfo
         from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
 
         started = time.perf_counter()
-        files = self._checked(Path(update_info.folder))
+        files, deltas = self._checked(Path(update_info.folder))
         expected = {name for name, _ in self.model.named_parameters()}
         initialize_layerwise_reload(self.model)
-        loaded = self.model.load_weights(_tensors(files))
+        loaded = self.model.load_weights(laid_over(files, deltas))
         finalize_layerwise_reload(self.model, self.model_config)
         refresh_packed_weights(self.model)
         missing = expected - set(loaded or ()) - self._tied()
@@ -103,8 +103,8 @@ class DiskWeightTransferEngine(WeightTransferEngine[DiskInitInfo, DiskUpdateInfo
         own = {name for name, _ in self.model.named_parameters()}  # a shared one is listed once
         return {HEAD} if getattr(config, "word_embeddings_untied_by_checkpoint", False) and HEAD not in own else set()
 
-    def _checked(self, folder: Path) -> list[Path]:
-        """The folder's weight files, when they fit the served model; else WeightFolderError."""
+    def _checked(self, folder: Path) -> tuple[list[Path], list[dict[str, Change]]]:
+        """A checkpoint's files and what is laid over them, when they fit the served model; else WeightFolderError."""
         if any(".base_layer." in name for name, _ in self.model.named_parameters()):
             raise WeightFolderError(
                 "this server was started with --enable-lora, which keeps its weights under other names: whole weights "
@@ -112,15 +112,17 @@ class DiskWeightTransferEngine(WeightTransferEngine[DiskInitInfo, DiskUpdateInfo
                 f"(adapter.rank) ({UNCHANGED})"
             )
         try:
-            files = checkpoint_files(folder)
+            chain, deltas = read_deltas(folder)
+            files = checkpoint_files(chain.base)
             new = _shapes(files)
+            check_fit(deltas, new)
         except (ValueError, SafetensorError) as error:
             raise WeightFolderError(f"{folder} holds a broken file: {error} ({UNCHANGED})") from error
         if not files:
             raise WeightFolderError(f"no safetensors in {folder}: is it shared with this machine? ({UNCHANGED})")
         base = _shapes(checkpoint_files(Path(self.model_config.model)))
         if not base:  # a model that was not started from a local folder: names are checked after loading only
-            return files
+            return files, deltas
         for name in self._tied():
             new.pop(name, None)
             base.pop(name, None)
@@ -131,7 +133,7 @@ class DiskWeightTransferEngine(WeightTransferEngine[DiskInitInfo, DiskUpdateInfo
                 f"{folder} does not fit the served model: {len(differ)} tensors differ, first {first}: "
                 f"shape {new.get(first)} here, {base.get(first)} there ({UNCHANGED})"
             )
-        return files
+        return files, deltas
 
 
 def refresh_packed_weights(model: torch.nn.Module) -> None:
@@ -147,13 +149,6 @@ def refresh_packed_weights(model: torch.nn.Module) -> None:
         weight = getattr(module, "weight", None)
         if hasattr(module, "cpu_linear") and weight is not None and weight.numel():
             dispatch_cpu_unquantized_gemm(module, remove_weight=False)
-
-
-def _tensors(files: list[Path]) -> Iterator[tuple[str, torch.Tensor]]:
-    for path in files:
-        with safe_open(str(path), framework="pt") as file:
-            for name in file.keys():  # noqa: SIM118  (not a mapping)
-                yield name, file.get_tensor(name)
 
 
 def _shapes(files: list[Path]) -> dict[str, list[int]]:
