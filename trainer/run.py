@@ -29,7 +29,8 @@ from trainer.data.scored_groups import ScoredGroup
 from trainer.metrics import Metrics
 from trainer.model.export import check_export, save_adapter, save_hf
 from trainer.model.loading import stored_shapes
-from trainer.objective.alignment import measure
+from trainer.model.packing import pack
+from trainer.objective.alignment import enough, measure
 from trainer.parallel import all_reduce_sums, broadcast, distributed, together
 from trainer.planning import disk_use
 from trainer.planning.fit import check_memory
@@ -229,8 +230,11 @@ class Run:
         return batch
 
     def _check_alignment(self, batch: Batch) -> None:
-        first = batch.parts[0].micro_batches[0]
-        found = measure(first, batch.groups[:: len(batch.parts)], self.step, self.policy, self.parallel)
+        groups, parallel = enough(batch.groups, self.step), self.parallel
+        silent = [[0.0] * len(group.rollouts) for group in groups]
+        most, device = self.config.batch.max_tokens, parallel.device
+        packed = pack(groups, silent, most, rank=parallel.rank, world_size=parallel.world_size, device=device)
+        found = measure(packed[0], groups, self.step, self.policy, parallel)
         if found is not None:
             found.check()
             log.info("trainer and sampler agree: %.4f nats a token over %d tokens", found.distance, found.tokens)

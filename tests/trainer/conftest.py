@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,13 @@ def make_groups(shapes: list[tuple[int, list[int]]], seed: int = 3) -> list[Scor
         )
         for number, (prompt, lengths) in enumerate(shapes)
     ]
+
+
+def beginning_alike(groups: list[ScoredGroup], length: int, seed: int = 5) -> list[ScoredGroup]:
+    """The same groups with `length` equal tokens before each prompt, as worked examples are."""
+    rng = random.Random(seed)
+    first = [rng.randrange(3, VOCABULARY) for _ in range(length)]
+    return [replace(group, prompt=[*first, *group.prompt]) for group in groups]
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 
 from tests.trainer.conftest import make_groups
 from trainer.model.packing import MicroBatch, pack
-from trainer.objective.alignment import Alignment, Misaligned, measure
+from trainer.objective.alignment import ENOUGH_TOKENS, Alignment, Misaligned, enough, measure
 from trainer.parallel import Parallel
 
 GROUPS = [replace(group, temperature=0.7) for group in make_groups([(5, [14, 12, 16]), (3, [18, 19])])]
@@ -23,15 +24,15 @@ class Sampler:
     def __init__(self, noise: float = 0.0, raw: bool = False) -> None:
         self.noise, self.raw = noise, raw
 
-    def logprobs(self, micro: MicroBatch) -> tuple[torch.Tensor, None]:
+    def logprobs_at(self, micro: MicroBatch, temperatures: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         drawn = torch.rand(micro.sequence.shape, generator=torch.Generator().manual_seed(5)) * -3
-        return (drawn if self.raw else drawn / micro.temperature[micro.sequence]) + self.noise, None
+        return [(drawn if self.raw else drawn / one[micro.sequence]) + self.noise for one in temperatures]
 
 
 def aligned(parallel: Parallel, sampled: Any, trained: Any, shift: int = 0, version: int = 0) -> Alignment | None:
     """The alignment of a trainer `trained` with rollouts of `sampled`, their tokens shifted."""
     micro = pack(GROUPS, [[1.0] * len(group.rollouts) for group in GROUPS], 200, rank=0, world_size=1)[0]
-    reported = sampled.logprobs(micro)[0].roll(shift)
+    reported = sampled.logprobs_at(micro, [micro.temperature])[0].roll(shift)
     return measure(replace(micro, sampler_logprob=reported), GROUPS, version, trained, parallel)
 
 
@@ -71,6 +72,15 @@ def test_log_probabilities_before_the_temperature_are_named(alone: Parallel) -> 
 
 def test_tokens_of_older_weights_do_not_count(alone: Parallel) -> None:
     assert aligned(alone, Sampler(), Sampler(), version=1) is None
+
+
+def test_as_few_groups_are_compared_as_have_enough_tokens_of_the_weights() -> None:
+    older, fresh = make_groups([(5, [ENOUGH_TOKENS]), (5, [ENOUGH_TOKENS // 2] * 2)])
+    older = replace(older, rollouts=[replace(older.rollouts[0], versions=[(0, 0, ENOUGH_TOKENS)])])
+    fresh = replace(fresh, rollouts=[replace(rollout, versions=[(1, 0, 9)]) for rollout in fresh.rollouts])
+    assert enough([older, fresh, fresh], 1) == [older, fresh]
+    assert enough([fresh, older], 1) == [fresh]
+    assert enough([older, older], 1) == [older, older]
 
 
 @pytest.mark.parametrize("place", range(4))

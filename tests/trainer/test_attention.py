@@ -22,6 +22,16 @@ from trainer.model.packing import MicroBatch, pack
 
 # The first span's completions are batched; the long ones of the second take a causal call each.
 LAYOUT = AttentionLayout((Span(0, 10, (3, 1, 4)), Span(18, 2, (9, 3)), Span(32, 1, ())))
+# The second and the third prompt begin with the first one's 8 tokens; the third is the rest of it alone.
+ALIKE = AttentionLayout(
+    (
+        Span(0, 9, (2, 3)),
+        Span(14, 4, (3, 1, 2), 8),
+        Span(24, 1, (), 8),
+        Span(25, 2, (9,)),
+    )
+)
+LAYOUTS = pytest.mark.parametrize("layout", [LAYOUT, ALIKE], ids=["prompts apart", "prompts that begin alike"])
 
 
 def by_hand(query: Tensor, key: Tensor, value: Tensor, layout: AttentionLayout, scale: float) -> Tensor:
@@ -29,6 +39,7 @@ def by_hand(query: Tensor, key: Tensor, value: Tensor, layout: AttentionLayout, 
     total = layout.total
     visible = torch.zeros(total, total, dtype=torch.bool)
     for span in layout.spans:
+        visible[span.start : span.end, span.root : span.root + span.shared] = True
         for place in range(span.prompt):
             visible[span.start + place, span.start : span.start + place + 1] = True
         start = span.start + span.prompt
@@ -43,11 +54,11 @@ def by_hand(query: Tensor, key: Tensor, value: Tensor, layout: AttentionLayout, 
     return torch.einsum("hqk,khd->qhd", weights, value)
 
 
-def heads(seed: int) -> tuple[Tensor, Tensor, Tensor]:
-    """float64 query with 6 heads, key and value with 2, for LAYOUT."""
+def heads(seed: int, layout: AttentionLayout = LAYOUT) -> tuple[Tensor, Tensor, Tensor]:
+    """float64 query with 6 heads, key and value with 2, for a layout."""
     generator = torch.Generator().manual_seed(seed)
     return tuple(  # type: ignore[return-value]
-        torch.randn(LAYOUT.total, count, 8, dtype=torch.float64, generator=generator, requires_grad=True)
+        torch.randn(layout.total, count, 8, dtype=torch.float64, generator=generator, requires_grad=True)
         for count in (6, 2, 2)
     )
 
@@ -58,21 +69,28 @@ def test_the_layout_exercises_both_forms() -> None:
     assert LAYOUT.batch(LAYOUT.spans[1], device) is None
 
 
-def test_grouped_attention_equals_a_dense_mask_forward_and_backward() -> None:
-    inputs = heads(1)
-    upstream = torch.randn(LAYOUT.total, 6, 8, dtype=torch.float64)
+@LAYOUTS
+@pytest.mark.parametrize("largest", [attention.MAX_MASK, 0], ids=["with masks", "too large for masks"])
+def test_grouped_attention_equals_a_dense_mask_forward_and_backward(
+    layout: AttentionLayout, largest: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(attention, "MAX_MASK", largest)
+    layout = AttentionLayout(layout.spans)  # without the plans of other tests
+    inputs = heads(1, layout)
+    upstream = torch.randn(layout.total, 6, 8, dtype=torch.float64)
     results = []
     for function in (grouped_attention, by_hand):
-        out = function(*inputs, LAYOUT, 0.3)
+        out = function(*inputs, layout, 0.3)
         results.append((out, *torch.autograd.grad(out, inputs, upstream)))
     for ours, dense in zip(*results, strict=True):
         torch.testing.assert_close(ours, dense, rtol=1e-10, atol=1e-12)
 
 
-def test_the_varlen_plan_is_the_same_attention() -> None:
+@LAYOUTS
+def test_the_varlen_plan_is_the_same_attention(layout: AttentionLayout) -> None:
     """The GPU kernel does not run here; its inputs do: a bottom-right causal softmax over each of its segments."""
-    query, key, value = heads(2)
-    plan = LAYOUT.varlen(torch.device("cpu"))
+    query, key, value = heads(2, layout)
+    plan = layout.varlen(torch.device("cpu"))
     assert (plan.cu_q.dtype, plan.cu_k.dtype) == (torch.int32, torch.int32)
     assert (plan.max_q, plan.max_k) == (int(plan.cu_q.diff().max()), int(plan.cu_k.diff().max()))
     gathered = [part[plan.key_index].repeat_interleave(3, dim=1) for part in (key, value)]
@@ -83,7 +101,7 @@ def test_the_varlen_plan_is_the_same_attention() -> None:
         hidden = torch.ones(len(q), len(k), dtype=torch.bool).triu(len(k) - len(q) + 1)
         scores = (torch.einsum("qhd,khd->hqk", q, k) * 0.3).masked_fill(hidden, float("-inf"))
         pieces.append(torch.einsum("hqk,khd->qhd", scores.softmax(-1), v))
-    torch.testing.assert_close(torch.cat(pieces), by_hand(query, key, value, LAYOUT, 0.3), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(torch.cat(pieces), by_hand(query, key, value, layout, 0.3), rtol=1e-10, atol=1e-12)
 
 
 @contextmanager
@@ -242,6 +260,12 @@ def test_layouts_with_gaps_overlaps_or_nothing_in_them_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match="spans follow one another"):
         AttentionLayout(tuple(Span(*span) for span in spans))
+
+
+@pytest.mark.parametrize("shared", [(4, 0), (3, 1)])
+def test_a_beginning_that_no_earlier_prompt_has_is_refused(shared: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="no earlier prompt has"):
+        AttentionLayout((Span(0, 3, (2,)), Span(5, 2, (), *shared)))
 
 
 def test_plain_sdpa_on_the_same_pack_would_leak() -> None:

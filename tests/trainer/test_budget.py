@@ -216,6 +216,8 @@ def test_attention_is_counted_causally_and_a_shared_prompt_once() -> None:
     layout = AttentionLayout((Span(0, 3, (2, 1)), Span(6, 1, ())))
     seen = [1, 2, 3] + [4, 5] + [4] + [1]
     assert attended_pairs(layout) == sum(seen)
+    alike = AttentionLayout((Span(0, 3, (2, 1)), Span(6, 1, (2,), 2, 0)))
+    assert attended_pairs(alike) == sum([1, 2, 3] + [4, 5] + [4] + [3] + [4, 5])
 
 
 def test_published_operations_of_a_14b() -> None:

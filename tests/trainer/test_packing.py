@@ -7,9 +7,9 @@ import dataclasses
 import pytest
 import torch
 
-from tests.trainer.conftest import make_groups
+from tests.trainer.conftest import beginning_alike, make_groups
 from trainer.data.scored_groups import ScoredGroup
-from trainer.model.packing import DoesNotFit, MicroBatch, pack
+from trainer.model.packing import LEAST_SHARED, DoesNotFit, MicroBatch, pack
 
 SHAPES = [(5, [3, 1, 4]), (9, [2, 7]), (4, [6, 6, 6, 6]), (12, [1, 1])]
 
@@ -37,7 +37,7 @@ def test_a_group_is_its_prompt_once_then_its_completions_without_their_last_toke
     assert micro.length.tolist() == [2, 1, 3]
     assert micro.advantage.tolist() == [0.5, 0.0, -0.5]
     assert micro.sampler_logprob.tolist() == [-1.0, -1.0, -1.125, -1.25, -1.25, -1.25]
-    assert [tuple(span) for span in micro.layout.spans] == [(0, 3, (1, 2))]
+    assert [tuple(span) for span in micro.layout.spans] == [(0, 3, (1, 2), 0, 0)]
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3])
@@ -64,6 +64,59 @@ def test_no_pack_is_longer_than_allowed(max_tokens: int) -> None:
     for rank in range(2):
         for micro in pack(groups, signs(groups), max_tokens, rank=rank, world_size=2):
             assert len(micro.input_ids) == micro.layout.total <= max_tokens
+
+
+def test_what_prompts_begin_with_is_in_a_micro_batch_once() -> None:
+    groups = make_groups(SHAPES)
+    alike = beginning_alike(groups, LEAST_SHARED)
+    [apart], [together] = (pack(some, signs(some), 1000) for some in (groups, alike))
+    assert together.layout.total == apart.layout.total + LEAST_SHARED
+    assert [(span.shared, span.root) for span in together.layout.spans] == [(0, 0)] + 3 * [(LEAST_SHARED, 0)]
+    assert trained(together) == trained(apart)
+    # each position predicts from its own whole sequence
+    for target, source, number in zip(together.target, together.source, together.sequence, strict=True):
+        group, rollout = together.origin[number]
+        sequence = alike[group].prompt + alike[group].rollouts[rollout].completion
+        place = int(together.position_ids[source])
+        assert (sequence[place], sequence[place + 1]) == (int(together.input_ids[source]), int(target))
+
+
+@pytest.mark.parametrize("length", [LEAST_SHARED - 1, 0])
+def test_prompts_that_begin_alike_for_a_few_tokens_only_are_apart(length: int) -> None:
+    [micro] = pack(groups := beginning_alike(make_groups(SHAPES), length), signs(groups), 1000)
+    assert micro.layout.total == sum(
+        len(group.prompt) + sum(len(rollout.completion) - 1 for rollout in group.rollouts) for group in groups
+    )
+
+
+def test_two_kinds_of_prompts_have_a_beginning_each_whatever_their_order() -> None:
+    first, second = (beginning_alike(make_groups(SHAPES, seed), 100, seed) for seed in (1, 2))
+    groups = [group for pair in zip(first, second, strict=True) for group in pair]
+    [micro] = pack(groups, signs(groups), 2000)
+    assert [span.shared for span in micro.layout.spans] == [0, 0] + 6 * [100]
+    assert {(span.shared, span.root) for span in micro.layout.spans[2:]} == {
+        (100, 0),
+        (100, micro.layout.spans[1].start),
+    }
+
+
+def test_the_same_prompt_twice_keeps_a_token_to_predict_from() -> None:
+    [group] = beginning_alike(make_groups([(5, [3, 2])]), LEAST_SHARED)
+    [micro] = pack([group, group], signs([group, group]), 1000)
+    assert [(span.prompt, span.shared) for span in micro.layout.spans] == [
+        (LEAST_SHARED + 5, 0),
+        (1, LEAST_SHARED + 4),
+    ]
+
+
+@pytest.mark.parametrize("world_size", [1, 2])
+def test_packs_of_prompts_that_begin_alike_hold_all_rollouts_and_no_more_than_is_allowed(world_size: int) -> None:
+    groups = beginning_alike(make_groups(SHAPES), LEAST_SHARED)
+    loads = [pack(groups, signs(groups), 110, rank=rank, world_size=world_size) for rank in range(world_size)]
+    assert all(micro.layout.total <= 110 for load in loads for micro in load)
+    assert sorted(micro_group for load in loads for micro in load for micro_group in micro.origin) == [
+        (number, place) for number, group in enumerate(groups) for place in range(len(group.rollouts))
+    ]
 
 
 @pytest.mark.parametrize("world_size", [2, 5, 9])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM
 
-from tests.trainer.conftest import make_groups, make_model
+from tests.trainer.conftest import beginning_alike, make_groups, make_model
 from trainer.config import Recompute
+from trainer.data.scored_groups import ScoredGroup
 from trainer.model.loading import UnsupportedModel
 from trainer.model.logprobs import token_logprobs
-from trainer.model.packing import pack
+from trainer.model.packing import LEAST_SHARED, pack
 from trainer.model.policy import Policy
 from trainer.parallel import Parallel
 
@@ -35,11 +37,13 @@ def gradients(policy: Policy) -> dict[str, Tensor]:
     return found
 
 
-def alone_by_transformers(path: Path) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
+def alone_by_transformers(
+    path: Path, groups: list[ScoredGroup]
+) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
     """Per sequence log-probabilities and entropies, and the gradient of sum of squares, one sequence at a time."""
     model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager", dtype=torch.float32)
     logprobs, entropies = [], []
-    for group in make_groups(SHAPES):
+    for group in groups:
         for rollout in group.rollouts:
             ids = torch.tensor([group.prompt + rollout.completion])
             logits = model(input_ids=ids, use_cache=False).logits[0, len(group.prompt) - 1 : -1]
@@ -56,9 +60,35 @@ def alone_by_transformers(path: Path) -> tuple[list[Tensor], list[Tensor], dict[
 def test_packing_changes_neither_values_nor_gradients(
     alone: Parallel, model_path: Path, activation_checkpointing: Recompute, max_tokens: int
 ) -> None:
-    groups = make_groups(SHAPES)
-    policy = Policy(model_path, alone, activation_checkpointing=activation_checkpointing, logprob_chunk=5)
-    expected_logprobs, expected_entropies, expected_gradients = alone_by_transformers(model_path)
+    equal_by_transformers(make_groups(SHAPES), alone, model_path, activation_checkpointing, max_tokens)
+
+
+@pytest.mark.parametrize("max_tokens", [115, 1000])  # several micro-batches, and one
+def test_prompts_that_begin_alike_are_computed_together_without_a_change(
+    alone: Parallel, model_path: Path, max_tokens: int
+) -> None:
+    groups = beginning_alike(make_groups(SHAPES), LEAST_SHARED + 1)
+    micros = pack(groups, [[1.0] * len(group.rollouts) for group in groups], max_tokens)
+    assert any(span.shared for micro in micros for span in micro.layout.spans)
+    equal_by_transformers(groups, alone, model_path, "none", max_tokens)
+
+
+def test_several_temperatures_by_one_pass_are_those_by_one_each(alone: Parallel, model_path: Path) -> None:
+    policy = Policy(model_path, alone, logprob_chunk=5)
+    [micro] = pack(groups := make_groups(SHAPES), [[1.0] * len(group.rollouts) for group in groups], 1000)
+    hotter = micro.temperature + 0.5
+    with torch.no_grad():
+        found = policy.logprobs_at(micro, [micro.temperature, hotter])
+        for one, temperature in zip(found, (micro.temperature, hotter), strict=True):
+            assert torch.equal(one, policy.logprobs(replace(micro, temperature=temperature))[0])
+
+
+def equal_by_transformers(
+    groups: list[ScoredGroup], alone: Parallel, path: Path, mode: Recompute, max_tokens: int
+) -> None:
+    """Each sequence's values, and all of their gradient, as if it were computed by itself."""
+    policy = Policy(path, alone, activation_checkpointing=mode, logprob_chunk=5)
+    expected_logprobs, expected_entropies, expected_gradients = alone_by_transformers(path, groups)
     order = [(g, r) for g, group in enumerate(groups) for r in range(len(group.rollouts))]
     for micro in pack(groups, [[1.0] * len(group.rollouts) for group in groups], max_tokens):
         logprob, entropy = policy.logprobs(micro)

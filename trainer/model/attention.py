@@ -1,4 +1,5 @@
-"""Attention over a pack: each group's prompt once, then its completions, each seeing the prompt and itself.
+"""Attention over a pack: each group's prompt once, then its completions, each seeing the prompt and itself. What
+several prompts begin with is there once as well.
 
 Registered with transformers under `NAME`, so that any model built on its attention interface uses it:
 the model is called with `layout=AttentionLayout(...)` and no mask. Two forms of the same function:
@@ -36,16 +37,32 @@ class UnsupportedAttention(ConfigError):
 
 
 class Span(NamedTuple):
-    """One group within the pack: where its prompt starts, and the lengths that follow one another, in positions."""
+    """One group within the pack: where its prompt starts, and the lengths that follow one another, in positions.
+
+    Where groups begin with the same tokens, as few-shot prompts do, the first of them holds these for all: `shared`
+    of the others' prompt positions are those from `root` on, and `prompt` counts the rest.
+    """
 
     start: int
     prompt: int
     completions: tuple[int, ...]
+    shared: int = 0
+    root: int = 0
 
     @property
     def end(self) -> int:
         """The position after the last completion."""
         return self.start + self.prompt + sum(self.completions)
+
+    @property
+    def whole_prompt(self) -> int:
+        """Prompt positions that a completion sees, those of another group included."""
+        return self.shared + self.prompt
+
+    def prompt_of(self, positions: Tensor) -> Tensor:
+        """The whole prompt's entries of a tensor over packed positions."""
+        own = positions[self.start : self.start + self.prompt]
+        return torch.cat([positions[self.root : self.root + self.shared], own]) if self.shared else own
 
 
 class CompletionBatch(NamedTuple):
@@ -79,7 +96,7 @@ class AttentionLayout:
     """Who attends to whom in a pack: spans that follow one another without gaps, starting at position 0.
 
     Index tensors are made once per layout and device and shared by all layers. Raises ValueError for gaps,
-    overlaps, an empty prompt or an empty completion.
+    overlaps, an empty prompt or an empty completion, and shared positions that are not an earlier prompt's first.
     """
 
     spans: tuple[Span, ...]
@@ -87,11 +104,16 @@ class AttentionLayout:
 
     def __post_init__(self) -> None:
         position = 0
+        whole: dict[int, int] = {}  # prompts that hold all their positions themselves
         for span in self.spans:
             if span.start != position or span.prompt < 1 or min(span.completions, default=1) < 1:
                 raise ValueError(
                     f"span {tuple(span)} at packed position {position}: spans follow one another, lengths >= 1"
                 )
+            if span.shared and span.shared > whole.get(span.root, 0):
+                raise ValueError(f"span {tuple(span)}: no earlier prompt has {span.shared} positions from {span.root}")
+            if not span.shared:
+                whole[span.start] = span.prompt
             position = span.end
 
     @property
@@ -102,7 +124,17 @@ class AttentionLayout:
     @cached_property
     def longest(self) -> int:
         """The longest context that a position sees, itself included."""
-        return max((span.prompt + max(span.completions, default=0) for span in self.spans), default=0)
+        return max((span.whole_prompt + max(span.completions, default=0) for span in self.spans), default=0)
+
+    def rest_mask(self, span: Span, device: torch.device) -> Tensor | None:
+        """bool [prompt, shared + prompt]: what the rest of a prompt sees that shares its beginning; None: too large."""
+        if span.prompt * span.whole_prompt > MAX_MASK:
+            return None
+        key = ("rest", (span.start, device))
+        if key not in self._plans:
+            ones = torch.ones(span.prompt, span.whole_prompt, dtype=torch.bool, device=device)
+            self._plans[key] = ones.tril(diagonal=span.shared)
+        return cast(Tensor, self._plans[key])
 
     def batch(self, span: Span, device: torch.device) -> CompletionBatch | None:
         """The padded batch of a span's completions, or None where one causal sdpa for each is cheaper."""
@@ -121,16 +153,16 @@ class AttentionLayout:
 
 def _completion_batch(span: Span, device: torch.device) -> CompletionBatch | None:
     lengths = torch.tensor(span.completions)
-    count, longest = len(span.completions), int(lengths.max())
-    pairs = count * longest * (span.prompt + longest)
-    alone = int(((span.prompt + lengths) ** 2).sum()) // 2
-    if pairs > alone or longest * (span.prompt + longest) > MAX_MASK:
+    count, longest, prompt = len(span.completions), int(lengths.max()), span.whole_prompt
+    pairs = count * longest * (prompt + longest)
+    alone = int(((prompt + lengths) ** 2).sum()) // 2
+    if pairs > alone or longest * (prompt + longest) > MAX_MASK:
         return None
     starts = span.start + span.prompt + lengths.cumsum(0) - lengths
     column = torch.arange(longest)
     real = column < lengths[:, None]
     gather = (starts[:, None] + torch.minimum(column, lengths[:, None] - 1)).flatten()
-    mask = torch.ones(longest, span.prompt + longest, dtype=torch.bool).tril(diagonal=span.prompt)
+    mask = torch.ones(longest, prompt + longest, dtype=torch.bool).tril(diagonal=prompt)
     return CompletionBatch(
         gather.to(device), real.flatten().nonzero().flatten().to(device), mask.to(device), (count, longest)
     )
@@ -139,8 +171,9 @@ def _completion_batch(span: Span, device: torch.device) -> CompletionBatch | Non
 def _varlen_plan(spans: tuple[Span, ...], device: torch.device) -> VarlenPlan:
     keys: list[Tensor] = []
     queries: list[int] = []
+    positions = torch.arange(spans[-1].end)
     for span in spans:
-        prompt = torch.arange(span.start, span.start + span.prompt)
+        prompt = span.prompt_of(positions)
         keys.append(prompt)
         queries.append(span.prompt)
         position = span.start + span.prompt
@@ -162,30 +195,33 @@ def grouped_attention(query: Tensor, key: Tensor, value: Tensor, layout: Attenti
     """query [T, H, D], key and value [T, KV, D] -> [T, H, D]; H is a multiple of KV. Differentiable."""
     parts: list[Tensor] = []
     for span in layout.spans:
-        first = slice(span.start, span.start + span.prompt)
-        prompt_key, prompt_value = key[first], value[first]
-        parts.append(_sdpa(query[first], prompt_key, prompt_value, scale))
+        before = [span.prompt_of(part) for part in (query, key, value)]
+        mask = layout.rest_mask(span, query.device) if span.shared else None
+        # sdpa's causal mask is aligned to the top left, so queries of what comes before go along and are dropped.
+        skipped = span.shared if mask is None else 0
+        parts.append(_sdpa(before[0][span.shared - skipped :], before[1], before[2], scale, mask)[skipped:])
         if not span.completions:
             continue
         plan = layout.batch(span, query.device)
         if plan is not None:
-            parts.append(_batched(query, key, value, (prompt_key, prompt_value), plan, scale))
+            parts.append(_batched(query, key, value, (before[1], before[2]), plan, scale))
             continue
-        position = first.stop
+        position = span.start + span.prompt
         for length in span.completions:
             own = slice(position, position + length)
-            # sdpa's causal mask is aligned to the top left, so the prompt's queries go along and are dropped.
-            q, k, v = (torch.cat([whole[first], whole[own]]) for whole in (query, key, value))
-            parts.append(_sdpa(q, k, v, scale)[span.prompt :])
+            q, k, v = (torch.cat([first, part[own]]) for first, part in zip(before, (query, key, value), strict=True))
+            parts.append(_sdpa(q, k, v, scale)[span.whole_prompt :])
             position += length
     return torch.cat(parts)
 
 
-def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+def _sdpa(query: Tensor, key: Tensor, value: Tensor, scale: float, mask: Tensor | None = None) -> Tensor:
+    """Causal without a mask."""
     q, k, v = (part.transpose(0, 1)[None] for part in (query, key, value))
     if q.is_cuda:
         k, v = _every_head(q, k, v)
-    out = scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=k.shape[1] != q.shape[1])
+    gqa = k.shape[1] != q.shape[1]
+    out = scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=gqa)
     return out[0].transpose(0, 1)
 
 

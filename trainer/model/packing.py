@@ -1,5 +1,7 @@
 """From scored groups to packed micro-batches: the shared prompt once, then its completions.
 
+What the prompts of several groups begin with, such as worked examples, is in a micro-batch once as well.
+
 `pack` is a pure function of the whole batch, so every rank calls it with the same arguments and takes its share
 without talking to the others. All ranks get the same number of micro-batches, as FSDP's collectives need.
 """
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 ATTENTION_COST = 3e-5
 """Cost of one (query, key) pair relative to one token's matrix products: 4 x layers x heads x head size over
 2 x parameters. Qwen3-14B has 2.9e-5; where contexts are short enough for it to be wrong, it does not matter."""
+
+LEAST_SHARED = 64
+"""Tokens that prompts of several groups begin with before they are computed together: below, the copies of keys and
+values cost about as much."""
 
 
 class DoesNotFit(LivecodeError, ValueError):
@@ -67,6 +73,9 @@ class PackItem(NamedTuple):
     rollouts: tuple[int, ...]
     tokens: int
     cost: float
+    family: int = -1
+    """Of the groups whose prompts begin with the same `shared` tokens; -1: none."""
+    shared: int = 0
 
 
 def pack(
@@ -91,9 +100,10 @@ def pack(
         DoesNotFit: one prompt + completion is longer than max_tokens.
         ValueError: an empty prompt or completion, or counts that do not match.
     """
+    families = _families([group.prompt for group in groups])
     pieces = [
-        piece
-        for index, group in enumerate(groups)
+        piece._replace(family=family, shared=shared)
+        for index, (group, (family, shared)) in enumerate(zip(groups, families, strict=True))
         for piece in _pieces(index, group, _spoken(group, advantages[index], skip_silent), max_tokens, attention_cost)
     ]
     bins = _bins(pieces, max_tokens, world_size)
@@ -101,6 +111,37 @@ def pack(
     rows = [bins[start : start + world_size] for start in range(0, len(bins), world_size)]
     mine = [row[rank if number % 2 == 0 else world_size - 1 - rank] for number, row in enumerate(rows)]
     return [_micro_batch(groups, advantages, chosen, device) for chosen in mine]
+
+
+def _families(prompts: Sequence[list[int]]) -> list[tuple[int, int]]:
+    """(family, tokens that its prompts begin with) of each prompt; (-1, 0) for one that is computed by itself."""
+    found = [(-1, 0)] * len(prompts)
+    members: list[int] = []
+    common = 0
+
+    def close() -> None:
+        shared = min([common, *(len(prompts[member]) - 1 for member in members)])
+        if len(members) > 1 and shared >= LEAST_SHARED:
+            for member in members:
+                found[member] = (members[0], shared)
+
+    for index in sorted(range(len(prompts)), key=lambda index: prompts[index]):
+        # Neighbours in this order begin alike. One joins where it saves more than what the others lose by it.
+        reach = min(common, _alike(prompts[members[-1]], prompts[index])) if members else 0
+        if members and reach >= LEAST_SHARED and len(members) * reach >= (len(members) - 1) * common:
+            members.append(index)
+            common = reach
+        else:
+            close()
+            members, common = [index], len(prompts[index])
+    close()
+    return found
+
+
+def _alike(first: list[int], second: list[int]) -> int:
+    """How many tokens both begin with."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((place for place, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 def _spoken(group: ScoredGroup, advantages: Sequence[float], skip_silent: bool) -> list[int]:
@@ -154,18 +195,24 @@ def _pieces(
 def _bins(pieces: list[PackItem], max_tokens: int, world_size: int) -> list[list[PackItem]]:
     """The fewest bins, a multiple of world_size, that hold all pieces, balanced by cost, the heaviest bin first."""
     ordered = sorted(pieces, key=lambda piece: (-piece.cost, piece.group, piece.rollouts))
-    rounds = max(1, -(-sum(piece.tokens for piece in pieces) // (max_tokens * world_size)))
+    beginnings = {piece.family: piece.shared for piece in pieces}
+    least = sum(piece.tokens - piece.shared for piece in pieces) + sum(beginnings.values())
+    rounds = max(1, -(-least // (max_tokens * world_size)))
     while True:
         bins: list[list[PackItem]] = [[] for _ in range(rounds * world_size)]
         cost, tokens = [0.0] * len(bins), [0] * len(bins)
+        families: list[set[int]] = [{-1} for _ in bins]
         for piece in ordered:
-            open_bins = [place for place in range(len(bins)) if tokens[place] + piece.tokens <= max_tokens]
+            saved = [piece.shared if piece.family in held else 0 for held in families]
+            new = [piece.tokens - one for one in saved]
+            open_bins = [place for place in range(len(bins)) if tokens[place] + new[place] <= max_tokens]
             if not open_bins:
                 break
-            lightest = min(open_bins, key=lambda place: (cost[place], place))
+            lightest = min(open_bins, key=lambda place: (cost[place] - saved[place], place))
             bins[lightest].append(piece)
-            cost[lightest] += piece.cost
-            tokens[lightest] += piece.tokens
+            cost[lightest] += piece.cost - saved[lightest]
+            tokens[lightest] += new[lightest]
+            families[lightest].add(piece.family)
         else:
             order = sorted(range(len(bins)), key=lambda place: (-cost[place], place))
             return [sorted(bins[place]) for place in order]
@@ -187,23 +234,25 @@ def _micro_batch(
     target: list[int] = []
     sampler: list[float] = []
     origin: list[tuple[int, int]] = []
+    roots: dict[int, int] = {}  # where a family's shared tokens are
     for piece in pieces:
-        group = groups[piece.group]
-        start, prompt = len(ids), len(group.prompt)
-        ids += group.prompt
-        positions += range(prompt)
-        parts = []
+        group, start = groups[piece.group], len(ids)
+        shared = piece.shared if piece.family in roots else 0
+        ids += group.prompt[shared:]
+        prompt, last, parts = len(group.prompt), len(ids) - 1, []
+        positions += range(shared, prompt)
         for number in piece.rollouts:
             rollout = group.rollouts[number]
             inner = len(rollout.completion) - 1
-            source += [start + prompt - 1, *range(len(ids), len(ids) + inner)]
+            source += [last, *range(len(ids), len(ids) + inner)]
             target += rollout.completion
             sampler += rollout.logprobs
             origin.append((piece.group, number))
             ids += rollout.completion[:-1]
             positions += range(prompt, prompt + inner)
             parts.append(inner)
-        spans.append(Span(start, prompt, tuple(part for part in parts if part)))
+        root = roots.setdefault(piece.family, start) if piece.shared else 0
+        spans.append(Span(start, prompt - shared, tuple(filter(None, parts)), shared, root if shared else 0))
     lengths = [len(groups[group].rollouts[number].completion) for group, number in origin]
     length = torch.tensor(lengths, dtype=torch.int64)
     return MicroBatch(

@@ -6,7 +6,7 @@ not be random. Logits exist for one chunk of tokens at a time (`trainer.model.lo
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,10 +109,15 @@ class Policy(nn.Module):
         collective: every rank calls it equally often.
         With an empty micro-batch both are empty, and backward gives zeros for every weight.
         """
-        logprob, found = self(micro, entropy)
+        [(logprob, found)] = self(micro, [micro.temperature], entropy)
         return logprob, found
 
-    def forward(self, micro: MicroBatch, entropy: bool = True) -> tuple[Tensor, Tensor]:
+    def logprobs_at(self, micro: MicroBatch, temperatures: Sequence[Tensor]) -> list[Tensor]:
+        """fp32 [K] log-probabilities for each of these temperatures ([B]), by one pass through the blocks; a
+        collective."""
+        return [logprob for logprob, _ in self(micro, temperatures, False)]
+
+    def forward(self, micro: MicroBatch, temperatures: Sequence[Tensor], entropy: bool) -> list[tuple[Tensor, Tensor]]:
         """See `logprobs`; FSDP's hooks hang on this call."""
         hidden = self.model.base_model(
             input_ids=micro.input_ids[None],
@@ -120,14 +125,11 @@ class Policy(nn.Module):
             use_cache=False,
             layout=micro.layout,
         ).last_hidden_state[0]
-        return token_logprobs(
-            hidden[micro.source],
-            self.model.get_output_embeddings().weight,
-            micro.target,
-            micro.temperature[micro.sequence],
-            self.logprob_chunk,
-            entropy=entropy,
-        )
+        predicting, head = hidden[micro.source], self.model.get_output_embeddings().weight
+        return [
+            token_logprobs(predicting, head, micro.target, one[micro.sequence], self.logprob_chunk, entropy=entropy)
+            for one in temperatures
+        ]
 
     def state_dict_full(self, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """Whole weights on rank 0's CPU, copied, under the names and in the form of a Hugging Face checkpoint.

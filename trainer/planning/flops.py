@@ -54,8 +54,8 @@ def attended_pairs(layout: AttentionLayout) -> int:
 
 
 def _pairs(span: Span) -> int:
-    own = sum(length * span.prompt + length * (length + 1) // 2 for length in span.completions)
-    return span.prompt * (span.prompt + 1) // 2 + own
+    own = sum(length * span.whole_prompt + length * (length + 1) // 2 for length in span.completions)
+    return span.prompt * span.shared + span.prompt * (span.prompt + 1) // 2 + own
 
 
 def flops(

@@ -134,6 +134,8 @@ def _block_trace(
         for span in layout.spans:
             if span.completions:
                 layout.batch(span, here)
+            if span.shared:
+                layout.rest_mask(span, here)
     with one_block(config, dtype, FakeTensorMode(allow_non_fake_inputs=True), adapter) as model:
         [block] = [part for part in model.modules() if isinstance(part, GradientCheckpointingLayer)]
         if adapter is not None:
