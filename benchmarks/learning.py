@@ -25,6 +25,7 @@ def run(name: str, seed: int, steps: int, *, shuffle: bool, runs: Path) -> int:
     folder = runs / f"learning-{name}"
     command = [sys.executable, "-m", "environments.cli", "demo", "--seed", str(seed), "--steps", str(steps)]
     command += ["--run-dir", str(folder), "--shuffle_rewards", str(shuffle).lower()]
+    command += ["--eval_samples", "4", "--environment.evaluation.greedy", "true"]
     code = subprocess.run(command, check=False).returncode
     if code == 0:
         kept = RESULTS / name

@@ -57,8 +57,16 @@ class Demo:
         started = time.monotonic()
         self.screen.say(f"Run folder {self.run_dir}")
         self.screen.say(f"  {self.disk}")
-        self._start_servers()
-        self.loop.train(self._trainer(), self._environment())
+        # vLLM computes on one core while it starts: trainer and environment start beside it, and wait for it.
+        vllm = self._server()
+        served = self.loop.begin_server("vllm", vllm) if vllm else None
+        self.loop.begin_and_wait("api", self._api(), "Atropos API server")
+
+        def wait() -> None:
+            if vllm and served:
+                self.loop.wait_ready(served, vllm, f"vLLM with {self.config.model.name}")
+
+        self.loop.train(self._trainer(), self._environment(), wait)
         self._report(self._evaluated(0), self._evaluated(self.config.steps), time.monotonic() - started)
         return 0
 
@@ -74,23 +82,26 @@ class Demo:
         claim(self.run_dir)
         write_yaml(self.config, self.run_dir / "config" / "demo.yaml")
 
-    def _start_servers(self) -> None:
-        port = self.api.rpartition(":")[2]
+    def _api(self) -> Process:
         journal = str(self.run_dir / "api.journal")
-        api = Process((*ATROPOS, "run-api", "--port", port, "--journal", journal), f"{self.api}/status")
-        self.loop.begin_and_wait("api", api, "Atropos API server")
+        argv = (*ATROPOS, "run-api", "--port", self.api.rpartition(":")[2], "--journal", journal)
+        return Process(argv, f"{self.api}/status")
+
+    def _server(self) -> Process | None:
+        """vLLM; None where one runs already."""
         if self.config.server_url is not None:
-            return
+            return None
         served = ["--model", str(self.config.model), "--port", self.server.rpartition(":")[2]]
         served += ["--max_lora_rank", str(self.adapter_rank)] if self.adapter_rank else []
         served += flags(self.config.server)
-        vllm = (*ATROPOS, "serve-model", "--config", str(self.config.server_config), *served)
-        self.loop.begin_and_wait("vllm", Process(vllm, f"{self.server}/health"), f"vLLM with {self.config.model.name}")
+        argv = (*ATROPOS, "serve-model", "--config", str(self.config.server_config), *served)
+        return Process(argv, f"{self.server}/health")
 
     def _environment_flags(self) -> list[str]:
         return [
             *("--config", str(self.config.environment_config)),
             *("--model", str(self.config.model), "--servers", self.server),
+            *("--servers_wait_s", str(self.config.start_deadline_s)),
             *("--env.rollout_server_url", self.api, "--env.run_dir", str(self.run_dir)),
             *("--env.seed", str(self.config.seed), "--env.total_steps", str(self.config.steps)),
             *("--env.shuffle_rewards", str(self.config.shuffle_rewards).lower()),
@@ -109,6 +120,7 @@ class Demo:
             *("--config", str(self.config.trainer_config), "--model", str(self.config.model)),
             *("--run_dir", str(self.run_dir), "--steps", str(self.config.steps)),
             *("--seed", str(self.config.seed), "--api.url", self.api, "--weights.servers", self.server),
+            *("--weights.wait_s", str(self.config.start_deadline_s)),
             *("--checkpoint.resume", "auto"),
             *flags(self.config.trainer),
         ]

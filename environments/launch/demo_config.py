@@ -35,7 +35,7 @@ class DemoConfig(Settings):
     environment: dict[str, Any] = Field({}, description="The environment's options over its file's.")
     trainer: dict[str, Any] = Field({}, description="The trainer's over its file's: --trainer.adapter.rank 32.")
     server: dict[str, Any] = Field({}, description="vLLM's over its file's.")
-    eval_samples: int = Field(4, ge=1, description="Samples per held-out problem in an evaluation.")
+    eval_samples: int = Field(3, ge=1, description="Samples per held-out problem in an evaluation.")
     eval_every: int | None = Field(
         None, ge=1, description="Steps between held-out evaluations; empty: before the first and after the last only."
     )

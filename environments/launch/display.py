@@ -46,9 +46,9 @@ class Screen:
         self.console = console or Console(highlight=False)
 
     @contextmanager
-    def stage(self, what: str) -> Iterator[Status]:
-        """A line with a spinner while something starts, then the seconds it took."""
-        start = time.monotonic()
+    def stage(self, what: str, since: float | None = None) -> Iterator[Status]:
+        """A line with a spinner while something starts, then the seconds it took; since: when it began (monotonic)."""
+        start = time.monotonic() if since is None else since
         with self.console.status(what) as status:
             yield status
         self.console.print(f"  {what:<58} {time.monotonic() - start:6.1f} s")

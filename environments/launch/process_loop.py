@@ -7,7 +7,7 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -133,17 +133,25 @@ class Loop:
             ready=self.run_dir / process.ready,
         )
 
+    def begin_server(self, name: str, process: Process) -> Child:
+        """Starts a server, which `wait_ready` waits for."""
+        return self.family.start(
+            name,
+            process.argv,
+            self.run_dir / "logs" / f"{name}.log",
+            dict(process.variables),
+            restarts=Restarts(name, RESTARTS, lambda line: self.screen.say(f"  {line}")),
+        )
+
+    def wait_ready(self, child: Child, process: Process, what: str) -> None:
+        """Returns when the server's address answers."""
+        with self.screen.stage(what, since=child.started):
+            child.wait_ready(process.ready, self._start_deadline_s, tick=self.check)
+
     def begin_and_wait(self, name: str, process: Process, what: str) -> Child:
         """Starts a server and waits until its address answers."""
-        with self.screen.stage(what):
-            child = self.family.start(
-                name,
-                process.argv,
-                self.run_dir / "logs" / f"{name}.log",
-                dict(process.variables),
-                restarts=Restarts(name, RESTARTS, lambda line: self.screen.say(f"  {line}")),
-            )
-            child.wait_ready(process.ready, self._start_deadline_s, tick=self.check)
+        child = self.begin_server(name, process)
+        self.wait_ready(child, process, what)
         return child
 
     def run_to_end(self, name: str, process: Process, what: str) -> Child:
@@ -158,11 +166,15 @@ class Loop:
 
     # -- training ------------------------------------------------------------------------------------------
 
-    def train(self, trainer: Process, environment: Process) -> int:
-        """Runs trainer and environment to the last step, or to a checkpoint after a signal; the step reached."""
+    def train(self, trainer: Process, environment: Process, wait: Callable[[], None] = lambda: None) -> int:
+        """Runs trainer and environment to the last step, or to a checkpoint after a signal; the step reached.
+
+        wait: called when both have begun; returns when the servers are ready that they wait for by themselves.
+        """
         metrics, groups = (JsonLines(self.run_dir / f"{n}.jsonl", skip=True) for n in ("metrics", "environment"))
         training = self.begin("trainer", trainer)
         feeding = self.begin("environment", environment)
+        wait()
         self.screen.say()
         self.screen.header()
         self.evaluated += self._evaluations.new()

@@ -182,6 +182,10 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
         # Threads sleep at a barrier instead of spinning: beside other busy processes this generates 2-3 times as fast.
         env["OMP_WAIT_POLICY"] = "passive"
         env["ATROPOS_LIVECODE_WAIT_ASLEEP"] = "1"  # and so do its processes (trainer.weight_sync.vllm_plugin)
+        if config.enforce_eager:
+            # vLLM's sampler has functions that are compiled at the first request all the same, by a C++ compiler and
+            # for a quarter of a minute, to save copies that a CPU has room for.
+            env["TORCHDYNAMO_DISABLE"] = "1"
     else:
         argv += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
         argv += ["--tensor-parallel-size", str(config.tensor_parallel_size)]
