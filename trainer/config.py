@@ -11,6 +11,7 @@ from environments.common.plugins import check_known
 from environments.common.server_list import ServerSource, either
 from environments.common.settings import Section, Settings, Url, without_password
 from trainer.adapter_config import AdapterConfig
+from trainer.checkpoint_config import CheckpointConfig, InitFromConfig
 from trainer.objective.table import token_twin
 from trainer.objective_config import ObjectiveConfig
 from trainer.tracking import GROUP as TRACKER_GROUP
@@ -107,9 +108,10 @@ class ApiConfig(Section):
 class WeightsConfig(Section):
     """How new weights reach vLLM."""
 
-    backend: Literal["disk", "nccl"] = Field(
+    backend: Literal["disk", "nccl", "colocated"] = Field(
         "disk",
-        description="Transfer: disk (a folder that both sides see; also without a GPU) or nccl (from GPU to GPU).",
+        description="Transfer: disk (a folder that both sides see; also without a GPU), nccl (from GPU to GPU) or "
+        "colocated (trainer and vLLM on one GPU, in turns).",
     )
     servers: list[Url] = Field([], description="Addresses of the vLLM servers; none: nothing is sent.")
     servers_from: ServerSource | None = Field(
@@ -145,44 +147,21 @@ class WeightsConfig(Section):
         False, description="Stop generation while a step is computed: for trainer and vLLM on the same cores."
     )
 
+    sleep_level: int = Field(
+        1, ge=1, le=2, description="While vLLM sleeps (colocated) its weights are in host memory (1) or dropped (2)."
+    )
+    server_share: float = Field(
+        0.85,
+        gt=0,
+        lt=1,
+        description="Share of the GPU's memory that vLLM takes while it is awake (colocated), its "
+        "gpu_memory_utilization: for the budget.",
+    )
+
     @property
     def sends(self) -> bool:
         """Whether there are servers that get the weights."""
         return bool(self.servers) or self.servers_from is not None
-
-
-class CheckpointConfig(Section):
-    """When the state is saved, and what a start resumes from."""
-
-    every: int = Field(50, ge=0, description="Steps between checkpoints; 0: only at the end.")
-    keep_last: int = Field(2, ge=1, description="Checkpoints kept.")
-    resume: str | None = Field(
-        "auto",
-        description="'auto' (resume from the latest checkpoint where the run folder has one), 'latest', 'best', a "
-        "checkpoint's folder, or empty: start from the model, refused in a folder that was used.",
-    )
-    stop_deadline_s: float = Field(
-        600.0, gt=0, description="After SIGTERM: the step is ended and saved; later than this the process is gone."
-    )
-    export: bool = Field(
-        True, description="Write the last weights as a Hugging Face folder at the end; of an adapter, that alone."
-    )
-
-
-class InitFromConfig(Section):
-    """The checkpoint of an earlier run that this one begins with: a stage of the context schedule is a run."""
-
-    run: Path | None = Field(None, description="Run folder of the stage before; empty: begin with `model`.")
-    select: str = Field("best", description="'best' (the run's checkpoints/best), 'latest' or a step's name.")
-    optimizer: Literal["keep", "reset"] = Field("reset", description="AdamW's moments and schedule.")
-
-    @model_validator(mode="after")
-    def _needs_a_run(self) -> InitFromConfig:
-        for name in ("select", "optimizer"):
-            value = getattr(self, name)
-            if self.run is None and value != type(self).model_fields[name].default:
-                raise ValueError(f"{name} {value!r} has no effect without a run: set init_from.run, or leave it out")
-        return self
 
 
 class TrainerConfig(Settings):
@@ -284,6 +263,32 @@ class TrainerConfig(Settings):
                 f"weights.full_every {self.weights.full_every} with {what}: deltas are files of whole weights; set "
                 "weights.full_every: 1"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _shares_one_gpu(self) -> TrainerConfig:
+        weights = self.weights
+        if weights.backend != "colocated":
+            for name in ("sleep_level", "server_share"):
+                value, default = getattr(weights, name), type(weights).model_fields[name].default
+                if value != default:
+                    raise ValueError(
+                        f"weights.{name} {value} has no effect with weights.backend {weights.backend}: leave it out, "
+                        "or set weights.backend: colocated"
+                    )
+            return self
+        if len(weights.servers) != 1 or weights.servers_from is not None:
+            raise ValueError(
+                f"weights.servers {weights.servers} with weights.backend colocated: one server shares the trainer's "
+                "GPU; give its address alone, or set weights.backend: nccl"
+            )
+        for name in ("pause_mode", "pause_while_training"):
+            value, default = getattr(weights, name), type(weights).model_fields[name].default
+            if value != default:
+                raise ValueError(
+                    f"weights.{name} {value} with weights.backend colocated: vLLM sleeps while a step is computed and "
+                    "keeps its requests; leave it out"
+                )
         return self
 
     @model_validator(mode="after")

@@ -105,6 +105,7 @@ METRICS: dict[str, Metric] = {
     "seconds_checkpoint": Metric("Seconds that training stood still for the checkpoint of the step before.", "max"),
     "seconds_sync": Metric("Seconds until vLLM served the new weights.", "max"),
     "seconds_pause": Metric("Seconds that generation stood still for the sync.", "max"),
+    "seconds_turns": Metric("Seconds that one GPU took to change hands between vLLM and the trainer.", "max"),
     "servers_missing": Metric("Number of vLLM servers that were gone or hung when weights were published.", "max"),
     "seconds_step": Metric("Seconds of the whole step.", "max"),
     "peak_memory_gib": Metric("Highest memory in use on a rank, in GiB.", "max"),

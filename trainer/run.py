@@ -5,10 +5,8 @@ The loop that calls its phases is `train` in trainer/main.py.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
-import resource
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,14 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from environments.common.errors import ConfigError
 from environments.common.hub import is_hub_name, model_folder
-from environments.common.run_folder import append_line
 from trainer.batch_feed import BatchFeed
 from trainer.checkpoints import Checkpoints
 from trainer.config import TrainerConfig
 from trainer.console import StepLines
 from trainer.data.api_client import StopWaiting
 from trainer.data.scored_groups import ScoredGroup
+from trainer.device_state import device_state
 from trainer.metrics import Metrics
 from trainer.model.export import check_export, save_adapter, save_hf
 from trainer.model.loading import stored_shapes
@@ -37,13 +36,15 @@ from trainer.planning.fit import check_memory
 from trainer.process.signals import StopRequest
 from trainer.replay_store import StepRecorder
 from trainer.rollout_table import RolloutTable
-from trainer.start import RecordError, RunStart, taken
+from trainer.start import RunStart, taken
 from trainer.step import Batch, describe, prepare, set_old_logprobs, set_reference_logprobs, take_steps
+from trainer.step_rows import peak_memory_gib, write_rows
 from trainer.token_records import TokenRecords
 from trainer.tracking import Tracker, tracking
 from trainer.training_state import TrainingState
 from trainer.weight_sync.publisher import make_publisher
 from trainer.weight_sync.session import ServerSession, ServersRecovered
+from trainer.weight_sync.turns import TurnSession
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,13 @@ class Run:
                 resumed = (config.run_dir / "metrics.jsonl").exists() or config.weights.servers_from is not None
                 self.served.publisher.check(resumed=resumed, wait_s=config.weights.wait_s)
             self.feed.reach(opened, self.beginning.step)
+        if isinstance(self.served, TurnSession):
+            if self.parallel.world_size > 1:
+                raise ConfigError(
+                    f"weights.backend colocated with {self.parallel.world_size} ranks: trainer and vLLM share one GPU; "
+                    "start one rank, or set weights.backend: nccl"
+                )
+            self.served.pause()  # the model takes its place on the device
         self._load(opened)
         with together(self.parallel):
             self.feed.register(self.step, self.policy.model.config.vocab_size)
@@ -144,7 +152,8 @@ class Run:
                 initial=config.model,
                 adapter=config.adapter,
             )
-        return ServerSession(publisher, config, self.parallel, self.stop)
+        kind = TurnSession if config.weights.backend == "colocated" else ServerSession
+        return kind(publisher, config, self.parallel, self.stop)
 
     def _load(self, opened: ExitStack) -> None:
         """Reads the model, and the checkpoint that the run begins with."""
@@ -160,6 +169,8 @@ class Run:
         with together(self.parallel):
             self.rollout_table = RolloutTable(self.trackers, config)
         self._restore()
+        if self.served is not None:
+            self.served.attach(device_state(self.state))
 
     def _restore(self) -> None:
         """The state of the checkpoint that the run begins with, if there is one."""
@@ -201,6 +212,8 @@ class Run:
         Raises:
             BatchError: no batch within the deadline, or a group that cannot be trained on.
         """
+        if self.served is not None:
+            self.served.hand_over()
         with self._timed("seconds_wait"):
             until = self.feed.begin_wait()
             while True:
@@ -210,6 +223,8 @@ class Run:
                 except ServersRecovered:
                     assert self.served is not None
                     self.served.catch_up(self.policy)
+        if self.served is not None:
+            self.served.take_back(self.policy, self.metrics)
         with together(self.parallel):
             if self.parallel.is_main and self.served is not None and self.config.weights.pause_while_training:
                 self.served.pause()
@@ -269,7 +284,7 @@ class Run:
             describe(batch, self.step - 1, self.metrics)
             self.metrics.add("groups_left_out", len(left_out))
         self.metrics.add("seconds_step", time.monotonic() - self._step_started)
-        self.metrics.add("peak_memory_gib", _peak_memory_gib())
+        self.metrics.add("peak_memory_gib", peak_memory_gib())
         self._step_started = time.monotonic()
         row: dict[str, Any] = {"step": self.step, "time": time.time(), "tokens_trained": batch.tokens}
         row |= self.metrics.reduce(self.parallel.control)
@@ -280,15 +295,7 @@ class Run:
             # Which groups made these weights: written before a checkpoint has them, so that an audit finds each once.
             dropped = {**batch.dropped, **left_out}
             taken = {"step": self.step - 1, "groups": [g.group_id for g in batch.groups], "dropped": dropped}
-            for name, line in (("trained", taken), ("metrics", row)):
-                path = self.config.run_dir / f"{name}.jsonl"
-                try:
-                    append_line(path, json.dumps(line))
-                except OSError as error:
-                    raise RecordError(
-                        f"{path}: cannot be written ({error.strerror}): free space on that disk; then {self._way_on()} "
-                        "resumes"
-                    ) from None
+            write_rows(self.config.run_dir, self._way_on(), trained=taken, metrics=row)
             for tracker in self.trackers:
                 tracker.log(self.step, row)
             self.rollout_table.log(self.step, batch.groups)
@@ -303,6 +310,8 @@ class Run:
 
     def finish(self) -> None:
         """After the last step or a request to stop: a durable checkpoint; after the last, Hugging Face's form too."""
+        if self.served is not None:
+            self.served.take_back(self.policy, self.metrics)
         if self._saved != self.step:
             self._save()
         self.checkpoints.wait()
@@ -313,6 +322,8 @@ class Run:
             save_adapter(self.policy, self.config.run_dir / "export")
         elif self.config.checkpoint.export:
             save_hf(self.policy, self.config.run_dir / "export", self.config.model)
+        if self.served is not None:
+            self.served.hand_over()
 
     def _way_on(self) -> str:
         """What the user starts to resume from the last checkpoint."""
@@ -330,9 +341,3 @@ class Run:
         start = time.monotonic()
         yield
         self.metrics.add(name, time.monotonic() - start)
-
-
-def _peak_memory_gib() -> float:
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20

@@ -14,7 +14,7 @@ import contextlib
 import json
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -102,10 +102,18 @@ class Refused(RuntimeError):
 class Engine:
     """The model, its requests and the state of a weight update, in a thread of its own.
 
-    token_s: pause after each token, so that faults find requests under way.
+    token_s: pause after each token, so that faults find requests under way. ipc: reads the tensors that an update by
+    CUDA IPC names.
     """
 
-    def __init__(self, model: Path, *, token_s: float, most_running: int = 32) -> None:
+    def __init__(
+        self,
+        model: Path,
+        *,
+        token_s: float,
+        most_running: int = 32,
+        ipc: Callable[[dict[str, Any]], dict[str, torch.Tensor]] | None = None,
+    ) -> None:
         torch.set_num_threads(1)
         self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         ends = json.loads((model / "config.json").read_text())["eos_token_id"]
@@ -113,6 +121,9 @@ class Engine:
         self.token_s, self.most_running = token_s, most_running
         self.version = START_LABEL
         self.paused = self.initialised = self.updating = False
+        self.asleep: set[str] = set()
+        self._kept: dict[str, torch.Tensor] = {}
+        self._ipc = ipc
         self.requests: list[Running] = []
         self.lock = threading.Condition()
         threading.Thread(target=self._run, daemon=True).start()
@@ -136,8 +147,34 @@ class Engine:
 
     def resume(self) -> None:
         with self.lock:
+            if self.asleep:
+                raise Refused("a forward over memory that is not there")
             self.paused = False
             self.lock.notify_all()
+
+    def sleep(self, level: int, mode: str) -> None:
+        """Pauses, and gives up the memory of weights and cache; level 1 keeps the weights on the host."""
+        self.pause(mode)
+        with self.lock:
+            if "weights" in self.asleep:
+                return
+            self.asleep = {"weights", "kv_cache"}
+            state = self.model.state_dict()
+            self._kept = {name: value.clone() for name, value in state.items()} if level == 1 else {}
+            for value in state.values():
+                value.zero_()
+
+    def wake(self, tags: Sequence[str]) -> bool:
+        """Brings memory back; whether all of it is there, and with it generation resumed."""
+        with self.lock:
+            wanted = set(tags) or set(self.asleep)
+            if wanted <= self.asleep:
+                if "weights" in wanted and self._kept:
+                    self.model.load_state_dict(self._kept)
+                self.asleep -= wanted
+            if not self.asleep:
+                self.resume()
+            return not self.asleep
 
     def start(self) -> None:
         """Begins an update; one at a time, as in vLLM's worker."""
@@ -151,13 +188,19 @@ class Engine:
                 )
             self.updating = True
 
-    def update(self, folder: Path) -> None:
-        """Loads the folder's tensors; a running forward would have killed vLLM's worker."""
+    def update(self, info: dict[str, Any]) -> None:
+        """Loads a folder's tensors, or those of another process; a running forward would have killed vLLM's worker."""
         with self.lock:
             if not self.updating:
                 raise Refused("start_weight_update must be called before update_weights.")
             if not self.paused:
                 raise Refused("weights were sent without a pause")
+            if "weights" in self.asleep:
+                raise Refused("weights were sent into memory that is not there")
+            if self._ipc is not None:
+                self.model.load_state_dict(self._ipc(info), strict=False)
+                return
+            folder = Path(info["folder"])
             files = checkpoint_files(folder)
             if not files:
                 self.updating = False
@@ -219,6 +262,9 @@ class Server:
     async def weight_info(self, _: Request) -> Response:
         return JSONResponse({"weight_version": self.engine.version})
 
+    async def is_sleeping(self, _: Request) -> Response:
+        return JSONResponse({"is_sleeping": self.engine.paused})
+
     async def is_paused(self, _: Request) -> Response:
         return JSONResponse({"is_paused": self.engine.paused})
 
@@ -231,12 +277,20 @@ class Server:
                 await asyncio.to_thread(engine.pause, request.query_params.get("mode", "abort"))
             elif name == "resume":
                 await asyncio.to_thread(engine.resume)
+            elif name == "sleep":
+                level, mode = int(request.query_params.get("level", 1)), request.query_params.get("mode", "abort")
+                await asyncio.to_thread(engine.sleep, level, mode)
+                return JSONResponse({"status": "sleeping", "level": level})
+            elif name == "wake_up":
+                tags = request.query_params.getlist("tags")
+                awake = await asyncio.to_thread(engine.wake, tags)
+                return JSONResponse({"status": "awake" if awake else "sleeping", "tags": tags})
             elif name == "init_weight_transfer_engine":
                 engine.initialised = True
             elif name == "start_weight_update":
                 await asyncio.to_thread(engine.start)
             elif name == "update_weights":
-                await asyncio.to_thread(engine.update, Path(body["update_info"]["folder"]))
+                await asyncio.to_thread(engine.update, body["update_info"])
             elif name == "finish_weight_update":
                 await asyncio.to_thread(engine.finish, body.get("weight_version"))
             elif name == "update_weight_version":
@@ -247,7 +301,15 @@ class Server:
 
     def app(self) -> Starlette:
         controls = (
-            *("pause", "resume", "init_weight_transfer_engine", "start_weight_update", "update_weights"),
+            *(
+                "pause",
+                "resume",
+                "sleep",
+                "wake_up",
+                "init_weight_transfer_engine",
+                "start_weight_update",
+                "update_weights",
+            ),
             *("finish_weight_update", "update_weight_version", "reset_prefix_cache"),
         )
         return Starlette(
@@ -257,6 +319,7 @@ class Server:
                 Route("/health", self.health),
                 Route("/weight_info", self.weight_info),
                 Route("/is_paused", self.is_paused),
+                Route("/is_sleeping", self.is_sleeping),
                 *(Route(f"/{name}", self.control, methods=["POST"]) for name in controls),
             ]
         )

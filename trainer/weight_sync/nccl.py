@@ -42,6 +42,7 @@ from trainer.weight_sync.nccl_group import (
     settled,
 )
 from trainer.weight_sync.route_call import RouteCall
+from trainer.weight_sync.server_options import check_options
 from trainer.weight_sync.update_phases import ServerUpdate, each, given_up, slowest, without
 from trainer.weight_sync.vllm_routes import (
     DTYPES,
@@ -51,7 +52,7 @@ from trainer.weight_sync.vllm_routes import (
     WeightSyncError,
     check_all,
 )
-from trainer.weight_sync.weight_stream import ServedCopy, WeightStream
+from trainer.weight_sync.weight_stream import ServedCopy, WeightStream, update_info
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +114,11 @@ class NcclPublisher:
         resumed: servers that are gone are left to `catch_up`. wait_s: else they are waited for so long.
         """
         check_all(self.servers, resumed=resumed, wait_s=wait_s)
-        # vLLM takes seconds for this answer, so it is asked for once.
-        each([ServerUpdate(server) for server in self.servers], "health", lambda update: _check_backend(update.server))
+        each(
+            [ServerUpdate(server) for server in self.servers],
+            "health",
+            lambda update: check_options(update.server, "nccl", "nccl"),
+        )
 
     def pause(self) -> None:
         """Stop generation on every server until the next `publish`, running requests kept; raises WeightSyncError."""
@@ -158,7 +162,7 @@ class NcclPublisher:
         """Whether it is not a new one of another backend: this process would wait for it in the group for good."""
         try:
             if server.joined:
-                _check_backend(server)
+                check_options(server, "nccl", "nccl")
         except WeightSyncError as error:
             logger.warning("%s", error)
             self._members.put_off(error)
@@ -266,11 +270,7 @@ class NcclPublisher:
         assert self._group is not None
         started = time.perf_counter()
         until = time.monotonic() + self.deadline_s
-        info = {
-            "names": [spec.name for spec in stream.specs],
-            "dtype_names": [str(stream.dtype).removeprefix("torch.")] * len(stream.specs),
-            "shapes": [list(spec.shape) for spec in stream.specs],
-        }
+        info = update_info(stream.specs, stream.dtype)
         calls: dict[str, RouteCall[Any]] = {
             update.server.url: RouteCall(
                 partial(update.phase, "update", "/update_weights", {"update_info": info}, LONGER_S)
@@ -321,18 +321,3 @@ class NcclPublisher:
 def _start(update: ServerUpdate) -> None:
     update.unsafe = True  # this engine puts the weights away as soon as an update is opened
     update.start()
-
-
-def _check_backend(server: WeightServer) -> None:
-    try:
-        described = server.ask("health", "/server_info?config_format=json")["vllm_config"]["weight_transfer_config"]
-        backend = described and described["backend"]
-    except (WeightSyncError, KeyError, TypeError):
-        return  # another form of the answer: `init` will say it
-    if backend != "nccl":
-        raise WeightSyncError(
-            server.url,
-            "health",
-            f"weights.backend is nccl, and the server was started with {backend or 'none'}: start it with "
-            "`atropos serve-model --weight_transfer nccl`, or set weights.backend: disk",
-        )

@@ -3,7 +3,8 @@
     publisher = make_publisher(config.weights, run_dir / "weights", parallel, initial=config.model)
     stats = publisher.publish(policy, version=step)
 
-Two ways: `disk` writes a folder that both sides see (an adapter alone where one trains), `nccl` sends from GPU to GPU.
+Three ways: `disk` writes a folder that both sides see (an adapter alone where one trains), `nccl` sends from GPU to
+GPU, `colocated` gives them to a server on the same GPU while it sleeps.
 Routes are in vllm_routes.py, an update's phases in update_phases.py, the proof in logprob_check.py.
 """
 
@@ -18,16 +19,18 @@ from trainer.config import WeightsConfig
 from trainer.model.policy import Policy
 from trainer.parallel import Parallel
 from trainer.weight_sync.adapter import AdapterPublisher
+from trainer.weight_sync.colocated import ColocatedPublisher, transfer_for
 from trainer.weight_sync.delta import DeltaPublisher
 from trainer.weight_sync.disk import DiskPublisher, checkpoint_tensors
 from trainer.weight_sync.logprob_check import probe, verify_sync
 from trainer.weight_sync.members import named
 from trainer.weight_sync.nccl import NcclPublisher
 from trainer.weight_sync.nccl_group import NcclUnavailable
-from trainer.weight_sync.vllm_routes import PauseMode, Probe, PublishStats, WeightSyncError
+from trainer.weight_sync.vllm_routes import DTYPES, PauseMode, Probe, PublishStats, WeightSyncError
 
 __all__ = [
     "AdapterPublisher",
+    "ColocatedPublisher",
     "DeltaPublisher",
     "DiskPublisher",
     "NcclPublisher",
@@ -88,6 +91,16 @@ def make_publisher(
     adapter is sent alone. Raises NcclUnavailable when
     this machine cannot use `nccl`, ConfigError where `weights.servers_from` cannot be read.
     """
+    if config.backend == "colocated":
+        dtype = DTYPES[config.dtype]
+        return ColocatedPublisher(
+            config.servers[0],
+            transfer_for(parallel.device, folder, dtype),
+            parallel,
+            dtype=dtype,
+            sleep_level=config.sleep_level,
+            deadline_s=config.deadline_s,
+        )
     servers = named(config, parallel)
     if config.backend == "nccl":
         return NcclPublisher(

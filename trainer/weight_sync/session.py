@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping
 from functools import partial
 
 from trainer.config import TrainerConfig
 from trainer.console import Waiting
 from trainer.data.scored_groups import BatchError
+from trainer.device_state import DeviceState
 from trainer.metrics import Metrics
 from trainer.model.policy import Policy
 from trainer.parallel import Parallel, broadcast
 from trainer.process.signals import StopRequest
 from trainer.weight_sync.logprob_check import check_probes, probe_prompt
 from trainer.weight_sync.publisher import WeightPublisher
-from trainer.weight_sync.vllm_routes import PublishStats, WeightSyncError
+from trainer.weight_sync.vllm_routes import Probe, PublishStats, WeightSyncError
 
 log = logging.getLogger(__name__)
 
@@ -70,9 +72,14 @@ class ServerSession:
         if prompt is None:
             self._unproven = max(self._unproven, int(bool(missing)))  # those that were left out are compared next
             return
-        probes = None if stats is None else stats.probes
-        found = check_probes(prompt, probes, policy, options.dtype, version)
         self._unproven = max(self._unproven - 1, int(bool(missing)))
+        self.compare(prompt, None if stats is None else stats.probes, policy, version, metrics)
+
+    def compare(
+        self, prompt: list[int], probes: Mapping[str, Probe] | None, policy: Policy, version: int, metrics: Metrics
+    ) -> None:
+        """What servers sampled after `prompt` with the policy's own; WeightSyncError where they differ."""
+        found = check_probes(prompt, probes, policy, self.config.weights.dtype, version)
         if found is not None:
             metrics.add("sync_difference", found.mean)
             metrics.add("sync_difference_max", found.largest)
@@ -97,6 +104,15 @@ class ServerSession:
                 elif self.parallel.is_main:
                     waiting.look(f"a vLLM server that takes the weights of step {version}", partial(str, error))
             time.sleep(1.0)
+
+    def attach(self, state: DeviceState) -> None:
+        """What may leave the device; only a session in turns has it leave."""
+
+    def hand_over(self) -> None:
+        """Before a batch is waited for: the device is the servers', where they share the trainer's."""
+
+    def take_back(self, policy: Policy, metrics: Metrics) -> None:
+        """When a batch is complete, and before the end: the device is the trainer's again."""
 
     def pause(self) -> None:
         """On rank 0: stops generation until the next publication; what is gone generates nothing anyway."""

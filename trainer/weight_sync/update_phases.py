@@ -50,12 +50,18 @@ class ServerUpdate:
         """A POST route, timed as phase `name`. longer_s: see WeightServer.post."""
         started = time.perf_counter()
         answer = self.server.post(name, path, body, longer_s=longer_s)
-        self.seconds[name] = time.perf_counter() - started
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - started
         return answer
 
     def pause(self, mode: PauseMode) -> None:
         """Stops generation; what runs is kept, aborted or waited for."""
         self.phase("pause", f"/pause?mode={mode}")
+        self._paused_at = time.perf_counter()
+
+    def sleep(self, level: int) -> None:
+        """Stops generation, requests kept, and takes the server's memory; nothing may be sampled until `resume`."""
+        self.unsafe = True
+        self.phase("sleep", f"/sleep?level={level}&mode=keep")
         self._paused_at = time.perf_counter()
 
     def start(self) -> None:
@@ -89,11 +95,19 @@ class ServerUpdate:
         prompt: the server samples greedily after it as soon as it is resumed; the result is in `probe`. opened: whether
         the transfer was begun by `start`, and has to be ended.
         """
+        self.name(version, opened=opened)
+        self.resume(prompt)
+
+    def name(self, version: str, *, opened: bool = True) -> None:
+        """Finish, clear the cache, name the version."""
         if opened:
             self.phase("finish", "/finish_weight_update", {"weight_version": version})
         if not self.phase("reset_cache", "/reset_prefix_cache?reset_running_requests=true")["success"]:
             raise WeightSyncError(self.server.url, "reset_cache", "vLLM kept the old weights' cache")
         self.phase("version", "/update_weight_version", {"new_version": version})
+
+    def resume(self, prompt: Sequence[int] | None = None, wake: Callable[[], None] | None = None) -> None:
+        """Resumes; with a prompt the server's answer to it is in `probe`. wake: brings back its memory before."""
         asked: RouteCall[Probe] | None = None
         if prompt is not None:
             # Sent while the server is paused: clearing the cache has put every running request back into the queue,
@@ -106,6 +120,8 @@ class ServerUpdate:
             while not sent.wait(_BEFORE_RESUME_S) and not asked.done and time.monotonic() < until:
                 pass
             asked.wait(_BEFORE_RESUME_S)
+        if wake is not None:
+            wake()
         self.unsafe = False
         self.phase("resume", "/resume")
         self.server.joined = False

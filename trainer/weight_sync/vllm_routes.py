@@ -35,7 +35,7 @@ INITIAL_VERSIONS = (None, "default")
 """What vLLM calls the weights of its start."""
 _BEFORE_A_CHANGE = ("health", "pause")
 """A server that hangs in these is as good as gone: nothing of it was touched."""
-_IN_A_CHANGE = ("init", "start", "update", "finish", "reset_cache", "version", "resume")
+_IN_A_CHANGE = ("sleep", "wake", "init", "start", "update", "finish", "reset_cache", "version", "resume")
 """One that hangs in these is late. (Not `verify`: then it serves, and nobody knows what.)"""
 _GATEWAY = (httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
 """vLLM says the second when its engine is dead, the others come from what is in front of it."""

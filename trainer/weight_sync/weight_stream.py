@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,6 +60,15 @@ class WeightStream:
                 yield name, value.to_local().to(self.dtype)
             elif main:
                 yield name, value.to(self.dtype)
+
+
+def update_info(specs: Sequence[TensorSpec], dtype: torch.dtype) -> dict[str, list[Any]]:
+    """What vLLM's nccl and ipc engines want to know of the tensors that come, in their order."""
+    return {
+        "names": [spec.name for spec in specs],
+        "dtype_names": [str(dtype).removeprefix("torch.")] * len(specs),
+        "shapes": [list(spec.shape) for spec in specs],
+    }
 
 
 class ServedCopy:
