@@ -11,6 +11,7 @@ from trainer.config import TrainerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 BASE = ["--model", "m", "--run_dir", "r"]
+COLOCATED = ["--weights.backend", "colocated", "--weights.servers", "http://127.0.0.1:1"]
 
 # A new option is a decision: add it here, with its sentence in trainer/config.py.
 OPTIONS = """
@@ -29,7 +30,8 @@ optimizer.decay_share optimizer.max_grad_norm optimizer.state optimizer.moments
 batch.rollouts batch.group_size batch.context batch.max_tokens batch.temperature batch.untrainable
 api.url api.batch_deadline_s
 weights.backend weights.servers weights.servers_from weights.dtype weights.pause_mode weights.deadline_s weights.wait_s
-weights.verify_every weights.nccl_address weights.full_every weights.pause_while_training
+weights.verify_every weights.nccl_address weights.full_every weights.pause_while_training weights.sleep_level
+weights.server_share
 checkpoint.every checkpoint.keep_last checkpoint.resume checkpoint.stop_deadline_s checkpoint.export
 """.split()
 
@@ -60,7 +62,18 @@ def test_the_set_of_options_is_frozen() -> None:
             ["'neptune' is unknown: choose one of wandb, tensorboard, mlflow, trackio"],
         ),
         (["--weights.dtype", "float8"], ["weights.dtype", "'float8'"]),
-        (["--weights.backend", "ipc"], ["weights.backend", "'disk' or 'nccl'"]),
+        (["--weights.backend", "ipc"], ["weights.backend", "'disk', 'nccl' or 'colocated'"]),
+        (["--weights.sleep_level", "2"], ["weights.sleep_level 2 has no effect", "set weights.backend: colocated"]),
+        (["--weights.server_share", "0.5"], ["weights.server_share 0.5 has no effect"]),
+        (["--weights.backend", "colocated"], ["weights.servers []", "one server shares the trainer's GPU"]),
+        (
+            [*COLOCATED, "--weights.servers", "http://127.0.0.1:1,http://127.0.0.1:2"],
+            ["one server shares the trainer's GPU", "set weights.backend: nccl"],
+        ),
+        ([*COLOCATED, "--weights.pause_while_training", "true"], ["weights.pause_while_training True", "leave it out"]),
+        ([*COLOCATED, "--weights.pause_mode", "abort"], ["weights.pause_mode abort", "keeps its requests"]),
+        ([*COLOCATED, "--weights.sleep_level", "3"], ["weights.sleep_level"]),
+        ([*COLOCATED, "--adapter.rank", "4"], ["weights.backend colocated with adapter.rank 4", "backend: disk"]),
         (["--weights.nccl_address", "10.0.0.1"], ["nccl_address '10.0.0.1'", "set weights.backend: nccl"]),
         (["--steps", "0"], ["steps"]),
         (["--steps", "true"], ["steps"]),
