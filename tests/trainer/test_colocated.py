@@ -88,8 +88,8 @@ def change(policy: Policy) -> None:
 
 
 def publisher_of(vllm: Recorded, policy: Policy, folder: Path, **options: Any) -> ColocatedPublisher:
-    transfer = FolderTransfer(folder, FP32)
-    return ColocatedPublisher(vllm.url, transfer, policy.parallel, **{"dtype": FP32, "deadline_s": 30.0} | options)
+    given: dict[str, Any] = {"dtype": FP32, "deadline_s": 30.0} | options
+    return ColocatedPublisher(vllm.url, FolderTransfer(folder, FP32), policy.parallel, **given)
 
 
 class Counted(DeviceState):
