@@ -37,6 +37,7 @@ ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "LANG": "C.UTF-8",
     "MALLOC_ARENA_MAX": "1",
+    "LD_BIND_NOW": "1",  # or each test's process looks the same symbols up again; programs do not see it
     "OPENBLAS_NUM_THREADS": "1",
     "OMP_NUM_THREADS": "1",
 }

@@ -25,6 +25,7 @@ from verifier_app.judge.channel import Channel, ChannelClosed, channel_from_fd
 from verifier_app.judge.languages.python import rendezvous, threads
 from verifier_app.judge.languages.python.packages import path_hook
 from verifier_app.judge.languages.python.prelude import RECURSION_LIMIT, STACK_BYTES, THREAD_STACK_BYTES, make_module
+from verifier_app.judge.languages.python.warm_up import warm_up
 from verifier_app.judge.layers import syscalls
 from verifier_app.judge.layers.capabilities import HostCapabilities
 from verifier_app.judge.layers.limits import Limits
@@ -212,12 +213,14 @@ def _start(config: dict[str, Any]) -> HostCapabilities:
         resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
         os.set_inheritable(config["fd"], True)
         os.execv(sys.executable, sys.orig_argv)
+    os.environ.pop("LD_BIND_NOW", None)  # it is the loader's, which has read it
     syscalls.default_signals(_KEPT_SIGNALS)
     Limits(["rlimits"]).lower(resource.RLIMIT_CORE, 0)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     _standard_streams()
     _load(sys.argv[1], config["packages"], config["entries"], config["modules"])
+    warm_up()
     sys.modules["__main__"] = make_module("__main__")
     ground = HostCapabilities(config["packages"], config["entries"], config["deny"])
     ground.prepare()

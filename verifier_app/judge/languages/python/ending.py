@@ -52,22 +52,23 @@ def leave(status: int, out: Any, raw: Any, writes_late: bool) -> None:
         atexit._run_exitfuncs()
     except BaseException:
         status = status or report()
-    _flush(sys.stdout)
+    flush(sys.stdout)
     if writes_late and not status:
         replaced, sys.stdout = sys.stdout, out
         streams = _finalize()
         for stream in (replaced, *streams):
-            _flush(stream)
+            flush(stream)
         for stream in streams:
             if type(stream).__module__ not in ("_io", "io"):  # a class of the program's own may write when it closes
                 with contextlib.suppress(BaseException):
                     stream.close()
-    _flush(out)
-    _flush(raw)
+    flush(out)
+    flush(raw)
     os._exit(status)
 
 
-def _flush(stream: Any) -> None:
+def flush(stream: Any) -> None:
+    """Flush a stream, whatever the program made of it."""
     with contextlib.suppress(BaseException):
         stream.flush()
 
