@@ -137,8 +137,7 @@ def test_the_recipe_runs_through_with_its_own_files(tmp_path: Path, monkeypatch:
         recipe_model.make(rehearsal.model)
     recipe_model.write_splits(tmp_path)
     first, second, last = (
-        rehearsal.loop(name, evaluates=evaluates)
-        for name, evaluates in (("stage-32k", True), ("stage-40k", True), ("yarn", False))
+        rehearsal.loop(name, evaluated_every=every) for name, every in (("stage-32k", 1), ("stage-40k", 1), ("yarn", 0))
     )
     try:
         server = rehearsal.serve(first, "serve-40k", rehearsal.model, recipe_model.LONGEST)

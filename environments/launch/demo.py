@@ -41,7 +41,11 @@ class Demo:
         self.screen = screen
         self.run_dir = config.run_dir or Path("runs") / f"demo-{datetime.now():%Y%m%d-%H%M%S}"
         self.loop = Loop(
-            self.run_dir, screen, steps=config.steps, start_deadline_s=config.start_deadline_s, evaluates=True
+            self.run_dir,
+            screen,
+            steps=config.steps,
+            start_deadline_s=config.start_deadline_s,
+            evaluated_every=config.eval_every or config.steps,
         )
         self.api = f"http://127.0.0.1:{config.api_port or free_port()}"
         self.server = config.server_url or f"http://127.0.0.1:{config.server_port or free_port()}"
@@ -57,6 +61,12 @@ class Demo:
         started = time.monotonic()
         self.screen.say(f"Run folder {self.run_dir}")
         self.screen.say(f"  {self.disk}")
+        with self.screen.bar():
+            self._run_loop()
+        self._report(self._evaluated(0), self._evaluated(self.config.steps), time.monotonic() - started)
+        return 0
+
+    def _run_loop(self) -> None:
         # vLLM computes on one core while it starts: trainer and environment start beside it, and wait for it.
         vllm = self._server()
         served = self.loop.begin_server("vllm", vllm) if vllm else None
@@ -67,8 +77,6 @@ class Demo:
                 self.loop.wait_ready(served, vllm, f"vLLM with {self.config.model.name}")
 
         self.loop.train(self._trainer(), self._environment(), wait)
-        self._report(self._evaluated(0), self._evaluated(self.config.steps), time.monotonic() - started)
-        return 0
 
     # -- start -------------------------------------------------------------------------------------------
 

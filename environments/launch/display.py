@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import PurePath
 from typing import Any
 
 from rich.console import Console
-from rich.status import Status
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
+
+from environments.launch.course import Course
 
 # title, width, meaning: one table for the header, the rows and the legend
 COLUMNS: list[tuple[str, int, str]] = [
@@ -44,13 +46,40 @@ class Screen:
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(highlight=False)
+        self._bar: Progress | None = None
 
     @contextmanager
-    def stage(self, what: str, since: float | None = None) -> Iterator[Status]:
+    def bar(self) -> Iterator[None]:
+        """In a terminal, a bar of the whole run below all lines, which `show` moves; within another it is that one."""
+        if self._bar is not None:
+            yield
+            return
+        columns = ("  {task.fields[step]}", "{task.percentage:>3.0f} %", "{task.fields[left]}", "{task.description}")
+        step, share, left, what = map(TextColumn, columns)
+        with Progress(
+            step, BarColumn(30), share, TimeElapsedColumn(), left, what,
+            console=self.console, transient=True, refresh_per_second=2,
+        ) as self._bar:  # fmt: skip
+            self._bar.add_task("", total=1.0, step="", left="")
+            try:
+                yield
+            finally:
+                self._bar = None
+
+    def show(self, course: Course, step: str = "", what: str | None = None) -> None:
+        """Moves the bar to where the run is; what: that is done now, None: as before."""
+        if self._bar is None:
+            return
+        [task] = self._bar.task_ids
+        left = left_words(course)
+        self._bar.update(task, completed=course.share(), description=what, step=step, left=left, refresh=True)
+
+    @contextmanager
+    def stage(self, what: str, since: float | None = None) -> Iterator[None]:
         """A line with a spinner while something starts, then the seconds it took; since: when it began (monotonic)."""
         start = time.monotonic() if since is None else since
-        with self.console.status(what) as status:
-            yield status
+        with self.console.status(what) if self._bar is None else nullcontext():
+            yield
         self.console.print(f"  {what:<58} {time.monotonic() - start:6.1f} s")
 
     def say(self, text: str = "") -> None:
@@ -128,3 +157,9 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def left_words(course: Course) -> str:
+    """The time that the rest of a run will take, in words; empty where nothing is known or nothing is left."""
+    seconds = course.left_s()
+    return f"{duration(seconds)} left" if seconds else ""

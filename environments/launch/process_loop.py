@@ -6,16 +6,14 @@ import json
 import signal
 import sys
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
-from environments.launch.display import Screen, duration, evaluation_title, rate, step_cells
+from environments.launch.course import Course, parts_of_run
+from environments.launch.display import Screen, evaluation_title, left_words, rate, step_cells
 from environments.launch.processes import RESTARTS, Child, Family, ProcessError
 from environments.launch.supervise import Restarts
 
@@ -23,7 +21,6 @@ ATROPOS = (sys.executable, "-m", "environments.cli")
 TRAINER = str(Path(__file__).resolve().parents[2] / "trainer" / "main.py")
 # Activations come and go by the gigabyte: kept by the allocator, they are not paged in again each time.
 TRAINER_VARIABLES = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "-1"}
-_STEPS_OF_ETA = 5
 _NO_SIGNAL = 40  # groups of one step
 
 
@@ -76,7 +73,8 @@ class Loop:
 
     Args:
         steps: training steps in all. done: those that an earlier process has taken.
-        evaluates: the environment evaluates while it feeds the trainer, the last weights after it has ended.
+        evaluated_every: steps between the environment's evaluations while it feeds the trainer; the last weights are
+            evaluated after it has ended. 0: none.
         saves: a first Ctrl-C (or SIGTERM) while it trains ends the step and saves; a second one ends all at once.
     """
 
@@ -89,17 +87,17 @@ class Loop:
         done: int = 0,
         saves: bool = False,
         start_deadline_s: float = 600.0,
-        evaluates: bool = False,
+        evaluated_every: int = 0,
     ) -> None:
         self.run_dir, self.screen, self.steps, self.done = run_dir, screen, steps, done
         self.family = Family()
         self.signals: list[str] = []
         self.evaluated: list[dict[str, Any]] = []  # records of evaluations.jsonl, with those of earlier starts
-        self._evaluates = evaluates
+        self._evaluates = evaluated_every > 0
+        self.course = Course(parts_of_run(steps, done, evaluated_every))
         self._evaluations = JsonLines(run_dir / "evaluations.jsonl")
         self._saves, self._stopping, self._said_at = saves, False, 0
         self._start_deadline_s = start_deadline_s
-        self._seconds: deque[float] = deque(maxlen=_STEPS_OF_ETA)
 
     def interrupt(self, number: int, frame: FrameType | None) -> None:
         """A signal's handler: only notes it, since an exception raised here could surface anywhere and be lost."""
@@ -146,6 +144,7 @@ class Loop:
     def wait_ready(self, child: Child, process: Process, what: str) -> None:
         """Returns when the server's address answers."""
         with self.screen.stage(what, since=child.started):
+            self._show(f"starting {what}")
             child.wait_ready(process.ready, self._start_deadline_s, tick=self.check)
 
     def begin_and_wait(self, name: str, process: Process, what: str) -> Child:
@@ -172,50 +171,67 @@ class Loop:
         wait: called when both have begun; returns when the servers are ready that they wait for by themselves.
         """
         metrics, groups = (JsonLines(self.run_dir / f"{n}.jsonl", skip=True) for n in ("metrics", "environment"))
-        training = self.begin("trainer", trainer)
-        feeding = self.begin("environment", environment)
-        wait()
-        self.screen.say()
-        self.screen.header()
-        self.evaluated += self._evaluations.new()
-        self._follow(training, metrics, groups)
-        if self._evaluates and self.done >= self.steps and not self._stopping:
-            self._finish_evaluation(feeding)
+        with self.screen.bar():
+            training = self.begin("trainer", trainer)
+            feeding = self.begin("environment", environment)
+            wait()
+            self.course.over("start", self.done)
+            self._say_what_comes()
+            self.screen.header()
+            self.evaluated += self._evaluations.new()
+            self._follow(training, metrics, groups)
+            if self._evaluates and self.done >= self.steps and not self._stopping:
+                self._finish_evaluation(feeding)
         feeding.stop()
         self.family.children.remove(feeding)
         if not self._stopping:
             self.screen.legend()
         return self.done
 
+    def _say_what_comes(self) -> None:
+        left = left_words(self.course)
+        if left and not self.done:
+            evaluated = ", the weights before and after them evaluated" if self._evaluates else ""
+            self.screen.say(f"  {self.steps} steps{evaluated}: about {left}")
+        self.screen.say()
+
+    def _show(self, what: str | None = None) -> None:
+        self.screen.show(self.course, f"step {self.done}/{self.steps}", what)
+
     def _follow(self, trainer: Child, metrics: JsonLines, groups: JsonLines) -> None:
         """Prints a row for each step until the trainer has ended."""
         pending: list[dict[str, Any]] = []
-        with self._progress() as progress:
-            task = progress.add_task("", total=self.steps, completed=self.done, left="")
-            for trained in self._rows(trainer, metrics, groups, progress, task, pending):
-                left = self._left(trained)
-                self.screen.row(step_cells(trained, pending), left)
-                pending.clear()
-                progress.update(task, completed=trained["step"], left=left, refresh=True)
+        for trained in self._rows(trainer, metrics, groups, pending):
+            self.done = trained["step"]
+            # A step after an evaluation waited for that as well.
+            seconds = None if self.course.last == "evaluation" else trained["seconds_step"]
+            self.course.over("step", self.done, seconds)
+            left = left_words(self.course)
+            self.screen.row(step_cells(trained, pending), f"  {left}" if left else "")
+            pending.clear()
+            self._show()
 
     def _finish_evaluation(self, feeding: Child) -> None:
         """Until the environment has evaluated the last weights."""
-        with self.screen.console.status("evaluating the last weights"):
-            while feeding.returncode is None:
-                self.check()
-                time.sleep(0.3)
+        left = left_words(self.course)
+        self.screen.say(f"  evaluating the last weights{', ' if left else ''}{left}")
+        while feeding.returncode is None:
+            self.check()
+            self._show("evaluating the last weights")
+            time.sleep(0.3)
         feeding.check()
         self._say_evaluations()
 
     def _say_evaluations(self) -> None:
         for record in self._evaluations.new():
             self.evaluated.append(record)
+            self.course.over("evaluation", record.get("step", -1))
             self.screen.say(
                 f"  held-out, step {record.get('step', '-')}: {evaluation_title(record):<40} {rate(record)}"
             )
 
     def _rows(
-        self, trainer: Child, metrics: JsonLines, groups: JsonLines, progress: Progress, task: Any, pending: list[Any]
+        self, trainer: Child, metrics: JsonLines, groups: JsonLines, pending: list[Any]
     ) -> Iterator[dict[str, Any]]:
         while True:
             ended = trainer.returncode is not None
@@ -224,7 +240,7 @@ class Loop:
             self.check()
             pending += groups.new()
             usable = sum(group["dropped"] is None for group in pending)
-            progress.update(task, description=f"{len(pending)} groups generated, {usable} with a signal", refresh=True)
+            self._show(f"{len(pending)} groups generated, {usable} with a signal")
             self._say_without_signal(len(pending), usable)
             rows = metrics.new()  # a step is shown before the evaluation of its weights
             yield from rows
@@ -251,24 +267,6 @@ class Loop:
             f"\n{self.signals[0]}: the trainer ends its step and saves; once more (Ctrl-C) ends everything at once"
         )
         trainer.ask_to_end()
-
-    def _left(self, trained: dict[str, Any]) -> str:
-        """The time that the rest will take, by the last steps."""
-        self.done = trained["step"]
-        self._seconds.append(trained["seconds_step"])
-        rest = (self.steps - self.done) * sum(self._seconds) / len(self._seconds)
-        return f"  {duration(rest)} left" if rest else ""
-
-    def _progress(self) -> Progress:
-        return Progress(
-            TextColumn("  training"),
-            BarColumn(30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("{task.fields[left]}  {task.description}"),
-            console=self.screen.console,
-            transient=True,
-        )
 
 
 def run_to_end_or_signal(loop: Loop, work: Any, on_interrupt: Any) -> int:

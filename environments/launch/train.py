@@ -51,7 +51,7 @@ class Training:
             done=self.done,
             saves=True,
             start_deadline_s=config.start_deadline_s,
-            evaluates=self.parts.environment.evaluation.every > 0,
+            evaluated_every=self.parts.environment.evaluation.every,
         )
 
     def prepare(self, stack: ExitStack) -> None:

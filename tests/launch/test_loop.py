@@ -17,6 +17,7 @@ import pytest
 from rich.console import Console
 
 from environments.common.settings import ConfigError
+from environments.launch.course import WEIGHTS
 from environments.launch.display import Screen, duration
 from environments.launch.process_loop import (
     Interrupted,
@@ -78,10 +79,12 @@ def environment(run: Path, group: dict[str, Any] = GROUP) -> Process:
 class Watched:
     """A loop whose screen is a file, and whose signals are sent when what it waits for is there."""
 
-    def __init__(self, run: Path, steps: int, done: int = 0, saves: bool = True, terminal: bool = False) -> None:
+    def __init__(
+        self, run: Path, steps: int, done: int = 0, saves: bool = True, terminal: bool = False, evaluated_every: int = 0
+    ) -> None:
         self.text = (run / "screen").open("w+")
         console = Console(file=self.text, width=250, force_terminal=terminal)
-        self.loop = Loop(run, Screen(console), steps=steps, done=done, saves=saves)
+        self.loop = Loop(run, Screen(console), steps=steps, done=done, saves=saves, evaluated_every=evaluated_every)
         self.run = run
 
     @property
@@ -137,7 +140,7 @@ def test_each_step_has_a_row_with_the_time_that_is_left(run: Path, watched: Call
     assert [child.name for child in one.loop.family.children if child.returncode is None] == []
 
 
-def test_in_a_terminal_a_bar_tells_the_step_and_the_time_that_is_left(
+def test_in_a_terminal_a_bar_shows_the_step_and_the_time_that_is_left(
     run: Path, watched: Callable[..., Watched]
 ) -> None:
     for step in (1, 2):
@@ -146,10 +149,28 @@ def test_in_a_terminal_a_bar_tells_the_step_and_the_time_that_is_left(
     assert one.loop.train(trainer(run, 0, 2), environment(run)) == 2
     one.text.flush()
     plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", one.shown)
-    bars = [part for part in re.split(r"[\r\n]", plain) if part.startswith("  training")]
-    assert any("1/2" in bar and "30 s left" in bar for bar in bars)
-    assert "2/2" in bars[-1]
+    bars = [part for part in re.split(r"[\r\n]", plain) if "━" in part]
+    assert any("step 1/2" in bar and "30 s left" in bar for bar in bars)
+    assert "step 2/2" in bars[-1]
+    assert "100 %" in bars[-1]
     assert "left" not in bars[-1]
+
+
+def test_the_last_evaluation_counts_into_what_is_left(run: Path, watched: Callable[..., Watched]) -> None:
+    (run / "go-1").touch()
+    one = watched(1, evaluated_every=1)
+    record = {"set": "warmup:new_instances", "greedy": True, "pass_at_1": 0.5, "ci95": [0, 1], "correct": 1, "total": 2}
+    ending = ENVIRONMENT.replace(
+        "time.sleep(60)", "time.sleep(1)\nopen(run / 'evaluations.jsonl', 'w').write(sys.argv[3])"
+    )
+    words = (str(run), json.dumps(GROUP), json.dumps(record | {"step": 1}) + "\n")
+    feeding = Process((sys.executable, "-S", "-c", ending, *words), "config/environment.yaml")
+    one.loop.train(trainer(run, 0, 1), feeding)
+    rest = WEIGHTS["evaluation"] * ROW["seconds_step"] / WEIGHTS["step"]
+    assert f"{rest:.0f} s left" in next(line for line in one.shown.splitlines() if line.startswith("   1 "))
+    assert "evaluating the last weights, " in one.shown
+    assert "held-out, step 1" in one.shown
+    assert one.loop.course.left_s() == 0
 
 
 def test_the_first_signal_has_the_trainer_save_and_nothing_else_end_before(

@@ -81,11 +81,7 @@ def test_vllm_s_own_log_is_quiet_unless_asked_for(model: Path) -> None:
     assert serve_command(ServeConfig(model=model, vllm_log="info"))[1]["VLLM_LOGGING_LEVEL"] == "INFO"
 
 
-def test_a_server_that_compiles_nothing_does_not_compile_at_its_first_request_either(tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    model.mkdir()
-    (model / "config.json").write_text("{}")
-    (model / "model.safetensors").touch()
+def test_a_server_that_compiles_nothing_does_not_compile_at_its_first_request_either(model: Path) -> None:
     eager, compiled = (serve_command(ServeConfig(model=model, device="cpu", enforce_eager=e))[1] for e in (True, False))
     assert eager["TORCHDYNAMO_DISABLE"] == "1"
     assert "TORCHDYNAMO_DISABLE" not in compiled
