@@ -131,7 +131,10 @@ def test_every_nth_publication_is_whole_and_each_one_is_the_weights_bit_for_bit(
         expected = {name: tensor.clone() for name, tensor in weights.next().items()}
         stats = published(publisher, weights.now, version)
         folder = newest(tmp_path)
+        [file] = checkpoint_files(chain_of(folder).base)
+        before = file.read_bytes()
         found = loaded(folder)
+        assert file.read_bytes() == before
         assert all(same_bits(found[name], tensor) for name, tensor in expected.items())
         assert set(tmp_path.iterdir()) == set(chain_of(folder).folders)
         kinds.append("delta" if is_delta(folder) else "whole")

@@ -23,6 +23,7 @@ from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
@@ -70,24 +71,25 @@ class Chain:
 
 def difference(before: Tensor, now: Tensor) -> Change | None:
     """What makes `now` of `before`, CPU tensors of one shape and type; None where every bit is the same."""
-    kind = _BITS[now.element_size()]
-    old, new = before.contiguous().view(-1).view(kind), now.contiguous().view(-1).view(kind)
-    found = [  # by chunks: a place takes eight bytes
-        (old[start : start + _CHUNK] != new[start : start + _CHUNK]).nonzero().view(-1) + start
-        for start in range(0, new.numel(), _CHUNK)
-    ]
-    places = torch.cat(found) if found else torch.empty(0, dtype=torch.int64)
-    count = places.numel()
+    # By numpy, which finds places several times as fast as torch on a CPU.
+    old, new = (tensor.contiguous().view(-1).view(_BITS[tensor.element_size()]).numpy() for tensor in (before, now))
+    starts = range(0, new.size, _CHUNK)  # a place takes eight bytes
+    count = sum(int(np.count_nonzero(old[at : at + _CHUNK] != new[at : at + _CHUNK])) for at in starts)
     if not count:
         return None
-    steps = torch.diff(places, prepend=torch.tensor([0]))
-    jumps = steps // _FAR
-    size = count + int(jumps.sum())
-    if size + count * now.element_size() >= now.numel() * now.element_size():
+    if count * (1 + now.element_size()) >= now.nbytes:
         return Change(now.contiguous(), None, count)
-    gaps = torch.full((size,), _FAR, dtype=torch.uint8)
-    gaps[torch.cumsum(jumps + 1, 0) - 1] = (steps - jumps * _FAR).to(torch.uint8)
-    return Change(now.contiguous().view(-1)[places], gaps, count)
+    places = np.concatenate([np.flatnonzero(old[at : at + _CHUNK] != new[at : at + _CHUNK]) + at for at in starts])
+    steps = np.diff(places, prepend=0)
+    if int(steps.max()) < _FAR:
+        gaps = steps.astype(np.uint8)
+    else:
+        jumps = steps // _FAR
+        gaps = np.full(count + int(jumps.sum()), _FAR, dtype=np.uint8)
+        gaps[np.cumsum(jumps + 1) - 1] = steps - jumps * _FAR
+    if gaps.nbytes + count * now.element_size() >= now.nbytes:
+        return Change(now.contiguous(), None, count)
+    return Change(now.contiguous().view(-1)[torch.from_numpy(places)], torch.from_numpy(gaps), count)
 
 
 def applied(change: Change, tensor: Tensor) -> Tensor:
@@ -179,9 +181,7 @@ def laid_over(files: list[Path], deltas: list[dict[str, Change]]) -> Iterator[tu
             for name in file.keys():  # noqa: SIM118  (not a mapping)
                 tensor = file.get_tensor(name)
                 found = [changes[name] for changes in deltas if name in changes]
-                if found:
-                    tensor = tensor.clone()  # not the file's own pages
-                for change in found:
+                for change in found:  # a change is written to copies of the file's pages
                     tensor = applied(change, tensor)
                 yield name, tensor
 
