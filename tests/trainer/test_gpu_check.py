@@ -15,7 +15,7 @@ from benchmarks.gpu_harness import Check, Failed, hold
 from benchmarks.kernel_time import kernel_class
 from trainer.model.attention import AttentionLayout, grouped_attention
 
-QUICK = "attention,leak,documents,transformers,chunked,one_rank"
+QUICK = "attention,leak,documents,transformers,chunked,one_rank,moments"
 """What takes a second or two on one core."""
 
 

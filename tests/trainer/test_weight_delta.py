@@ -224,6 +224,21 @@ def test_a_trainer_that_was_killed_before_it_published_begins_with_a_whole_one(t
     assert all(same_bits(loaded(left)[name], tensor) for name, tensor in weights.now.items())
 
 
+@pytest.mark.parametrize("lost", [FILE, INFO, "model.safetensors"])
+def test_weights_whose_earlier_files_are_gone_are_written_whole_or_refused(tmp_path: Path, lost: str) -> None:
+    publisher, weights = DeltaPublisher([], tmp_path, dtype="bfloat16", full_every=9), Weights()
+    for version in range(2):
+        publisher.publish(weights.next(), version)
+    next(tmp_path.glob(f"*/{lost}")).unlink()
+    publisher.publish(weights.next(), 2)
+    if lost == FILE:  # found by whoever reads it
+        with pytest.raises(DeltaError):
+            loaded(newest(tmp_path))
+    else:
+        assert not is_delta(newest(tmp_path))
+        assert all(same_bits(loaded(newest(tmp_path))[name], tensor) for name, tensor in weights.now.items())
+
+
 class Server(ThreadingHTTPServer):
     """Answers vLLM's routes, and reads what it is given as vLLM's worker does; `refuses` deltas or hangs up."""
 

@@ -87,20 +87,25 @@ class DeltaPublisher(DiskPublisher):
         return sum(change.changed for change in self._changes.values()) / total if total else None
 
     def _save(self, tensors: dict[str, Tensor], folder: Path) -> None:
-        chain, changes = self._chain, self._changes
-        if self._whole_is_due or chain is None or changes is None or not self._is_lighter(chain, changes, tensors):
+        self._written_bytes = self._save_delta(tensors, folder) or sum(tensor.nbytes for tensor in tensors.values())
+        if not (folder / INFO).exists():
             super()._save(tensors, folder)
-            self._written_bytes = sum(tensor.nbytes for tensor in tensors.values())
-        else:
-            self._written_bytes = write_delta(folder, changes, chain)
 
-    def _is_lighter(self, chain: Chain, changes: Mapping[str, Change], tensors: Mapping[str, Tensor]) -> bool:
-        if len(chain.deltas) + 1 >= self.full_every:
-            return False
+    def _save_delta(self, tensors: Mapping[str, Tensor], folder: Path) -> int:
+        """A delta's bytes; 0 where all weights are due, and nothing is written."""
+        chain, changes = self._chain, self._changes
+        if self._whole_is_due or chain is None or changes is None or len(chain.deltas) + 1 >= self.full_every:
+            return 0
         size = sum(
             part.nbytes for change in changes.values() for part in (change.values, change.gaps) if part is not None
         )
-        return self._delta_bytes + size < sum(tensor.nbytes for tensor in tensors.values())
+        if self._delta_bytes + size >= sum(tensor.nbytes for tensor in tensors.values()):
+            return 0
+        try:
+            return write_delta(folder, changes, chain)
+        except DeltaError as error:
+            logger.warning("%s; all weights are written in place of a delta", error)
+            return 0
 
     def _load(self, update: ServerUpdate, folder: Path) -> None:
         try:

@@ -102,7 +102,14 @@ def applied(change: Change, tensor: Tensor) -> Tensor:
 
 
 def write_delta(folder: Path, changes: Mapping[str, Change], before: Chain) -> int:
-    """Writes a delta into a folder beside those that it follows; returns its file's bytes. Raises OSError."""
+    """Writes a delta into a folder beside those that it follows; returns its file's bytes.
+
+    Raises DeltaError, and writes nothing, where what it follows is not there; OSError for a disk that is full.
+    """
+    base = {path.name: path.stat().st_size for path in checkpoint_files(before.base)}
+    if not base:
+        raise DeltaError(f"{before.base} is not there")
+    earlier = [[delta.name, _info(delta)["sha256"]] for delta in before.deltas]
     stored: dict[str, Tensor] = {}
     for name, change in changes.items():
         stored[f"values:{name}"] = change.values
@@ -110,12 +117,11 @@ def write_delta(folder: Path, changes: Mapping[str, Change], before: Chain) -> i
             stored[f"gaps:{name}"] = change.gaps
     save_file(stored, str(folder / FILE))
     ordinary_mode(folder / FILE)
-    base = {path.name: path.stat().st_size for path in checkpoint_files(before.base)}
     info = {
         "format": FORMAT,
         "base": before.base.name,
         "base_files": base,
-        "before": [[delta.name, _info(delta)["sha256"]] for delta in before.deltas],
+        "before": earlier,
         "sha256": _checksum(folder / FILE),
     }
     (folder / INFO).write_text(json.dumps(info), encoding="utf-8")
