@@ -40,13 +40,18 @@ def _progress(what: str, total: int) -> Iterator[Callable[[], None]]:
 def build(
     out: Annotated[Path, typer.Option(help="Folder to build into; a second run does only what is missing.")],
     recipe: Annotated[
-        str, typer.Option(help="nouscoder, deepcoder, original or rlvr; --recipe list says what.")
+        str,
+        typer.Option(
+            help='What to build: nouscoder, deepcoder, original, rlvr, miniature or a plugin; "list" explains.'
+        ),
     ] = "nouscoder",
     local: Annotated[Path | None, typer.Option("--from", help="Folder of the sources' files; none: the hub.")] = None,
     min_tests: Annotated[int, typer.Option(help="Training problems with fewer tests are left out.", min=1)] = 5,
     skip: Annotated[
         list[str] | None,
-        typer.Option(help="A cleaning step to leave out: few_tests, duplicate, contaminated, solution_fails."),
+        typer.Option(
+            help="A cleaning step to leave out: few_tests, known_bad, duplicate, contaminated, solution_fails."
+        ),
     ] = None,
     validation_from: Annotated[
         str | None,

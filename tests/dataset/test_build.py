@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from environments.cli import app
 from environments.common.settings import ConfigError
 from environments.dataset import build as module
-from environments.dataset.build import Options, build
+from environments.dataset.build import CLEANING, Options, build
 from environments.dataset.sources import RECIPES
 from environments.livecode.config import LivecodeEnvConfig
 from environments.livecode.problems.load import load_problems
@@ -291,3 +291,9 @@ def test_the_commands_build_check_and_show(sources: Path, tmp_path: Path) -> Non
     assert "not in" in absent.output
     assert runner.invoke(app, ["data", "build", "--out", "x", "--recipe", "list"]).exit_code == 2
     assert "no such step" in runner.invoke(app, ["data", "build", "--out", "x", "--skip", "all"]).output
+
+
+def test_the_help_names_every_step_and_every_recipe() -> None:
+    words = " ".join(CliRunner().invoke(app, ["data", "build", "--help"], env={"COLUMNS": "400"}).output.split())
+    for name in (*CLEANING, *RECIPES):
+        assert name in words
