@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError, model_validator
 from environments.common.flags import option_names
 from environments.common.hub import is_hub_name
 from environments.common.settings import ConfigError, PathText, Settings, Url, explain, load, read_yaml
+from environments.launch.colocated import check_turns, turns_defaults
 from environments.launch.missing_model import no_model
 from environments.launch.serve_model import ServeConfig
 from trainer.config import TrainerConfig
@@ -116,6 +117,7 @@ def parts(config: LaunchConfig, api: str, servers: Sequence[str], where: str = P
     """
     from environments.livecode.config import RunConfig  # seconds of Atropos' imports, which --help need not wait for
 
+    check_turns(config)
     shared = _shared(config, api, servers)
     on_cpu = config.server.get("device") != "gpu" and not Path("/proc/driver/nvidia/version").exists()
     defaults = _defaults(config, on_cpu)
@@ -186,10 +188,11 @@ def _defaults(config: LaunchConfig, on_cpu: bool) -> dict[str, dict[str, Any]]:
         trainer["weights"] = {"dtype": "float32", "pause_while_training": True}
     adapter = config.trainer.get("adapter")
     rank = adapter.get("rank") if isinstance(adapter, dict) else None
+    turns = turns_defaults(config, on_cpu)
     return {
         "environment": {"env": {"max_concurrent_rollouts": max(256, config.group_size)}},
-        "trainer": trainer,
-        "server": {"max_lora_rank": rank} if rank else {},
+        "trainer": merge(trainer, turns["trainer"]),
+        "server": merge({"max_lora_rank": rank} if rank else {}, turns["server"]),
     }
 
 

@@ -131,14 +131,14 @@ class Loop:
             ready=self.run_dir / process.ready,
         )
 
-    def begin_server(self, name: str, process: Process) -> Child:
-        """Starts a server, which `wait_ready` waits for."""
+    def begin_server(self, name: str, process: Process, restarts: int = RESTARTS) -> Child:
+        """Starts a server, which `wait_ready` waits for. restarts: how often in a row it may be started again."""
         return self.family.start(
             name,
             process.argv,
             self.run_dir / "logs" / f"{name}.log",
             dict(process.variables),
-            restarts=Restarts(name, RESTARTS, lambda line: self.screen.say(f"  {line}")),
+            restarts=Restarts(name, restarts, lambda line: self.screen.say(f"  {line}")),
         )
 
     def wait_ready(self, child: Child, process: Process, what: str) -> None:
@@ -147,9 +147,9 @@ class Loop:
             self._show(f"starting {what}")
             child.wait_ready(process.ready, self._start_deadline_s, tick=self.check)
 
-    def begin_and_wait(self, name: str, process: Process, what: str) -> Child:
-        """Starts a server and waits until its address answers."""
-        child = self.begin_server(name, process)
+    def begin_and_wait(self, name: str, process: Process, what: str, restarts: int = RESTARTS) -> Child:
+        """`begin_server` and `wait_ready`."""
+        child = self.begin_server(name, process, restarts)
         self.wait_ready(child, process, what)
         return child
 

@@ -21,6 +21,7 @@ from typing import ClassVar, Literal
 from pydantic import Field, model_validator
 
 from environments.common.extras import missing
+from environments.common.http_clients import is_this_machine
 from environments.common.hub import model_folder
 from environments.common.served_adapter import SERVED_ADAPTER, served_rank
 from environments.common.settings import ConfigError, Settings, load
@@ -68,8 +69,13 @@ class ServeConfig(Settings):
         None, ge=1, description="OpenMP threads of the forward pass (CPU only); empty: one per usable core."
     )
     tensor_parallel_size: int = Field(1, ge=1, description="GPUs that share one model.")
-    weight_transfer: Literal["disk", "nccl"] = Field(
-        "disk", description="How new weights arrive: as the trainer's weights.backend says."
+    weight_transfer: Literal["disk", "nccl", "ipc"] = Field(
+        "disk", description="How new weights arrive: as the trainer's weights.backend says; ipc for colocated."
+    )
+    sleep_mode: bool = Field(
+        False,
+        description="Give the GPU's memory back while the trainer computes (weights.backend colocated); on a CPU vLLM "
+        "keeps it.",
     )
     max_lora_rank: int | None = Field(
         None,
@@ -94,6 +100,11 @@ class ServeConfig(Settings):
     def _fits_together(self) -> ServeConfig:
         if self.weight_transfer != "disk" and self.on_cpu:
             raise ValueError(f"weight_transfer {self.weight_transfer!r} needs a GPU: set weight_transfer: disk")
+        if self.weight_transfer == "ipc" and not is_this_machine(self.host.strip("[]")):
+            raise ValueError(
+                f"host {self.host} with weight_transfer 'ipc': the trainer's handles come pickled, and who can reach "
+                "the port could run code here; set host: 127.0.0.1"
+            )
         if self.max_lora_rank is not None and self.weight_transfer != "disk":
             raise ValueError(
                 f"max_lora_rank {self.max_lora_rank} with weight_transfer {self.weight_transfer!r}: an adapter arrives "
@@ -171,6 +182,8 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
     }
     if config.max_lora_rank is not None:
         env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+    if config.weight_transfer == "ipc":
+        env["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # else it takes no handle over HTTP
     if config.on_cpu:
         argv += ["--kv-cache-memory-bytes", str(int(config.kv_cache_gib * 2**30))]
         # A prompt cut into chunks, from a request with a seed of its own, kills vLLM 0.32 on a CPU
@@ -189,6 +202,8 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
     else:
         argv += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
         argv += ["--tensor-parallel-size", str(config.tensor_parallel_size)]
+        if config.sleep_mode:
+            argv.append("--enable-sleep-mode")
     return argv + config.extra_args, env | config.extra_env
 
 

@@ -15,6 +15,7 @@ import httpx
 from environments.common.hub import model_folder
 from environments.common.run_folder import claim
 from environments.common.settings import ConfigError, write_yaml
+from environments.launch import colocated
 from environments.launch.config import PARTS, LaunchConfig, Parts, in_own_words, load_launch, parts, saved
 from environments.launch.disk import check_disk
 from environments.launch.display import Screen
@@ -26,7 +27,7 @@ from environments.launch.process_loop import (
     run_to_end_or_signal,
     trainer_command,
 )
-from environments.launch.processes import free_port
+from environments.launch.processes import RESTARTS, free_port
 
 KEPT = "train.yaml"
 """In the run's config folder: the file as used."""
@@ -86,7 +87,8 @@ class Training:
         self.loop.begin_and_wait("api", Process(api, f"{self.api}/status"), "Atropos API server")
         self._forget_agreement()
         if self.parts.server is not None:
-            self.loop.begin_and_wait("vllm", self._server(), f"vLLM with {self.config.model.name}")
+            restarts = colocated.RESTARTS if colocated.is_colocated(self.config) else RESTARTS
+            self.loop.begin_and_wait("vllm", self._server(), f"vLLM with {self.config.model.name}", restarts)
         reached = self.loop.train(self._trainer(), self._environment())
         self.screen.say()
         if reached < self.config.steps:
