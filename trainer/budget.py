@@ -4,7 +4,8 @@
 
 The memory is `trainer.planning.timeline`'s; the speed is an estimate: operations (`trainer.planning.flops`) over peak
 x an assumed MFU. What does not fit is refused with the settings that do, here and when the trainer starts. Only the
-trainer's GPUs are planned: vLLM, which samples on others, has `gpu_memory_utilization` for its own.
+trainer's GPUs are planned: vLLM, which samples on others, has `gpu_memory_utilization` for its own. Where both are on
+one GPU in turns (`--weights.backend colocated`) each phase is: `trainer.planning.turns`.
 """
 
 from __future__ import annotations
@@ -114,13 +115,24 @@ def _plan(config: BudgetConfig) -> int:
     # Imported here: --help and wrong options should not pay for torch.
     from trainer.planning.fit import model_config, refusal, setup
     from trainer.planning.timeline import plan
+    from trainer.planning.turns import lines as turns_lines
+    from trainer.planning.turns import turns, turns_refusal
 
     model = model_config(config.model)
     budget = plan(model, setup(config, config.gpus))
+    memory = memory_of(config)
     print("\n".join(report(config, model, budget)))
-    if budget.needed <= memory_of(config):
+    if config.weights.backend == "colocated":
+        if config.gpus != 1:
+            raise ConfigError(f"gpus {config.gpus} with weights.backend colocated: it has one GPU; set gpus: 1")
+        print("\n".join(turns_lines(turns(model, config, budget, memory), config, memory)))
+        wrong = turns_refusal(model, config, budget, memory)
+    else:
+        fits = budget.needed <= memory
+        wrong = None if fits else refusal(model, config, config.gpus, budget, memory, True)
+    if wrong is None:
         return 0
-    print(f"error {refusal(model, config, config.gpus, budget, memory_of(config), True)}", file=sys.stderr)
+    print(f"error {wrong}", file=sys.stderr)
     return 1
 
 

@@ -218,11 +218,18 @@ def check_memory(config: TrainerConfig, world_size: int, device: torch.device) -
         return
     if not (config.model / "config.json").is_file():
         return
-    memory = config.memory_gib * GIB if config.memory_gib else float(torch.cuda.mem_get_info(device)[0])
+    turns = config.weights.backend == "colocated"
+    # In turns vLLM gives back what it holds at the moment.
+    memory = config.memory_gib * GIB if config.memory_gib else float(torch.cuda.mem_get_info(device)[turns])
     try:
         model = model_config(config.model)
         budget = plan(model, setup(config, world_size, cuda=cuda))
-        message = refusal(model, config, world_size, budget, memory, cuda) if budget.needed > memory else None
+        if turns:
+            from trainer.planning.turns import turns_refusal  # which asks this module for its own refusals
+
+            message = turns_refusal(model, config, budget, memory, cuda=cuda)
+        else:
+            message = refusal(model, config, world_size, budget, memory, cuda) if budget.needed > memory else None
     except (ConfigError, Untraceable) as error:
         log.warning("memory is not checked: %s", error)
         return
