@@ -15,6 +15,7 @@ from trainer.parallel import Parallel
 from trainer.planning.fit import model_config, setup, token_flops, tokens_per_second
 from trainer.planning.flops import GPUS
 from trainer.planning.timeline import GIB, plan
+from trainer.planning.turns import turns, turns_refusal
 from trainer.step import prepare, set_old_logprobs, take_steps
 from trainer.training_state import TrainingState
 
@@ -26,6 +27,8 @@ def trainer_of(file: Path) -> tuple[TrainerConfig, float]:
     """The trainer's options and vLLM's share of the card."""
     config = load_launch(["--config", str(file)])
     found = parts(config, "http://127.0.0.1:1", ["http://127.0.0.1:2"])
+    if found.trainer.weights.backend == "colocated":
+        return found.trainer, found.trainer.weights.server_share
     return found.trainer, float(config.server["gpu_memory_utilization"])
 
 
@@ -36,9 +39,15 @@ def test_the_numbers_in_the_file_are_the_budgets_and_fit_the_card(file: Path) ->
     assert said is not None
     needs, card, percent, seconds = (float(number) for number in said.groups())
     model = model_config(config.model)
-    needed = plan(model, setup(config, 1)).needed / GIB
+    budget = plan(model, setup(config, 1))
+    needed = budget.needed / GIB
     assert config.memory_gib is not None
-    assert needed <= config.memory_gib <= card * (1 - share)
+    if config.weights.backend == "colocated":
+        needed = turns(model, config, budget, card * GIB).training / GIB
+        assert config.memory_gib == card
+        assert turns_refusal(model, config, budget, card * GIB) is None
+    else:
+        assert needed <= config.memory_gib <= card * (1 - share)
     assert needs == pytest.approx(needed, abs=0.06)
     assert percent == pytest.approx(100 * share)
     tokens = config.batch.rollouts * config.batch.context
