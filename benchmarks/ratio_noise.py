@@ -1,4 +1,4 @@
-"""What bf16 does to a sequence's ratio after one small optimizer step, and which part of fp32 mends it. On a CPU.
+"""What bf16 does to a sequence's ratio after one small optimizer step, and which part of fp32 fixes it. On a CPU.
 
     python -m benchmarks.ratio_noise --model models/SmolLM2-135M-Instruct [--lr 1e-6] [--sequences 16] [--tokens 256]
 

@@ -302,7 +302,7 @@ class Run:
             log.info("%s", self._progress.line(row))
 
     def save_if_due(self) -> None:
-        """Begins a checkpoint every so many steps; the batches of one that is durable are acknowledged."""
+        """Begins a checkpoint every `checkpoint.every` steps; the batches of one that is durable are acknowledged."""
         every = self.config.checkpoint.every
         if every and self.step % every == 0:
             self._save()

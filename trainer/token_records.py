@@ -48,7 +48,7 @@ class TokenRecords:
     """Takes the tokens of the step under way, and writes those of this rank.
 
     Args:
-        rollouts: of each group the first so many are kept; 0: nothing is done at all.
+        rollouts: this many of each group, the first ones, are kept; 0: nothing is done at all.
     """
 
     def __init__(self, run_dir: Path, rollouts: int, rank: int = 0) -> None:

@@ -120,7 +120,7 @@ def _open(config: TrainerConfig, resume_id: str) -> Any:
             resume="allow",
         )
     except (wandb.errors.UsageError, wandb.errors.AuthenticationError) as error:
-        raise ConfigError(f"use_wandb true: {error}; mend it, or set use_wandb to false") from None
+        raise ConfigError(f"use_wandb true: {error}; correct it, or set use_wandb to false") from None
     except wandb.errors.Error as error:
         raise TrackerError(
             f"use_wandb true: Weights & Biases cannot be reached ({error}); WANDB_MODE=offline continues without it"

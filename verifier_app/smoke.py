@@ -108,7 +108,7 @@ def smoke() -> int:
 
 
 def _timed(verify: Any, count: int) -> float:
-    """Seconds of a call, its container's start included, that judges a right program on so many tests."""
+    """Seconds of a call, its container's start included, that judges a right program on this many tests."""
     tests = [{"input": f"{number} 1\n", "output": f"{number + 1}\n"} for number in range(count)]
     started = time.monotonic()
     status, _ = _read(verify.remote({"code": CASES[0].code, **LIMITS, "tests": tests}))

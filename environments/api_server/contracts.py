@@ -2,7 +2,7 @@
 
 A side that has learned of a difference ends, one that has trained its last step has ended, and one that has not
 spoken since this server's start may never come again: what such a side once stated refuses nobody. Else a run that is
-continued for more steps, or with a mended setting, would start once for nothing.
+continued for more steps, or with a corrected setting, would start once for nothing.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Request bodies on their way in: bounded in bytes and in time, unpacked beside the event loop, from no other origin.
 
-Atropos' own middleware unpacks any gzip body on the event loop, however large, waits for ever for the rest of one, and
+Atropos' own middleware unpacks any gzip body on the event loop, however large, waits forever for the rest of one, and
 lets every web page in a browser on this machine read and post.
 """
 

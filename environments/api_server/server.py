@@ -236,7 +236,7 @@ class ApiServer:
         return Response(body, media_type="application/json")
 
     def _leased(self, step: int, batch_size: int, acknowledge: bool) -> tuple[Lease | None, bytes]:
-        """A lease with its answer; in one go, since acknowledged groups do not stay in the journal for ever."""
+        """A lease with its answer; in one go, since acknowledged groups do not stay in the journal forever."""
         with self.store.together():
             self.store.start()
             lease = self.store.lease(step, batch_size)

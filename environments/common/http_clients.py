@@ -57,7 +57,7 @@ def remote_client(field: str, urls: Sequence[str], **options: Any) -> httpx.Asyn
     for url in urls:
         if is_this_machine(urlsplit(url).hostname or "") or should_bypass_proxies(url, None):
             direct[_pattern(url)] = None
-    everything = all(_pattern(url) in direct for url in urls)  # then a broken proxy variable is nobody's business
+    everything = all(_pattern(url) in direct for url in urls)  # then a broken proxy variable does not matter
     try:
         return httpx.AsyncClient(mounts=direct, trust_env=not everything, **options)
     except (ImportError, ValueError, httpx.InvalidURL) as error:

@@ -46,7 +46,7 @@ def find(group: str, own: Mapping[str, T], name: str, field: str) -> T:
         part: T = entry.load()
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"{field} {name!r}: {value} of group {group} cannot be imported ({error}); mend or uninstall that package"
+            f"{field} {name!r}: {value} of group {group} cannot be imported ({error}); fix or uninstall that package"
         ) from error
     return part
 

@@ -164,7 +164,7 @@ class WatchedServers:
             found = self._list.read()
         except ConfigError as error:
             if not self._broken:
-                logger.warning("%s. The last list counts until that is mended: %s", error, self._names())
+                logger.warning("%s. The last list is used until that is fixed: %s", error, self._names())
             self._broken = True
             return self.current
         if self._broken:

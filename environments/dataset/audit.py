@@ -1,4 +1,4 @@
-"""Which problems have several right answers, or wrong tests: independent programs are held against each other.
+"""Which problems have several right answers, or wrong tests: independent programs are compared with each other.
 
 A known solution that the tests deny tells of one or the other: where another one passes those tests, both may be right
 and the problem has several answers; where all agree on an output that the reference denies, the reference is wrong. Of

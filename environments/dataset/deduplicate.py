@@ -12,13 +12,13 @@ from rensa import RMinHash, RMinHashLSH
 
 SHINGLE = 5  # words
 NGRAM = 10  # words
-CONTAINED = 0.5  # of a statement's n-grams found in another one's: the same problem in other clothes
+CONTAINED = 0.5  # of a statement's n-grams found in another one's: the same problem reworded
 NEAR = 0.75  # estimated Jaccard similarity of shingles
-COMMON = 5  # an n-gram of so many statements is boilerplate ("given from standard input in the following format")
+COMMON = 5  # an n-gram of this many statements is boilerplate ("given from standard input in the following format")
 PERMUTATIONS, BANDS, SEED = 128, 32, 1
 LONG_INPUT = 20  # characters: shorter inputs are shared by problems that have nothing else in common
 KEPT_INPUTS = 64  # of a problem, those with the smallest hashes
-SHARED_INPUTS = 3  # at least so many, and half of the smaller set: the same problem retold
+SHARED_INPUTS = 3  # at least this many, and half of the smaller set: the same problem retold
 _WORD = re.compile(r"[^\W_]+")
 
 

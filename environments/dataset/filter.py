@@ -85,7 +85,7 @@ class Split:
 
 
 class RateStore(SampleStore):
-    """Samples whose texts nobody will read: millions of answers would fill the disk. It is never finished, so that
+    """Samples whose texts nobody reads: millions of answers would fill the disk. It is never finished, so that
     another filter of the same model (more samples, `--leave-out-never`) generates only what is missing."""
 
     def begin(self, problems: Sequence[Problem], prompts: PromptBuilder) -> None:

@@ -41,7 +41,7 @@ class Restarts:
     def after(self, code: int, ran_s: float) -> float | None:
         """The pause in seconds before the next start of a process that ended with `code`; None: not again."""
         if code == BAD_INPUT:
-            self.say(f"{self.name}: exit code {code}: bad input, not started again; its log says what to mend")
+            self.say(f"{self.name}: exit code {code}: bad input, not started again; its log says what to fix")
             return None
         if ran_s >= self.steady_s:
             self.failures = 0

@@ -59,7 +59,7 @@ class Training:
         """Everything that can be wrong and needs no process: problems, folder, disk.
 
         Raises:
-            ConfigError: what the user can mend.
+            ConfigError: what the user can fix.
         """
         check_folder(self.config)
         count, too_long = check_problems(self.parts)
@@ -98,7 +98,7 @@ class Training:
         return 0
 
     def _forget_agreement(self) -> None:
-        """What both sides of an earlier start agreed on is not held against those of this one, such as its steps."""
+        """What both sides of an earlier start agreed on is not compared with those of this one, such as its steps."""
         with httpx.Client(base_url=self.api, timeout=30.0, trust_env=False) as http:
             for side in ("trainer", "environment"):
                 http.post("/contract", json={"side": side, "terms": {}}).raise_for_status()

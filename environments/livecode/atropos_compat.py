@@ -212,7 +212,7 @@ class CompatBaseEnv(BaseEnv):
         """The trainer's batch size (in sequences) and token limit, checked against this environment.
 
         Atropos drops a whole group when one sequence reaches the trainer's limit, and lets a batch that no whole
-        number of groups fills wait for ever.
+        number of groups fills wait forever.
 
         Raises:
             AtroposError: the two sides do not fit; the message names the field on each side.

@@ -40,7 +40,7 @@ def run(environment: Make, mode: str, config: RunConfig) -> int:
         environment: the class, or what makes an environment of a configuration; called when everything is checked.
 
     Raises:
-        ConfigError: something about the configuration or the problems that the user can mend.
+        ConfigError: something about the configuration or the problems that the user can fix.
     """
     if mode not in MODES:
         raise ConfigError(f"{mode}: no such mode. Choose one of {', '.join(MODES)}.")

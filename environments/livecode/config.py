@@ -56,7 +56,7 @@ class LivecodeEnvConfig(StrictModel, AtroposOptions):
     sampling_floor_epochs: int = Field(
         4,
         ge=0,
-        description="learnable: every problem comes at least once in so many epochs; 0: as the weights have it.",
+        description="learnable: every problem is drawn at least once in this many epochs; 0: the weights alone decide.",
     )
     prompt_style: Literal["livecodebench", "nouscoder", "fewshot"] = Field(
         "livecodebench",
@@ -142,7 +142,7 @@ class LivecodeEnvConfig(StrictModel, AtroposOptions):
     own_time_factor: float | None = Field(
         None,
         ge=1,
-        description="Problems that state a time limit get so many times it instead of time_limit_s: their limits are "
+        description="Problems with a time limit get this multiple of it instead of time_limit_s: their limits are "
         "set for compiled languages. Empty: time_limit_s for all.",
     )
     own_memory_factor: float | None = Field(

@@ -99,7 +99,7 @@ def audit(run: Path, environments: Sequence[Path] = (), journal: Path | None = N
 
 
 def _generated(folders: Sequence[Path], found: Audit, damaged: Counter[str]) -> tuple[set[str], set[str]]:
-    """Ids of the groups that were sent, and of all groups; every score is held against its verdict."""
+    """Ids of the groups that were sent, and of all groups; every score is compared with its verdict."""
     sent: dict[str, list[float]] = {}
     dropped: dict[str, str] = {}
     written: set[str] = set()

@@ -49,7 +49,7 @@ class SelectConfig(Settings):
 
 
 def main(argv: Sequence[str]) -> int:
-    """The command line; the exit code. ConfigError for what the user can mend."""
+    """The command line; the exit code. ConfigError for what the user can fix."""
     best = select(load(SelectConfig, argv, "atropos select"), lambda line: print(line, flush=True))
     print(f"best: {best['checkpoint']}, pass@1 {best['pass_at_1']:.3f} on {best['set']}")
     return 0

@@ -31,7 +31,7 @@ HOST = "127.0.0.1"
 EVERY_S = 2.0
 """Between two looks at the files."""
 SHARE = 4
-"""What took long to read and tell is followed by a pause of so many times its length: a fifth of one core at most."""
+"""What took long to read and tell is followed by a pause of this many times its length: a fifth of one core at most."""
 STILL_S = 15.0
 """A line to a quiet connection, so that one that was lost is noticed."""
 

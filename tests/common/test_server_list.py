@@ -88,7 +88,7 @@ def test_a_fault_in_mid_run_keeps_the_last_good_list_and_is_told_once(
         path.unlink() if broken is None else path.write_text(broken)
         assert [one.url for one in watching.look()] == ["http://a:1", "http://b:1"]
     assert [record.levelname for record in caplog.records] == ["WARNING"]
-    assert "The last list counts until that is mended: http://a:1, http://b:1" in caplog.text
+    assert "The last list is used until that is fixed: http://a:1, http://b:1" in caplog.text
     path.write_text("http://c:1\n")
     assert [one.url for one in watching.look()] == ["http://c:1"]
     assert caplog.records[-1].message == f"{path} can be read again"

@@ -187,7 +187,7 @@ class Loop:
             part.child.wait_ready(self.urls[name] + ready, 600.0)
 
     def tick(self) -> None:
-        """Starts what has ended again; AssertionError for what no restart mends."""
+        """Starts what has ended again; AssertionError for what no restart fixes."""
         for part in self.parts.values():
             child = part.child
             if child is None or child.returncode is None:

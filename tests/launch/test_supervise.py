@@ -60,7 +60,7 @@ def test_bad_input_is_not_tried_again(tmp_path: Path, then: str) -> None:
     count = tmp_path / "count"
     assert supervise(program(count, then), Restarts("trainer", 9, said.append)) == 2
     assert count.read_text() == "x"
-    assert said == ["trainer: exit code 2: bad input, not started again; its log says what to mend"]
+    assert said == ["trainer: exit code 2: bad input, not started again; its log says what to fix"]
 
 
 def test_a_stop_in_the_pause_ends_it_without_another_start(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ NOISE = 0.01
 """Below this nothing can fit better in earnest."""
 LEAST_TOKENS = 32
 ENOUGH_TOKENS = 512
-"""The mean of so many tells 0.01 nats from 0.15; more would only take time before the first step."""
+"""The mean of this many separates 0.01 nats from 0.15; more would only take time before the first step."""
 
 
 class Misaligned(LivecodeError, RuntimeError):

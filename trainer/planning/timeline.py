@@ -113,7 +113,7 @@ def full_layout(context: int, max_tokens: int) -> AttentionLayout:
 def plan(
     config: PretrainedConfig, setup: Setup, layout: AttentionLayout | None = None, trained: int | None = None
 ) -> Budget:
-    """The budget of a step whose micro-batches all look like `layout` with so many trained tokens.
+    """The budget of a step whose micro-batches all look like `layout` with this many trained tokens.
 
     None: `full_layout`, every completion token trained. Not the first step: AdamW's moments exist.
     """

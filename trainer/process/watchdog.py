@@ -19,7 +19,7 @@ def end_process(message: str) -> None:
 
 
 def end_process_in(seconds: float, message: str) -> None:
-    """Ends the process after so many seconds unless it has ended by itself, whatever it waits in by then."""
+    """Ends the process after this many seconds unless it has ended by itself, whatever it waits in by then."""
     timer = threading.Timer(seconds, end_process, [message])
     timer.daemon = True
     timer.start()

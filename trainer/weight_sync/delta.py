@@ -29,7 +29,7 @@ class DeltaPublisher(DiskPublisher):
     """See DiskPublisher. Rank 0 keeps the published weights in CPU memory, to find what changed.
 
     Args:
-        full_every: every so many publications one holds all weights; so does one whose deltas together would be as
+        full_every: one publication in this many holds all weights; so does one whose deltas together would be as
             large as that.
     """
 

@@ -73,7 +73,7 @@ class NcclPublisher:
         pause_mode: keep (running requests continue with the new weights), abort or wait.
         deadline_s: longest time of one phase, in seconds; the gather and the transfer are one phase, `update`.
         address: where the servers reach rank 0; None: this machine's address on the way to the first of them.
-        end_in: ends this process so many seconds later, with a message, where a thread of it is stuck.
+        end_in: ends this process this many seconds later, with a message, where a thread of it is stuck.
     """
 
     def __init__(

@@ -95,7 +95,7 @@ class Sender:
         self.call: RouteCall[None] = RouteCall(self._run)
 
     def put(self, named: tuple[str, Tensor] | None, seconds: float) -> bool:
-        """Whether there was room within so many seconds; None says that the one before was the last."""
+        """Whether there was room within this many seconds; None says that the one before was the last."""
         if named is not None and named[1].is_cuda:
             torch.cuda.current_stream().synchronize()  # the sender works on streams of its own
         try:

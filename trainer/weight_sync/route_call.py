@@ -1,4 +1,4 @@
-"""A call that may hang for ever, waited for by those that must not."""
+"""A call that may hang forever, waited for by those that must not."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class RouteCall(Generic[T]):
         return self._done.is_set()
 
     def wait(self, seconds: float) -> bool:
-        """Whether it is done within so many seconds."""
+        """Whether it is done within this many seconds."""
         return self._done.wait(max(seconds, 0.0))
 
     def result(self, seconds: float) -> T:
-        """What it returned or raised; TimeoutError after so many seconds."""
+        """What it returned or raised; TimeoutError after this many seconds."""
         if not self.wait(seconds):
             raise TimeoutError
         if self.error is not None:

@@ -30,7 +30,7 @@ from verifier_app.judge.watchdog import PATIENCE, Watchdog
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 60.0  # a cold disk and a loaded machine; importing takes 0.1 s
-# what the prelude does not bring and small programs use; every page more makes every fork dearer
+# what the prelude does not bring and small programs use; every further page makes every fork cost more
 MODULES = ["threading", "atexit", "array", "decimal", "fractions", "time", "cmath", "types"]
 # one malloc arena: threads hold the interpreter's lock, and an arena of its own takes each 64 MB of address space
 ENVIRONMENT = {

@@ -6,7 +6,7 @@ JudgeError                a fault that is not the program's: never a verdict, ne
         "test_set_corrupt"  the stored set does not have the hash it is stored under
         "host_overloaded"   wall time passed while the program waited for a core: retry, never score
         "sandbox_failed"    the sandbox could not start or broke without the program's doing
-        "checker_failed"    a problem's checker fails at the expected answer itself: mend the problem
+        "checker_failed"    a problem's checker fails at the expected answer itself: fix the problem
         "weak_isolation"    the host offers too little and strong isolation was required
         "judge_died"        a judge process died twice under the same request
         "judge_fault"       the judge itself failed at this request: it does so again, and no other request is touched

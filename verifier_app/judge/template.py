@@ -62,7 +62,7 @@ def _standard_streams() -> None:
         stream = io.open(fd, mode, encoding="utf-8", errors=errors, newline="\n", closefd=False)  # noqa: SIM115, UP020
         setattr(sys, name, stream)
         setattr(sys, f"__{name}__", stream)
-    null = os.open(os.devnull, os.O_RDWR)  # nobody reads the pipes: who fills one here would wait for ever
+    null = os.open(os.devnull, os.O_RDWR)  # nobody reads the pipes: who fills one here would wait forever
     for fd in (0, 1, 2):
         os.dup2(null, fd)
     os.close(null)

@@ -61,7 +61,7 @@ class EvaluationConfig(Section):
     top_p: float = Field(1.0, gt=0, le=1, description="Nucleus of evaluation sampling; training always uses 1.")
     greedy: bool = Field(True, description="One greedy answer per problem as well.")
     seed: int = Field(0, ge=0, description="Seed of every request, so that evaluations before and after pair up.")
-    limit: int | None = Field(None, ge=1, description="Only so many problems of each set; empty: all.")
+    limit: int | None = Field(None, ge=1, description="Evaluate only this many problems of each set; empty: all.")
     profiles: list[Profile] = Field(
         ["run"],
         min_length=1,

@@ -65,7 +65,7 @@ class SamplingParams:
     seed: int | None = None
 
     def within(self, room: int | None) -> SamplingParams:
-        """These for a prompt that leaves so many tokens for its answer; None: the length is fixed."""
+        """These for a prompt that leaves this many tokens for its answer; None: the length is fixed."""
         return self if room is None else replace(self, max_new_tokens=room)
 
     def as_json(self) -> dict[str, Any]:

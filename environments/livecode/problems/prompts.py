@@ -267,7 +267,7 @@ class PromptBuilder:
             raise PromptError(
                 f"tokenizer: its chat template fails on the chat of problem {problem.id} (roles: {roles}): "
                 f"{type(error).__name__}: {' '.join(str(error).split())[:300]}. Use a model whose template takes "
-                "these roles, or mend chat_template in its tokenizer's folder."
+                "these roles, or fix chat_template in its tokenizer's folder."
             ) from None
 
 

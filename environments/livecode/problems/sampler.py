@@ -76,7 +76,7 @@ class LearnableSampler:
     Within a class each problem comes once before any comes again.
 
     Args:
-        floor_epochs: every problem comes at least once in so many epochs (an epoch: as many draws as problems);
+        floor_epochs: every problem is drawn at least once in this many epochs (an epoch: as many draws as problems);
             0 leaves it to the weights. Dues are spread at first, so that they do not come all at once.
     """
 

@@ -98,7 +98,7 @@ async def with_retries(
 
     Raises:
         JudgeFault: the judge failed at this program.
-        VerifierError: a fault that repeating cannot mend, or that five tries did not mend.
+        VerifierError: a fault that retries cannot fix, or that five tries did not fix.
         DeadlineExceeded: `deadline_s` passed.
     """
 

@@ -27,7 +27,7 @@ class Clock:
         heapq.heappush(self._calls, (max(when, self.now), self._count, call, arguments))
 
     def after(self, seconds: float, call: Callable[..., None], *arguments: Any) -> None:
-        """Calls so many seconds from now."""
+        """Calls after this many seconds."""
         self.at(self.now + seconds, call, *arguments)
 
     def run(self, until: Callable[[], bool]) -> bool:
@@ -83,7 +83,7 @@ class Pool:
         self._allowed = -math.inf
 
     def submit(self, seconds: float, call: Callable[..., None], *arguments: Any) -> None:
-        """Work of so many seconds; `call` follows it."""
+        """Work of this many seconds; then `call`."""
         if self.busy.value < self.places:
             self._begin(seconds, call, arguments)
         else:

@@ -126,7 +126,7 @@ class BoundsConfig(Section):
     """What `search` keeps to; empty: no bound."""
 
     gpus: int | None = Field(None, ge=2, description="GPUs in all; empty: as in cluster.")
-    gpus_together: int = Field(8, ge=1, description="GPUs are divided by so many, as nodes have them.")
+    gpus_together: int = Field(8, ge=1, description="GPUs a node: GPUs are assigned in multiples of it.")
     places: list[int] = Field([], description="Numbers of verifier places to try; empty: as in cluster.")
     hours: float | None = Field(None, gt=0, description="Longest run.")
     money: float | None = Field(None, gt=0, description="Most that the run may cost.")

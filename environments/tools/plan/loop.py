@@ -104,7 +104,7 @@ class Loop:
         self._waiting_since: float | None = None
 
     def run(self, steps: int) -> bool:
-        """Until so many steps are done; False where the run stops of itself before, as nothing can begin any more."""
+        """Until this many steps are done; False where the run stops before, because nothing can begin any more."""
         self.clock.at(0.0, self._look)
         self.clock.at(0.0, self._wait_for_batch)
         return self.clock.run(lambda: len(self.steps) >= steps)

@@ -63,7 +63,7 @@ def late(run: Path, shown: Rows, groups: Rows, trained: dict[str, Row], seen: in
         shown: rollouts, the oldest first.
         groups: rows of environment.jsonl.
         trained: what the trainer says of their tokens.
-        seen: of the groups, the first so many, whose problems are known already.
+        seen: the number of groups, from the first on, whose problems are known already.
     """
     trainer, environment = settings(run, "trainer"), settings(run, "environment")
     rollouts, tokens = split(shown, trained)

@@ -17,7 +17,7 @@ _UIDS, _GIDS = 1, 2  # bits of an exit status
 
 
 class HostCapabilities:
-    """The layers that work here. (No dataclass: its imports would make every fork dearer.)"""
+    """The layers that work here. (No dataclass: its imports would make every fork cost more.)"""
 
     def __init__(self, packages: list[str], entries: list[str], deny: list[str]) -> None:
         self.packages, self.entries, self.deny = packages, entries, deny

@@ -1,4 +1,4 @@
-"""Address space for threads: their stacks are address space that is hardly touched, and not held against the limit.
+"""Address space for threads: their stacks are hardly touched, and do not count towards the limit.
 
 RLIMIT_AS bounds what a process may reserve, the watch what its tree really holds. A program without threads is held to
 its memory limit by the first, at once; every thread that it starts raises the soft limit by the stack it takes, up to
