@@ -41,7 +41,7 @@ class TurnSession(ServerSession):
     def patiently(self, policy: Policy, version: int, prompt: list[int] | None = None) -> PublishStats | None:
         """The publisher's `publish`, again while the server is gone; it gets the device meanwhile, to start again."""
         assert self._state is not None
-        started, told = time.monotonic(), False
+        started, warned = time.monotonic(), False
         while True:
             try:
                 self.publisher.pause()
@@ -55,9 +55,9 @@ class TurnSession(ServerSession):
                 self._state.off()
                 if self.stop.requested or time.monotonic() - started > session.AWAY_S:
                     raise
-                if not told:
+                if not warned:
                     log.warning("%s; the device is free for it to start again, at most %g s", error, session.AWAY_S)
-                told = True
+                warned = True
             time.sleep(1.0)
 
     def hand_over(self) -> None:
