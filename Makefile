@@ -9,6 +9,8 @@ STEPS  ?=
 SEED   ?=
 # Processes that share the tests; 0: one process runs them all, which is what a debugger wants.
 WORKERS ?= 2
+# A seed: the tests run in an order drawn by it.
+SHUFFLE ?=
 ARGS   ?=
 
 BIN    := $(VENV)/bin
@@ -16,7 +18,7 @@ PINS   := requirements/$(DEVICE).txt
 READY  := $(VENV)/.ready-$(DEVICE)
 MODEL  := models/SmolLM2-135M-Instruct
 
-PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
+PYTEST := SHUFFLE=$(SHUFFLE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 # What fails first after a change and takes seconds: options, messages, the mathematics, formats, prompts, verdicts.
 FAST_TESTS := tests/common tests/test_cli.py tests/test_dependencies.py tests/test_listening.py tests/test_messages.py \
   tests/test_published_recipe.py tests/test_start_up.py tests/test_threats.py \

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,8 +84,22 @@ def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.Tes
     return report
 
 
+def _shuffle(items: list[pytest.Item], draw: random.Random) -> None:
+    """The groups in a drawn order, and the tests of each: none may need what another one left."""
+    groups: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        groups.setdefault(_group(item.nodeid), []).append(item)
+    drawn = list(groups.values())
+    draw.shuffle(drawn)
+    for members in drawn:
+        draw.shuffle(members)
+    items[:] = [item for members in drawn for item in members]
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Puts the longest groups first, so that several workers end together."""
+    """An order drawn by the seed SHUFFLE, if there is one; the longest groups first, so that workers end together."""
+    if os.environ.get("SHUFFLE"):
+        _shuffle(items, random.Random(os.environ["SHUFFLE"]))
     if not hasattr(config, "workerinput"):
         return
 
