@@ -212,7 +212,7 @@ def test_a_folder_goes_on_with_its_own_run_only(written: Path, tmp_path: Path) -
     check_folder(config)
     check_folder(config.model_copy(update={"steps": 99, "groups": 2}))  # longer, or with another batch
     for name, value in (("problems", "other.jsonl"), ("seed", 5), ("group_size", 16), ("context", 4096)):
-        with pytest.raises(ConfigError, match=f"{name} .*the run in .* began with"):
+        with pytest.raises(ConfigError, match=f"{name} .*the run in .* started with"):
             check_folder(config.model_copy(update={name: value}))
 
 
