@@ -33,7 +33,7 @@ from transformers.models.qwen3.modeling_qwen3 import apply_rotary_pos_emb
 
 from trainer.config import Recompute
 from trainer.model.activation_checkpointing import recompute
-from trainer.model.attention import AttentionLayout
+from trainer.model.layout import AttentionLayout
 from trainer.model.logprobs import token_logprobs
 from trainer.planning.flops import GPUS, attended_pairs, flops
 from trainer.planning.shapes import SHAPES

@@ -33,7 +33,8 @@ from benchmarks.workload import SHAPES, versions
 from trainer.config import OptimizerConfig
 from trainer.model import attention
 from trainer.model.activation_checkpointing import recompute
-from trainer.model.attention import AttentionLayout, Span, varlen_attention
+from trainer.model.attention import varlen_attention
+from trainer.model.layout import AttentionLayout, Span
 from trainer.model.logprobs import token_logprobs
 from trainer.optimizer import PolicyOptimizer
 

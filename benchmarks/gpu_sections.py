@@ -22,7 +22,8 @@ from benchmarks.workload import SHAPES, Lengths, draw_lengths, make_groups
 from trainer.checkpoints import Checkpoints
 from trainer.config import Recompute
 from trainer.data.scored_groups import ScoredGroup
-from trainer.model.attention import AttentionLayout, Span, grouped_attention, varlen_attention
+from trainer.model.attention import grouped_attention, varlen_attention
+from trainer.model.layout import AttentionLayout, Span
 from trainer.model.logprobs import token_logprobs
 from trainer.model.packing import MicroBatch, pack
 from trainer.model.policy import Policy

@@ -21,7 +21,8 @@ from benchmarks.kernel_time import kernel_seconds
 from benchmarks.loops import GIB, PackedLoop, PaddedLoop, Phases, free, optimizer_fits, trainer_config
 from benchmarks.trainer import Case, parse, peak_flops, useful_flops
 from benchmarks.workload import SHAPES, Lengths
-from trainer.model.attention import AttentionLayout, Span, varlen_attention
+from trainer.model.attention import varlen_attention
+from trainer.model.layout import AttentionLayout, Span
 from trainer.planning.fit import setup
 from trainer.planning.flops import attended_pairs
 from trainer.planning.live_bytes import LiveBytes

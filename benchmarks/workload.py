@@ -20,7 +20,7 @@ import transformers
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from trainer.data.scored_groups import Rollout, ScoredGroup
-from trainer.model.attention import AttentionLayout, Span
+from trainer.model.layout import AttentionLayout, Span
 from trainer.planning.shapes import SHAPES as PUBLISHED
 
 BETWEEN, WITHIN = 0.5, 0.6

@@ -16,8 +16,10 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from tests.trainer.conftest import make_groups, make_model
 from trainer.config import Recompute
 from trainer.model import attention
+from trainer.model import layout as layouts
 from trainer.model.activation_checkpointing import recompute
-from trainer.model.attention import AttentionLayout, Span, UnsupportedAttention, grouped_attention, varlen_attention
+from trainer.model.attention import UnsupportedAttention, grouped_attention, varlen_attention
+from trainer.model.layout import AttentionLayout, Span
 from trainer.model.packing import MicroBatch, pack
 
 # The first span's completions are batched; the long ones of the second take a causal call each.
@@ -65,16 +67,18 @@ def heads(seed: int, layout: AttentionLayout = LAYOUT) -> tuple[Tensor, Tensor, 
 
 def test_the_layout_exercises_both_forms() -> None:
     device = torch.device("cpu")
-    assert LAYOUT.batch(LAYOUT.spans[0], device) is not None
-    assert LAYOUT.batch(LAYOUT.spans[1], device) is None
+    batches = LAYOUT.batches(LAYOUT.spans[0], device)
+    assert batches is not None
+    assert [part.shape for part in batches.parts] == [(2, 4), (1, 1)]  # 4 and 3 together, 1 by itself
+    assert LAYOUT.batches(LAYOUT.spans[1], device) is None
 
 
 @LAYOUTS
-@pytest.mark.parametrize("largest", [attention.MAX_MASK, 0], ids=["with masks", "too large for masks"])
+@pytest.mark.parametrize("largest", [layouts.MAX_MASK, 0], ids=["with masks", "too large for masks"])
 def test_grouped_attention_equals_a_dense_mask_forward_and_backward(
     layout: AttentionLayout, largest: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(attention, "MAX_MASK", largest)
+    monkeypatch.setattr(layouts, "MAX_MASK", largest)
     layout = AttentionLayout(layout.spans)  # without the plans of other tests
     inputs = heads(1, layout)
     upstream = torch.randn(layout.total, 6, 8, dtype=torch.float64)

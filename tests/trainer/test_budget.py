@@ -28,7 +28,7 @@ from tests.trainer.conftest import make_groups
 from trainer.budget import BudgetConfig, main
 from trainer.config import Recompute, TrainerConfig
 from trainer.model import attention, policy
-from trainer.model.attention import AttentionLayout, Span
+from trainer.model.layout import AttentionLayout, Span
 from trainer.model.packing import MicroBatch, pack
 from trainer.model.policy import Policy
 from trainer.moment_formats import Moments
@@ -201,10 +201,11 @@ def test_operations_are_what_torch_counts(alone: Parallel, models: dict[str, Pat
     pairs = 0
     for span in micro.layout.spans:
         pairs += span.prompt**2
-        batched = micro.layout.batch(span, micro.input_ids.device) if span.completions else None
+        batched = micro.layout.batches(span, micro.input_ids.device) if span.completions else None
         if batched is not None:
-            count, longest = batched.shape
-            pairs += count * longest * (span.prompt + longest)
+            pairs += sum(
+                count * longest * (span.prompt + longest) for count, longest in (p.shape for p in batched.parts)
+            )
         else:
             pairs += sum((span.prompt + length) ** 2 for length in span.completions)
     trained_tokens = len(micro.target)

@@ -11,7 +11,7 @@ from torch.nn.functional import silu
 from transformers import AutoConfig, PretrainedConfig
 
 from benchmarks.bytes_moved import MovedBytes, block, bound, moved, parts, tail
-from trainer.model.attention import AttentionLayout
+from trainer.model.layout import AttentionLayout
 from trainer.model.logprobs import token_logprobs
 from trainer.planning.flops import attended_pairs, flops
 from trainer.planning.timeline import full_layout

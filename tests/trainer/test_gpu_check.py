@@ -13,7 +13,8 @@ import torch
 from benchmarks import gpu_check, gpu_sections, gpu_speed
 from benchmarks.gpu_harness import Check, Failed, hold
 from benchmarks.kernel_time import kernel_class
-from trainer.model.attention import AttentionLayout, grouped_attention
+from trainer.model.attention import grouped_attention
+from trainer.model.layout import AttentionLayout
 
 QUICK = "attention,leak,documents,transformers,chunked,one_rank,moments"
 """What takes a second or two on one core."""

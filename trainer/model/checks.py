@@ -9,7 +9,8 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import PretrainedConfig, PreTrainedModel
 
-from trainer.model.attention import AttentionLayout, Span, UnsupportedAttention
+from trainer.model.attention import UnsupportedAttention
+from trainer.model.layout import AttentionLayout, Span
 from trainer.model.loading import UnsupportedModel
 
 log = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from environments.common.errors import LivecodeError
-from trainer.model.attention import AttentionLayout, Span
+from trainer.model.layout import AttentionLayout, Span
 
 if TYPE_CHECKING:
     from trainer.data.scored_groups import ScoredGroup

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from trainer.model.attention import AttentionLayout, Span
+    from trainer.model.layout import AttentionLayout, Span
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ import torch
 from transformers import PretrainedConfig
 
 from trainer.config import Recompute
-from trainer.model.attention import AttentionLayout, Span
+from trainer.model.layout import AttentionLayout, Span
 from trainer.moment_formats import Moments, kept_bytes
 from trainer.planning.trace import Adapter, Shape, Trace, block_trace, sizes, tail_trace
 from trainer.planning.update_trace import update_bytes

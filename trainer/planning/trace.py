@@ -28,7 +28,7 @@ from trainer.config import Recompute
 from trainer.model import attention
 from trainer.model.activation_checkpointing import recompute
 from trainer.model.adapter import add_adapter
-from trainer.model.attention import AttentionLayout
+from trainer.model.layout import AttentionLayout
 from trainer.model.logprobs import token_logprobs
 from trainer.planning.live_bytes import LiveBytes
 
@@ -133,7 +133,7 @@ def _block_trace(
     else:
         for span in layout.spans:
             if span.completions:
-                layout.batch(span, here)
+                layout.batches(span, here)
             if span.shared:
                 layout.rest_mask(span, here)
     with one_block(config, dtype, FakeTensorMode(allow_non_fake_inputs=True), adapter) as model:
