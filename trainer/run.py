@@ -213,7 +213,7 @@ class Run:
             BatchError: no batch within the deadline, or a group that cannot be trained on.
         """
         if self.served is not None:
-            self.served.hand_over()
+            self.served.hand_over(self.policy)
         with self._timed("seconds_wait"):
             until = self.feed.begin_wait()
             while True:
@@ -323,7 +323,7 @@ class Run:
         elif self.config.checkpoint.export:
             save_hf(self.policy, self.config.run_dir / "export", self.config.model)
         if self.served is not None:
-            self.served.hand_over()
+            self.served.hand_over(self.policy)
 
     def _way_on(self) -> str:
         """What the user starts to resume from the last checkpoint."""

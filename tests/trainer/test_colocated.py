@@ -161,7 +161,7 @@ def test_the_device_is_never_both_sides(turns: TurnSession, vllm: Recorded, poli
     turns.pause()
     turns.publish(policy, 0, metrics)
     for version in (1, 2):
-        turns.hand_over()
+        turns.hand_over(policy)
         assert not vllm.engine.asleep
         turns.take_back(policy, metrics)
         assert vllm.engine.asleep == {"weights", "kv_cache"}
@@ -204,7 +204,7 @@ def test_weights_that_did_not_arrive_are_found_before_the_next_step(
     change(policy)
     vllm.answers["/update_weights"] = [(200, '{"success": true}')]
     turns.publish(policy, 0, Metrics())
-    turns.hand_over()
+    turns.hand_over(policy)
     with pytest.raises(WeightSyncError, match="log-probabilities differ"):
         turns.take_back(policy, Metrics())
 
@@ -278,7 +278,7 @@ def test_a_server_that_was_started_again_while_it_slept_gets_the_weights(
     """The new one is awake: it is put to sleep before its weights are touched."""
     turns.pause()
     turns.publish(policy, 0, Metrics())
-    turns.hand_over()
+    turns.hand_over(policy)
     turns.take_back(policy, Metrics())
     engine = vllm.engine = Engine(models["llama"], token_s=0.002)
     vllm._app = Server(engine, 256).app()
@@ -287,7 +287,7 @@ def test_a_server_that_was_started_again_while_it_slept_gets_the_weights(
     turns.publish(policy, 1, Metrics())
     woken = ["/wake_up?tags=weights", "/sleep?level=1&mode=keep", "/wake_up?tags=weights"]
     assert vllm.taken() == [*woken, "/init_weight_transfer_engine", *UPDATE]
-    turns.hand_over()
+    turns.hand_over(policy)
     turns.take_back(policy, Metrics())
 
 
@@ -296,7 +296,7 @@ def test_a_server_that_dies_gets_the_device_to_start_again(
 ) -> None:
     turns.pause()
     turns.publish(policy, 0, Metrics())
-    turns.hand_over()
+    turns.hand_over(policy)
     turns.take_back(policy, Metrics())
     state = turns._state
     assert isinstance(state, Counted)
@@ -317,7 +317,7 @@ def test_a_server_that_dies_gets_the_device_to_start_again(
     turns.publish(policy, 1, Metrics())
     starting.join()
     assert not state.is_off
-    turns.hand_over()
+    turns.hand_over(policy)
     turns.take_back(policy, Metrics())
     assert vllm.engine.version == "1"
     back[0].stop()
@@ -328,7 +328,7 @@ def test_a_server_that_comes_back_while_a_batch_is_waited_for_gets_the_weights_a
 ) -> None:
     turns.pause()
     turns.publish(policy, 0, Metrics())
-    turns.hand_over()
+    turns.hand_over(policy)
     vllm.engine = Engine(models["llama"], token_s=0.002)
     vllm._app = Server(vllm.engine, 256).app()
     assert turns.publisher.behind() == [vllm.url]
@@ -339,6 +339,37 @@ def test_a_server_that_comes_back_while_a_batch_is_waited_for_gets_the_weights_a
     assert vllm.engine.version == "0"
     assert not vllm.engine.paused
     assert turns.publisher.behind() == []
+
+
+@pytest.mark.parametrize("level", [1, 2])
+def test_a_run_that_is_stopped_while_it_waits_leaves_the_server_awake_with_its_weights(
+    level: int, turns: TurnSession, vllm: Recorded, policy: Policy
+) -> None:
+    turns.publisher.sleep_level = level
+    turns.pause()
+    change(policy)
+    turns.publish(policy, 0, Metrics())
+    turns.hand_over(policy)
+    turns.take_back(policy, Metrics())  # to save
+    turns.hand_over(policy)
+    assert (vllm.engine.paused, vllm.engine.version) == (False, "0")
+    served = {name: tensor.clone() for name, tensor in vllm.engine.model.state_dict().items()}
+    turns.take_back(policy, Metrics())
+    assert all(torch.equal(served[name], tensor) for name, tensor in policy.state_dict_full().items())
+
+
+def test_a_server_that_cannot_take_the_weights_again_is_not_woken(
+    turns: TurnSession, vllm: Recorded, policy: Policy, models: dict[str, Path]
+) -> None:
+    turns.pause()
+    turns.publish(policy, 0, Metrics())
+    turns.hand_over(policy)
+    vllm.engine = Engine(models["llama"], token_s=0.002)
+    vllm._app = Server(vllm.engine, 256).app()
+    vllm.answers["/update_weights"] = [(500, "half")]
+    with pytest.raises(WeightSyncError, match="phase update: HTTP 500: half; it stays asleep"):
+        turns.catch_up(policy)
+    assert vllm.engine.paused
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")  # vLLM's imports

@@ -160,12 +160,12 @@ class ColocatedPublisher:
             self._compared = version, changed
         compared = time.perf_counter() - started
         self.pause()
-        self._published = None
         try:
             size = self._give(weights, str(version))
         except WeightSyncError as error:
             raise self._given_up(error) from error
-        self._published, self._prompt = str(version), prompt
+        self._published = str(version)
+        self._prompt = prompt
         seconds = {"compare": compared, **self._update.seconds, "total": time.perf_counter() - started}
         return PublishStats(version, seconds, self._compared[1], size)
 
@@ -183,24 +183,18 @@ class ColocatedPublisher:
 
     def behind(self) -> list[str]:
         """The server, where it answers and serves something else than the last publication or stands still."""
-        version = self._published
-        return [self.server.url] if version is not None and self.server.is_behind(version) else []
+        return [self.server.url] if self._published is not None and self.server.is_behind(self._published) else []
 
     def catch_up(self, weights: Policy) -> list[str]:
-        """Gives a server that was started again the last publication, which are the policy's weights; `wake` next.
+        """Gives the server the last publication again, which are the policy's weights; `wake` next.
 
-        What fails is logged and left to the next call.
+        It was started again, or has slept since without a step in between. Raises WeightSyncError: what may be half
+        loaded is not to be woken.
         """
-        version = self._published
-        if version is None:
+        if self._published is None:
             return []
-        try:
-            self.publish(weights, int(version))
-        except WeightSyncError as error:
-            logger.warning("%s", error)
-            self._published = version
-            return []
-        logger.info("%s is back and has the weights of step %s", self.server.url, version)
+        self.publish(weights, int(self._published))
+        logger.info("%s has the weights of step %s", self.server.url, self._published)
         return [self.server.url]
 
     # -- the calls -------------------------------------------------------------------------------------------

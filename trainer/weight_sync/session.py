@@ -108,7 +108,7 @@ class ServerSession:
     def attach(self, state: DeviceState) -> None:
         """What may leave the device; only a session in turns has it leave."""
 
-    def hand_over(self) -> None:
+    def hand_over(self, policy: Policy) -> None:
         """Before a batch is waited for: the device is the servers', where they share the trainer's."""
 
     def take_back(self, policy: Policy, metrics: Metrics) -> None:

@@ -60,17 +60,20 @@ class TurnSession(ServerSession):
                 warned = True
             time.sleep(1.0)
 
-    def hand_over(self) -> None:
+    def hand_over(self, policy: Policy) -> None:
         """The device is the server's: it generates from now on. WeightSyncError where it does not wake."""
         assert self._state is not None
         started = time.monotonic()
-        self._state.off()
         try:
+            if self.publisher.stage == "asleep":  # no step since: a run that is stopped while it waits
+                self.publisher.catch_up(policy)
+            self._state.off()
             self._probe, self._paused = self.publisher.wake()
         except WeightSyncError as error:
             if not error.gone:
                 raise
             log.warning("%s; the weights are sent when it is back", error)
+            self._state.off()
         self._seconds = time.monotonic() - started
 
     def take_back(self, policy: Policy, metrics: Metrics) -> None:
@@ -91,7 +94,14 @@ class TurnSession(ServerSession):
         assert self._state is not None
         self.pause()
         self._state.on()
-        if self.publisher.catch_up(policy):
+        try:
+            self.publisher.catch_up(policy)
             self._unproven = max(self._unproven, 1)
-        self.hand_over()
+        except WeightSyncError as error:
+            if not error.gone:
+                raise
+            log.warning("%s; the weights are sent when it is back", error)
+            self._state.off()
+        else:
+            self.hand_over(policy)
         self._looked = time.monotonic()
