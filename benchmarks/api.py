@@ -3,10 +3,11 @@
     python benchmarks/api.py [--rounds 3] [--groups 4] [--rollouts 16] [--tokens 32768] [--before FOLDER] [--out FILE]
 
 --before: another checkout, whose server is measured in pairs with this one's instead of Atropos' own. Each server is a
-process of its own, ours with a journal on the disk of --folder. The groups are sent gzipped as the environment sends
-them, and as plain JSON, after some small ones; peak memory is that of the server's process. Every figure is the median
-of its rounds, taken in turns; /status is the longest answer that a second process saw while the other requests were
-under way.
+process of its own, ours with a journal on the disk of --folder. The groups are sent in binary form (to ours alone), as
+gzipped JSON and as plain JSON, after some small ones, and read back in the same form; peak memory is that of the
+server's process. Every figure is the median of its rounds, taken in turns; /status is the longest answer that a second
+process saw while the other requests were under way. CPU seconds are per million tokens: of making the bodies, of the
+server for taking and for serving them, and of the trainer's client from the answer's bytes to groups.
 """
 
 from __future__ import annotations
@@ -30,17 +31,21 @@ from typing import Any
 
 import httpx
 
+from environments.common.group_bytes import MEDIA_TYPE, split
 from environments.livecode.atropos_compat import encode_group
+from trainer.data.scored_groups import Reading, parse_group
 
 SMALL = 50
+FORMS = ("binary", "gzip", "plain")
 STOCK = "import uvicorn, sys; uvicorn.run('atroposlib.api.server:app', port=int(sys.argv[1]), log_level='warning')"
 
 
 def make_group(number: int, rollouts: int, tokens: int) -> dict[str, Any]:
     """A group of random tokens, prompt 500 tokens, one weight version."""
     rng = random.Random(number)
-    rows = [[rng.randrange(150_000) for _ in range(tokens)] for _ in range(rollouts)]
     prompt = min(500, tokens // 2)
+    question = [rng.randrange(150_000) for _ in range(prompt)]
+    rows = [question + [rng.randrange(150_000) for _ in range(tokens - prompt)] for _ in range(rollouts)]
     return {
         "tokens": rows,
         "masks": [[-100] * prompt + row[prompt:] for row in rows],
@@ -95,12 +100,40 @@ def peak_mib(pid: int) -> float:
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
+def cpu_s(pid: int) -> float:
+    """Processor seconds that a process has used."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def read(answer: httpx.Response, form: str) -> float:
+    """CPU seconds of the trainer's client from an answer's bytes to groups."""
+    reading = Reading(1.0, 1 << 20, 1 << 20, recompute=False)
+    started = time.process_time()
+    batch = split(answer.content) if form == "binary" else answer.json()["batch"]
+    for group in batch:
+        group["overrides"] = group["overrides"] or None
+        parse_group(group, reading)
+    return time.process_time() - started
+
+
+def encode(groups: list[dict[str, Any]], form: str) -> tuple[list[bytes], float]:
+    """The groups' bodies, and the CPU seconds that they took."""
+    started = time.process_time()
+    if form == "plain":
+        bodies = [json.dumps(group, separators=(",", ":")).encode() for group in groups]
+    else:
+        bodies = [encode_group(group, packed=form == "binary") for group in groups]
+    return bodies, time.process_time() - started
+
+
 def measure(
-    name: str, bodies: list[bytes], gzipped: bool, rollouts: int, folder: Path, before: Path | None
+    name: str, bodies: list[bytes], form: str, rollouts: int, folder: Path, before: Path | None
 ) -> dict[str, float]:
     """Seconds of a small POST (the median), of each POST (the longest), of GET /batch, and of /status meanwhile (the
-    longest); MiB of the server's peak memory."""
-    headers = {"Content-Type": "application/json"} | ({"Content-Encoding": "gzip"} if gzipped else {})
+    longest); MiB of the server's peak memory; CPU seconds of server and client; bytes of the answer."""
+    headers = {"Content-Type": MEDIA_TYPE if form == "binary" else "application/json"}
+    headers |= {"Content-Encoding": "gzip"} if form == "gzip" else {}
     registration = dict.fromkeys(("wandb_group", "wandb_project", "checkpoint_dir"), "") | {
         "batch_size": len(bodies) * rollouts,
         "max_token_len": -1,
@@ -122,20 +155,25 @@ def measure(
         client.post(f"{url}/register", json=registration).raise_for_status()
         watcher = multiprocessing.Process(target=watch, args=(url, stop, longest))
         watcher.start()
-        posts = []
+        posts, used = [], cpu_s(pid)
         for body in bodies:
             start = time.monotonic()
             client.post(f"{url}/scored_data", content=body, headers=headers).raise_for_status()
             posts.append(time.monotonic() - start)
+        taken = cpu_s(pid)
         start = time.monotonic()
-        answer = client.get(f"{url}/batch").raise_for_status()
-        batch = time.monotonic() - start
+        answer = client.get(f"{url}/batch", headers={"Accept": headers["Content-Type"]}).raise_for_status()
+        batch, served = time.monotonic() - start, cpu_s(pid)
         stop.set()
         watcher.join()
-        assert len(answer.json()["batch"]) == len(bodies)
         memory = peak_mib(pid)
+    reader = read(answer, form)
     small = statistics.median(smalls) if smalls else float("nan")
-    return {"small": small, "post": max(posts), "batch": batch, "status": longest.value, "peak_mib": memory}
+    return {
+        "small": small, "post": max(posts), "batch": batch, "status": longest.value, "peak_mib": memory,
+        "cpu_take": taken - used, "cpu_serve": served - taken, "cpu_read": reader,
+        "answer_mb": len(answer.content) / 1e6,
+    }  # fmt: skip
 
 
 def main() -> None:
@@ -150,35 +188,44 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None)
     options = parser.parse_args()
     groups = [make_group(number, options.rollouts, options.tokens) for number in range(options.groups)]
-    bodies = {
-        "gzip": [encode_group(group) for group in groups],
-        "plain": [json.dumps(group, separators=(",", ":")).encode() for group in groups],
-    }
+    bodies = {form: encode(groups, form) for form in FORMS}
+    tokens = options.groups * options.rollouts * options.tokens / 1e6
     found: dict[tuple[str, str], list[dict[str, float]]] = {}
     for _ in range(options.rounds):
-        for form in bodies:
+        for form in FORMS:
             for name in ("ours", "before" if options.before else "stock"):
+                if form == "binary" and name != "ours":
+                    continue
+                made, seconds = encode(groups, form)
                 with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-                    result = measure(name, bodies[form], form == "gzip", options.rollouts, Path(folder), options.before)
-                found.setdefault((name, form), []).append(result)
-    plain, gzipped = (len(bodies[form][0]) / 1e6 for form in ("plain", "gzip"))
+                    result = measure(name, made, form, options.rollouts, Path(folder), options.before)
+                result |= {key: value / tokens for key, value in result.items() if key.startswith("cpu_")}
+                found.setdefault((name, form), []).append(result | {"cpu_make": seconds / tokens})
+    sizes = {form: len(made[0]) / 1e6 for form, (made, _) in bodies.items()}
     print(
-        f"{options.groups} groups of {options.rollouts} x {options.tokens} tokens, {plain:.1f} MB each as JSON, "
-        f"{gzipped:.1f} MB gzipped; Python {platform.python_version()}, {os.cpu_count()} CPUs; median of "
-        f"{options.rounds} rounds, in seconds\n"
+        f"{options.groups} groups of {options.rollouts} x {options.tokens} tokens, each "
+        f"{', '.join(f'{size:.1f} MB {form}' for form, size in sizes.items())}; Python {platform.python_version()}, "
+        f"{os.cpu_count()} CPUs; median of {options.rounds} rounds, in seconds; load average {os.getloadavg()[0]:.0f}\n"
     )
-    print("| server | sent as | small POST | POST, longest | GET /batch | /status meanwhile, longest | peak MiB |")
-    print("|---|---|---|---|---|---|---|")
+    print(
+        "| server | sent as | small POST | POST, longest | GET /batch | /status meanwhile, longest | peak MiB "
+        "| CPU to make | to take | to serve | to read | answer MB |"
+    )
+    print("|---|---|---|---|---|---|---|---|---|---|---|---|")
     table = {}
     for (name, form), rounds in found.items():
         row = {key: statistics.median(one[key] for one in rounds) for key in rounds[0]}
         table[f"{name} {form}"] = row
         print(
             f"| {name} | {form} | {row['small']:.4f} | {row['post']:.2f} | {row['batch']:.2f} | {row['status']:.2f} "
-            f"| {row['peak_mib']:.0f} |"
+            f"| {row['peak_mib']:.0f} | {row['cpu_make']:.3f} | {row['cpu_take']:.3f} | {row['cpu_serve']:.3f} "
+            f"| {row['cpu_read']:.3f} | {row['answer_mb']:.1f} |"
         )
     if options.out:
-        said = {"command": " ".join(["python", *sys.argv]), "machine": f"{platform.machine()}, {os.cpu_count()} CPUs"}
+        said = {
+            "command": " ".join(["python", *sys.argv]), "machine": f"{platform.machine()}, {os.cpu_count()} CPUs",
+            "load average": os.getloadavg()[0], "MB of a group": sizes,
+        }  # fmt: skip
         rounds_of = {f"{name} {form}": rounds for (name, form), rounds in found.items()}
         options.out.write_text(json.dumps(said | {"medians": table, "rounds": rounds_of}, indent=1) + "\n")
 

@@ -6,9 +6,12 @@ import json
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 
 from environments.api_server.store import Entry, new_id
+from environments.common import group_bytes
 from environments.common.errors import LivecodeError
+from environments.common.group_bytes import UNREADABLE, GroupBytesError, UnpackedGroup
 
 STOCK_FIELDS = (
     *("advantages", "ref_logprobs", "messages", "generation_params", "inference_logprobs", "overrides"),
@@ -17,15 +20,12 @@ STOCK_FIELDS = (
 """Fields that a stock server always serves, null where the sender left them out."""
 
 
-UNREADABLE = (msgspec.MsgspecError, RecursionError, UnicodeError)
-"""What the decoder raises for a body that is no JSON, or not ours: wrong types, too deep, not UTF-8."""
-
-
-PROMPT_MASK = -100
+PROMPT_MASK = group_bytes.MASKED
 """Entry of `masks` on what is not trained; elsewhere the mask holds the token's id."""
 LONGEST_ID = 200
 """Characters of a group's id."""
-Number = Annotated[float, msgspec.Meta(ge=-3.4e38, le=3.4e38)]
+LARGEST = 3.4e38
+Number = Annotated[float, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
 """The trainer computes in float32, where a larger one is infinite."""
 Token = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
 Mask = Annotated[int, msgspec.Meta(ge=PROMPT_MASK, le=2**31 - 1)]
@@ -35,7 +35,7 @@ class GroupError(LivecodeError, ValueError):
     """A group that nobody could train on; the message names field, value and fix."""
 
 
-class Wire(msgspec.Struct):
+class Wire(msgspec.Struct, kw_only=True):
     """What of a group is looked at."""
 
     tokens: list[list[Token]]
@@ -50,6 +50,13 @@ class Wire(msgspec.Struct):
     env_id: Token | None = None
 
 
+class Described(Wire, kw_only=True):
+    """The fields beside the numbers that come in binary form."""
+
+    tokens: None = None  # type: ignore[assignment]
+    masks: None = None  # type: ignore[assignment]
+
+
 class Named(msgspec.Struct):
     """What of group_overrides is looked at again."""
 
@@ -59,6 +66,7 @@ class Named(msgspec.Struct):
 _named = msgspec.json.Decoder(Named | None)
 _groups = msgspec.json.Decoder(list[msgspec.Raw])
 _group = msgspec.json.Decoder(Wire)
+_described = msgspec.json.Decoder(Described)
 _keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -74,29 +82,74 @@ def parse(body: bytes, *, several: bool) -> list[Entry]:
     return [_entry(raw) for raw in raws]
 
 
+def parse_packed(body: bytes, most: int) -> list[Entry]:
+    """The one group of a body in binary form, see `group_bytes`.
+
+    most: bytes of the longest content that is unpacked. Raises GroupError where it cannot be taken.
+    """
+    try:
+        group = group_bytes.unpack(body, most)
+        described = _described.decode(group.rest)
+    except GroupBytesError as error:
+        raise GroupError(f"the body: {error}") from None
+    except UNREADABLE as error:
+        raise GroupError(f"{error}: send the fields of Atropos' ScoredData, numbers finite") from None
+    _check_sizes(described, len(group.tokens))
+    for index, row in enumerate(group.tokens):
+        _check_runs(index, group, row)
+    for name, rows in group.reals.items():
+        for index, row in enumerate(rows):
+            if not (np.abs(row) <= LARGEST).all():
+                raise GroupError(f"{name}[{index}]: a number that is not finite in float32; send finite ones")
+    return [Entry(_group_id(described.group_overrides), len(group.tokens), group.env_id, body)]
+
+
+def _check_runs(index: int, group: UnpackedGroup, tokens: np.ndarray[Any, Any]) -> None:
+    """As `_check_mask`, of a mask that can hold nothing else than -100 and the tokens' ids."""
+    given = sum(group.runs[index][::2])
+    if given == len(tokens):
+        raise no_sampled_token(index, given)
+    if not group.runs[index][0]:
+        raise GroupError(f"masks[{index}][0]: a sampled token needs one before it; begin with a masked run")
+    if tokens.min() < 0:
+        raise GroupError(f"tokens[{index}]: {tokens.min()} is no token id; send ids of 0 or more")
+
+
+def _check_sizes(wire: Wire, size: int) -> None:
+    if not size:
+        raise GroupError("tokens: empty; send at least one rollout")
+    for name in ("masks", "scores", "advantages", "ref_logprobs", "inference_logprobs", "overrides", "messages"):
+        column = getattr(wire, name)
+        if column is None or (not column and name not in ("masks", "scores")):
+            continue  # Atropos' own base class sends an empty list for a column that it does not have
+        if len(column) != size:
+            raise GroupError(f"{name}: {len(column)} entries for {size} rollouts; send one each")
+    for index, messages in enumerate(wire.messages or []):
+        if any("role" not in message or "content" not in message for message in messages):
+            raise GroupError(f"messages[{index}]: a message without role or content; send both")
+
+
+def no_sampled_token(index: int, tokens: int) -> GroupError:
+    """The refusal of a rollout that nothing can be learned from."""
+    return GroupError(
+        f"masks[{index}]: no sampled token among {tokens}; send a completion of one token or more, with its ids in the "
+        "mask"
+    )
+
+
 def _entry(raw: bytes) -> Entry:
     try:
         wire = _group.decode(raw)
     except UNREADABLE as error:
         raise GroupError(f"{error}: send the fields of Atropos' ScoredData, numbers finite") from None
     size = len(wire.tokens)
-    if not size:
-        raise GroupError("tokens: empty; send at least one rollout")
-    for name in ("masks", "scores", "advantages", "ref_logprobs", "inference_logprobs", "overrides", "messages"):
-        column = getattr(wire, name)
-        if not column and name not in ("masks", "scores"):
-            continue  # Atropos' own base class sends an empty list for a column that it does not have
-        if len(column) != size:
-            raise GroupError(f"{name}: {len(column)} entries for {size} rollouts; send one each")
+    _check_sizes(wire, size)
     for name in ("masks", "inference_logprobs", "ref_logprobs"):
         for index, row in enumerate(getattr(wire, name) or []):
             if len(row) != len(wire.tokens[index]):
                 raise GroupError(
                     f"{name}[{index}]: {len(row)} entries for {len(wire.tokens[index])} tokens; send one for each token"
                 )
-    for index, messages in enumerate(wire.messages or []):
-        if any("role" not in message or "content" not in message for message in messages):
-            raise GroupError(f"messages[{index}]: a message without role or content; send both")
     for index, (tokens, mask) in enumerate(zip(wire.tokens, wire.masks, strict=True)):
         _check_mask(index, tokens, mask)
     return Entry(_group_id(wire.group_overrides), size, wire.env_id, raw)
@@ -106,10 +159,7 @@ def _check_mask(index: int, tokens: list[int], mask: list[int]) -> None:
     """A mask is -100 on what is given and the token's id on what was sampled."""
     given = mask.count(PROMPT_MASK)
     if given == len(mask):
-        raise GroupError(
-            f"masks[{index}]: no sampled token among {len(mask)}; send a completion of one token or more, with its "
-            "ids in the mask"
-        )
+        raise no_sampled_token(index, len(mask))
     if mask[0] != PROMPT_MASK:
         raise GroupError(f"masks[{index}][0] is {mask[0]}: a sampled token needs one before it; send -100 there")
     if mask[:given].count(PROMPT_MASK) == given and mask[given:] == tokens[given:]:
@@ -135,10 +185,12 @@ def _group_id(named: dict[str, Any] | None) -> str:
 
 
 def stock_form(raw: bytes, group_id: str | None = None) -> bytes:
-    """The group's bytes with null for every field of a stock answer that the sender left out.
+    """The group's JSON object with null for every field of a stock answer that the sender left out.
 
-    group_id: the server's id, added as api_group_id where the sender gave the group none.
+    raw: the bytes that came, JSON or binary. group_id: the server's id, added as api_group_id where the sender gave
+    the group none.
     """
+    raw = group_bytes.as_json(raw)
     there = _keys.decode(raw)
     added = [f'"{name}":null' for name in STOCK_FIELDS if name not in there]
     if group_id is not None and not _is_named(there.get("group_overrides")):

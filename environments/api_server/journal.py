@@ -223,7 +223,7 @@ class Journal:
     # -- questions -----------------------------------------------------------------------------------------
 
     def body(self, number: int) -> bytes:
-        """A group's JSON object, byte for byte as it was received."""
+        """A group as JSON or in binary form, byte for byte as it was received."""
         with self.file.reading() as connection:
             return _body(connection, number)
 

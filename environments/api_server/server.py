@@ -3,6 +3,9 @@
 Replaced: /register, /register-env, /scored_data, /scored_data_list, /batch, /status, /latest_example, /reset_data.
 New: /lease, /ack, /rollback, /contract, /health, /metrics. A group is validated once, kept and served as the bytes that
 came; GET /batch is a lease that is acknowledged at once, so stock trainers work unchanged.
+
+Groups come and go as Atropos' JSON, or in the binary form of `group_bytes` where Content-Type or Accept names it; each
+side may use either.
 """
 
 from __future__ import annotations
@@ -14,6 +17,7 @@ import logging
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from atroposlib.api import server as stock
@@ -24,7 +28,7 @@ from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, Gauge, generate_latest
 
 from environments.api_server.contracts import Contracts
-from environments.api_server.group_checks import GroupError, parse, stock_form
+from environments.api_server.group_checks import GroupError, parse, parse_packed, stock_form
 from environments.api_server.request_bodies import Bodies
 from environments.api_server.requests import (
     AckRequest,
@@ -35,7 +39,10 @@ from environments.api_server.requests import (
     Registration,
     RollbackRequest,
 )
+from environments.api_server.stock_state import show
 from environments.api_server.store import Entry, Lease, StepError, Store, Unwritable
+from environments.common import group_bytes
+from environments.common.group_bytes import MEDIA_TYPE
 from verifier_app.judge.protocol import printable
 
 log = logging.getLogger(__name__)
@@ -66,7 +73,7 @@ def build(store: Store, *, allow_reset: bool = False, most_bytes: int = MOST_BYT
     app.router.routes.extend(
         route for route in stock.app.router.routes if isinstance(route, APIRoute) and route.path not in REPLACED
     )
-    server = ApiServer(app, store, allow_reset)
+    server = ApiServer(app, store, allow_reset, most_bytes)
     server.mount()
     return app
 
@@ -74,8 +81,8 @@ def build(store: Store, *, allow_reset: bool = False, most_bytes: int = MOST_BYT
 class ApiServer:
     """The routes over one store. Changes are made one at a time, in a thread, since they wait for the disk."""
 
-    def __init__(self, app: FastAPI, store: Store, allow_reset: bool) -> None:
-        self.app, self.store, self.allow_reset = app, store, allow_reset
+    def __init__(self, app: FastAPI, store: Store, allow_reset: bool, most_bytes: int) -> None:
+        self.app, self.store, self.allow_reset, self.most_bytes = app, store, allow_reset, most_bytes
         self.contracts = Contracts(store)
         # One thread, and not a lock: a request that is cancelled would release a lock while its change still runs.
         self.disk = ThreadPoolExecutor(1, thread_name_prefix="journal")
@@ -107,7 +114,7 @@ class ApiServer:
         self.app.add_exception_handler(RequestValidationError, self.refused)
         self.app.add_exception_handler(Unwritable, self.refused)
         self._measure()
-        self._show()
+        show(self.store)
 
     def _measure(self) -> None:
         store = self.store
@@ -147,7 +154,7 @@ class ApiServer:
         if refusal := self.contracts.spoke(request.side):
             return JSONResponse({"detail": refusal}, status_code=409)
         status = "agreed" if self.contracts.agreed else "waiting"
-        return JSONResponse({"status": status, "sides": self.store.contracts})
+        return JSONResponse({"status": status, "sides": self.store.contracts, "accepts": [MEDIA_TYPE]})
 
     async def status_env(self, env: EnvIdentifier) -> Any:
         """As Atropos has it; 422 for an environment that is none, or where nobody has a share."""
@@ -172,15 +179,19 @@ class ApiServer:
 
     async def scored_data(self, request: Request) -> Response:
         """One group."""
-        return await self._receive(await request.body(), several=False)
+        body, packed = await request.body(), _media_type(request) == MEDIA_TYPE
+        read = partial(parse_packed, body, self.most_bytes) if packed else partial(parse, body, several=False)
+        return await self._receive(read, several=False)
 
     async def scored_data_list(self, request: Request) -> Response:
         """Several groups: all of them valid, or none is taken."""
-        return await self._receive(await request.body(), several=True)
+        if _media_type(request) == MEDIA_TYPE:
+            return JSONResponse({"detail": "groups in binary form come one by one: send each to /scored_data"}, 415)
+        return await self._receive(partial(parse, await request.body(), several=True), several=True)
 
-    async def _receive(self, body: bytes, *, several: bool) -> Response:
+    async def _receive(self, read: Callable[[], list[Entry]], *, several: bool) -> Response:
         try:
-            entries = await asyncio.to_thread(parse, body, several=several)
+            entries = await asyncio.to_thread(read)
         except GroupError as error:
             self.counts.labels("refused").inc()
             log.warning("a group is refused: %s", error)
@@ -204,7 +215,7 @@ class ApiServer:
 
     # -- batches out ---------------------------------------------------------------------------------------
 
-    async def batch(self) -> Response:
+    async def batch(self, request: Request) -> Response:
         """Stock GET /batch: the oldest batch, acknowledged as it is handed out.
 
         A batch that was leased and never acknowledged comes first: its trainer, or this server, died in between.
@@ -212,37 +223,40 @@ class ApiServer:
         if self.store.registration is None:
             return self._not_registered()
         step = min((lease.step for lease in self.store.leases), default=self.store.step)
-        return await self._lease(step, acknowledge=True)
+        return await self._lease(step, acknowledge=True, packed=_reads_packed(request))
 
     def _not_registered(self) -> Response:
         message = "Trainer not registered. Call /register first."
         return JSONResponse({"status": "error", "message": message, "batch": []})
 
-    async def lease(self, request: LeaseRequest) -> Response:
+    async def lease(self, wanted: LeaseRequest, request: Request) -> Response:
         """The batch of a step, kept until /ack; asking again for the same step gives the same batch."""
         if self.store.registration is None:
             return self._not_registered()
         if refusal := self.contracts.refusal("trainer"):
             return JSONResponse({"detail": refusal}, status_code=409)
-        return await self._lease(request.step, acknowledge=False)
+        return await self._lease(wanted.step, acknowledge=False, packed=_reads_packed(request))
 
-    async def _lease(self, step: int, *, acknowledge: bool) -> Response:
+    async def _lease(self, step: int, *, acknowledge: bool, packed: bool) -> Response:
         assert self.store.registration is not None
         batch_size = int(self.store.registration["batch_size"])
-        lease, body = await self._change(self._leased, step, batch_size, acknowledge)
+        lease, body = await self._change(self._leased, step, batch_size, acknowledge, packed)
         if lease is None:
             return JSONResponse({"batch": None})
         self.counts.labels("served").inc(len(lease.entries))
-        return Response(body, media_type="application/json")
+        return Response(body, media_type=MEDIA_TYPE if packed else "application/json")
 
-    def _leased(self, step: int, batch_size: int, acknowledge: bool) -> tuple[Lease | None, bytes]:
+    def _leased(self, step: int, batch_size: int, acknowledge: bool, packed: bool) -> tuple[Lease | None, bytes]:
         """A lease with its answer; in one go, since acknowledged groups do not stay in the journal forever."""
         with self.store.together():
             self.store.start()
             lease = self.store.lease(step, batch_size)
             if lease is not None and acknowledge:
                 self.store.ack(step + 1)
-        raws = [] if lease is None else [stock_form(self.store.raw(entry), entry.group_id) for entry in lease.entries]
+        entries = [] if lease is None else lease.entries
+        if packed:
+            return lease, group_bytes.join([(entry.group_id, self.store.raw(entry)) for entry in entries])
+        raws = [stock_form(self.store.raw(entry), entry.group_id) for entry in entries]
         return lease, b'{"batch":[' + b",".join(raws) + b"]}"
 
     async def ack(self, request: AckRequest) -> dict[str, Any]:
@@ -296,7 +310,7 @@ class ApiServer:
     async def latest_example(self) -> Response:
         """The group that came last."""
         raw = self.latest or b'{"tokens":[],"masks":[],"scores":[]}'
-        return Response(stock_form(raw), media_type="application/json")
+        return Response(await asyncio.to_thread(stock_form, raw), media_type="application/json")
 
     async def reset_data(self) -> Response:
         """Forgets everything, the journal included, where that is allowed."""
@@ -310,7 +324,7 @@ class ApiServer:
 
     async def _change(self, change: Callable[..., Any], *arguments: Any) -> Any:
         result = await asyncio.get_running_loop().run_in_executor(self.disk, change, *arguments)
-        self._show()
+        show(self.store)
         if self.tidying is None or self.tidying.done():
             self.tidying = asyncio.create_task(self._tidy())
         return result
@@ -324,35 +338,12 @@ class ApiServer:
         """Closes the journal, once the change that is under way is written."""
         await asyncio.get_running_loop().run_in_executor(self.disk, self.store.close)
 
-    def _show(self) -> None:
-        """What Atropos' own remaining routes read: /info, /wandb_info, /status-env, /disconnect-env."""
-        state, store = stock.app.state, self.store
-        state.envs = store.envs
-        state.buffer = {}
-        state.started = store.started
-        state.status_dict = {"step": store.step}
-        state.queue = _Sizes(store)
-        for attribute, name, missing in (
-            ("group", "wandb_group", None),
-            ("project", "wandb_project", None),
-            ("batchsize", "batch_size", -1),
-            ("max_token_len", "max_token_len", -1),
-            ("checkpoint_dir", "checkpoint_dir", ""),
-            ("save_checkpoint_interval", "save_checkpoint_interval", -1),
-            ("num_steps", "num_steps", -1),
-        ):
-            setattr(state, attribute, (store.registration or {}).get(name, missing))
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-class _Sizes:
-    """The queue as /status-env reads it: who sent how many rollouts."""
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-
-    def __iter__(self) -> Any:
-        for entry in list(self._store.waiting.values()):
-            yield {"tokens": range(entry.size), "env_id": entry.env_id}
-
-    def __len__(self) -> int:
-        return len(self._store.waiting)
+def _reads_packed(request: Request) -> bool:
+    """Whether the caller takes groups in binary form; Atropos' own clients name no such type."""
+    named = request.headers.get("accept", "").lower().split(",")
+    return MEDIA_TYPE in [one.partition(";")[0].strip() for one in named]

@@ -35,7 +35,7 @@ REMEMBERED_IDS = 100_000
 
 @dataclass
 class Entry:
-    """One group as it was received. Its JSON object lies in the journal, or here where there is none."""
+    """One group as it was received. Its bytes lie in the journal, or here where there is none."""
 
     group_id: str
     size: int
@@ -242,7 +242,7 @@ class Store:
     # -- questions -----------------------------------------------------------------------------------------
 
     def raw(self, entry: Entry) -> bytes:
-        """The group's JSON object, byte for byte as it was received."""
+        """The group as JSON or in binary form, byte for byte as it was received."""
         if entry.raw is not None:
             return entry.raw
         assert self.journal is not None

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from environments.common import worker_threads
 from environments.common.settings import ConfigError
-from environments.livecode.atropos_compat import GroupRefused, encode_group, readdressed
+from environments.livecode.atropos_compat import GroupRefused, readdressed
 from environments.livecode.evaluation.training import DeliveryGate, TrainingEvaluations
 from environments.livecode.generation.served_weights import ServedWeights
 from environments.livecode.pipeline import JudgedGroup
@@ -179,7 +179,7 @@ class Serving:
         return body
 
     def _encoded(self, group: JudgedGroup) -> bytes:
-        return encode_group(self.env.scored_data(group) | {"env_id": self.env.env_id})
+        return self.env.encoded(self.env.scored_data(group))
 
     async def _send_kept(self, group_id: str, body: bytes) -> None:
         """Sends a kept group once the gate lets it through; body empty: as it was kept."""

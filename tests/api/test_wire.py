@@ -19,6 +19,7 @@ import pytest
 from atroposlib.envs.base import BaseEnv, BaseEnvConfig
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig
 
+from environments.common.group_bytes import MEDIA_TYPE
 from tests.api.conftest import Api, group, ids
 
 # -- the same as Atropos -----------------------------------------------------------------------------------
@@ -353,14 +354,15 @@ def test_both_sides_are_told_in_what_they_differ(ours: Api) -> None:
     ours.send("a", "b")
     said = {"context": 640, "group_size": 8, "temperature": 0.7}
     first = ours.http.post("/contract", json={"side": "environment", "terms": said})
-    assert first.json() == {"status": "waiting", "sides": {"environment": said}}
+    assert first.json() == {"status": "waiting", "sides": {"environment": said}, "accepts": [MEDIA_TYPE]}
     second = ours.http.post("/contract", json={"side": "trainer", "terms": {"context": 512, "group_size": 8}})
     assert second.status_code == 409
     assert second.json()["detail"].startswith("the sides differ in context: ")
     assert ours.http.post("/lease", json={"step": 0}).status_code == 409
     terms = {"context": 640, "group_size": 8}
     third = ours.http.post("/contract", json={"side": "trainer", "terms": terms})
-    assert third.json() == {"status": "agreed", "sides": {"environment": said, "trainer": terms}}
+    sides = {"environment": said, "trainer": terms}
+    assert third.json() == {"status": "agreed", "sides": sides, "accepts": [MEDIA_TYPE]}
     assert ours.lease(0) == ["a", "b"]
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from environments.api_server.journal import read_bodies
+from environments.common.group_bytes import as_json
 from environments.common.rewards import reward
 from environments.livecode.pipeline import NO_CODE
 from environments.livecode.problems.extraction import extract_code
@@ -75,4 +76,4 @@ def _judge_again(loop: Loop) -> None:
 
 def wire_groups(journal: Path) -> list[dict[str, Any]]:
     """Every group that an API server took, as it came."""
-    return [json.loads(raw) for raw in read_bodies(journal)]
+    return [json.loads(as_json(raw)) for raw in read_bodies(journal)]

@@ -16,6 +16,7 @@ import pytest
 from atroposlib.envs.base import BaseEnv, BaseEnvConfig, EvalHandlingEnum
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig, ServerBaseline
 
+from environments.common import group_bytes
 from environments.livecode.atropos_compat import (
     ApiServerUnreachable,
     AtroposError,
@@ -267,6 +268,15 @@ def test_a_payload_is_three_quarters_of_atropos_own_without_losing_a_token() -> 
     stock, ours = gzip.compress(json.dumps(data).encode()), encode_group(data)
     assert len(ours) < 0.75 * len(stock)
     assert json.loads(gzip.decompress(ours))["tokens"] == data["tokens"]
+
+
+def test_both_forms_have_the_same_numbers_and_the_binary_one_half_the_bytes() -> None:
+    data = long_group() | {"scores": [1.0, -1.0]}
+    json_form, packed = encode_group(data), encode_group(data, packed=True)
+    assert len(packed) < 0.6 * len(json_form)
+    assert json.loads(group_bytes.as_json(packed)) == json.loads(gzip.decompress(json_form))
+    with pytest.raises(GroupRefused, match="not finite"):
+        encode_group(data | {"inference_logprobs": [[float("nan")] * 20_000] * 2}, packed=True)
 
 
 # -- Starting up ----------------------------------------------------------------------------------------------

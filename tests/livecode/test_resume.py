@@ -218,7 +218,9 @@ async def test_a_kept_group_that_is_damaged_is_named_with_the_way_to_go_on_witho
     with closing(sqlite3.connect(path)) as connection, connection:
         connection.execute("UPDATE pieces SET content = substr(content, 1, 20) WHERE place >= 1 << 20")
     async with serving(config) as (_, task):
-        with pytest.raises(ProgressError, match=rf"group {name}: not a group \(EOFError.*sqlite3 .*'{name}'") as raised:
+        with pytest.raises(
+            ProgressError, match=rf"group {name}: not a group \(GroupBytesError.*sqlite3 .*'{name}'"
+        ) as raised:
             await task
     statement = str(raised.value).split('"')[1]
     with closing(sqlite3.connect(path)) as connection, connection:

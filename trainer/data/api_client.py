@@ -20,11 +20,14 @@ from typing import Any
 import httpx
 import torch.distributed as dist
 
+from environments.common.group_bytes import MEDIA_TYPE, GroupBytesError, split
 from environments.common.retry import Failure, Retry, RetryLater
 from trainer.data.scored_groups import BatchError, Reading, ScoredGroup, parse_group
 
 log = logging.getLogger(__name__)
 
+_ACCEPT = {"Accept": f"{MEDIA_TYPE}, application/json;q=0.5"}
+"""Batches come in binary form where the server has it."""
 _ALONE = (1.0, 1.0)  # pauses of one trainer, which nobody else could fall into step with
 
 
@@ -234,7 +237,7 @@ class AtroposClient:
 
         def attempt() -> dict[str, Any]:
             try:
-                response = self._http.request(method, self._url + path, json=body)
+                response = self._http.request(method, self._url + path, json=body, headers=_ACCEPT)
             except httpx.TransportError as error:
                 raise RetryLater(f"{type(error).__name__}: {error}") from error
             if response.status_code >= 500:
@@ -269,7 +272,13 @@ class AtroposClient:
                 f"({response.text[:200]}): check the address, and that `atropos run-api` of this version runs there"
             )
         try:
+            if response.headers.get("content-type", "") == MEDIA_TYPE:
+                return {"batch": split(response.content)}
             answer = response.json()
+        except GroupBytesError as error:
+            raise ApiRefused(
+                f"{response.url}: {error}: check that `atropos run-api` of this version runs there"
+            ) from error
         except ValueError as error:
             raise ApiRefused(f"{response.url} did not answer with JSON ({error}): check the address") from error
         if not isinstance(answer, dict):

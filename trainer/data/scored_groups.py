@@ -308,7 +308,9 @@ def _list(value: Any, field: str, group_id: str) -> list[Any]:
 
 
 def _array(value: Any, field: str, group_id: str) -> np.ndarray:
-    """A flat numeric array of a JSON list; None and nested lists are refused."""
+    """A flat numeric array, or one of a JSON list; None and nested lists are refused."""
+    if isinstance(value, np.ndarray):
+        return value
     if isinstance(value, list):
         try:
             array = np.asarray(value)
