@@ -22,11 +22,12 @@ from environments.livecode.evaluation.sets import HeldOutSets
 from environments.livecode.evaluation.training import TrainingEvaluations
 from environments.livecode.generation.completions import SamplingParams
 from environments.livecode.generation.served_weights import InfrastructureError
-from environments.livecode.pipeline import GroupRules, JudgedGroup, as_scored_data, make_group
+from environments.livecode.pipeline import GroupRules, JudgedGroup, make_group
 from environments.livecode.problems.problem import Problem
 from environments.livecode.problems.prompts import PromptBuilder, prompt_builder
 from environments.livecode.problems.sampler import Sampler, build_sampler, load_set
 from environments.livecode.recovery.progress import Progress
+from environments.livecode.scored_data import as_scored_data
 from environments.livecode.serving import Serving
 from environments.livecode.verification.judge_requests import check_deadlines
 

@@ -1,4 +1,4 @@
-"""One problem's rollouts from prompt to reward, and their form on the wire.
+"""One problem's rollouts from prompt to reward.
 
 A rollout's generation slot is free the moment its tokens are there: verification waits in a pool of its own.
 """
@@ -34,8 +34,6 @@ Verify = Callable[[dict[str, Any]], Awaitable[Verdict]]
 
 NO_CODE: Verdict = {"status": "no_code", "passed": 0, "total": 0, "message": "no fenced block in the answer"}
 _REGENERATIONS = 2  # new rollouts in place of one that got no verdict, before its group is given up
-_MASKED = -100
-_PROMPT_LOGPROB = 1.0  # Atropos' filler where nothing was sampled
 
 
 class Client(Protocol):
@@ -330,32 +328,3 @@ def _score(group: JudgedGroup, rules: GroupRules, shuffle: random.Random | None)
     if rules.dynamic_sampling:
         overlong = [rollout.overlong for rollout in group.rollouts]
         group.dropped = drop_reason(group.scores, overlong, rules.overlong_baseline)
-
-
-def as_scored_data(group: JudgedGroup, *, temperature: float, context: int) -> dict[str, Any]:
-    """The group in Atropos' form: prompt + sampled ids, -100 masks and filler log-probabilities on the prompt.
-
-    Facts that the trainer needs ride in `overrides` and `group_overrides`, since the API drops unknown keys.
-    """
-    prompt, samples = group.prompt.ids, [rollout.sample for rollout in group.rollouts]
-    return {
-        "tokens": [[*prompt, *sample.ids] for sample in samples],
-        "masks": [[_MASKED] * len(prompt) + list(sample.ids) for sample in samples],
-        "scores": group.scores,
-        "inference_logprobs": [[_PROMPT_LOGPROB] * len(prompt) + list(sample.logprobs) for sample in samples],
-        "overrides": [
-            {
-                "set_advantage_to_zero": rollout.overlong,
-                "finish_reason": rollout.sample.finish_reason,
-                "versions": [list(span) for span in rollout.sample.versions],
-                "verdict": rollout.status,
-            }
-            for rollout in group.rollouts
-        ],
-        "group_overrides": {
-            "group_id": group.group_id,
-            "problem_id": group.problem.id,
-            "temperature": temperature,
-            "context": context,
-        },
-    }

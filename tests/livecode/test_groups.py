@@ -13,10 +13,11 @@ import pytest
 
 from environments.livecode.generation.completions import CompletionClient, SamplingParams
 from environments.livecode.generation.vllm_servers import ServerRefused
-from environments.livecode.pipeline import GroupRules, Pipeline, as_scored_data, make_group
+from environments.livecode.pipeline import GroupRules, Pipeline, make_group
 from environments.livecode.problems.problem import Problem, TestCase
 from environments.livecode.problems.prompts import PromptBuilder
 from environments.livecode.records.step_metrics import StepMetrics
+from environments.livecode.scored_data import as_scored_data
 from environments.livecode.verification.base import JudgeFault, VerifierError
 from environments.livecode.verification.local import LocalVerifier
 from verifier_app.judge.verdict import Verdict
