@@ -178,7 +178,7 @@ def back_after_limit(judge: Judge) -> float:
 
 def idle_memory_mb(judge: Judge) -> tuple[float, float]:
     """(template, zygote): proportional resident memory in MB."""
-    template = judge.template(numpy=False)
+    template = judge.template()
     zygote = template.spawn({"memory_mb": 4096})
     try:
         pss = []

@@ -44,6 +44,7 @@ STATUS = {
     "busy": 429,
     "test_set_corrupt": 500,
     "weak_isolation": 500,
+    "language_missing": 500,
     "checker_failed": 500,
     "judge_died": 500,
     "host_overloaded": 503,

@@ -1,7 +1,8 @@
 """Parts that other packages add: a table of our own by name, and entry points of installed packages beside it.
 
 Groups: `livecode.verifiers`, `livecode.objectives`, `livecode.sources`, `livecode.trackers`; docs/how-to has a page for
-each. A name of our own table cannot be taken by another package.
+each. The judge finds its languages (`livecode.languages`) by itself. A name of our own table cannot be taken by another
+package.
 """
 
 from __future__ import annotations

@@ -168,6 +168,9 @@ def verify(
         ),
     ] = None,
     fn_name: Annotated[str | None, typer.Option(help="Function to call, with --tests; none: stdin.")] = None,
+    language: Annotated[
+        str | None, typer.Option(help="python, cpp or an installed language; none: by the file's suffix.")
+    ] = None,
     time_limit_s: Annotated[float, typer.Option(help="Seconds for one test.", min=0.01)] = TIME_LIMIT_S,
     memory_limit_mb: Annotated[int, typer.Option(help="Megabytes for one test.", min=16)] = MEMORY_LIMIT_MB,
     all_tests: Annotated[bool, typer.Option("--all-tests", help="Continue after the first failure.")] = False,
@@ -182,6 +185,7 @@ def verify(
         problems=problems,
         tests=tests,
         fn_name=fn_name,
+        language=language,
         time_limit_s=time_limit_s,
         memory_limit_mb=memory_limit_mb,
         all_tests=all_tests,

@@ -18,6 +18,8 @@ from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
 from verifier_app.judge.verdict import Verdict
 
 EXIT_ACCEPTED, EXIT_REJECTED, EXIT_NO_VERDICT = 0, 1, 2
+BY_SUFFIX = dict.fromkeys((".cpp", ".cc", ".cxx"), "cpp")
+"""Languages of programs by the file's suffix; any other: the judge's default."""
 ROWS = 20
 CUT = 400
 
@@ -80,6 +82,7 @@ def verify_file(
     tests: Path | None = None,
     problems: Path | None = None,
     fn_name: str | None = None,
+    language: str | None = None,
     time_limit_s: float = TIME_LIMIT_S,
     memory_limit_mb: int = MEMORY_LIMIT_MB,
     all_tests: bool = False,
@@ -88,8 +91,9 @@ def verify_file(
 ) -> int:
     """Judge the program in `path` and print its verdict.
 
-    Exactly one of `problem_id` (looked up in `problems`) and `tests` is given. Returns 0 only for accepted, 1 for any
-    other verdict, 2 when there is none (bad arguments, or a fault of the judge's side).
+    Exactly one of `problem_id` (looked up in `problems`) and `tests` is given. language None: by the file's suffix.
+    Returns 0 only for accepted, 1 for any other verdict, 2 when there is none (bad arguments, or a fault of the judge's
+    side).
     """
     console = console or Console()
     try:
@@ -119,6 +123,7 @@ def verify_file(
             "memory_limit_mb": memory_limit_mb,
             "stop_at_first_failure": not all_tests,
             "checker": checker,
+            "language": language or BY_SUFFIX.get(path.suffix),
         }
         with Judge(require_isolation) as judge:
             verdict = judge.verify(request)

@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import pytest
 
-from verifier_app.judge import JudgeError, judging
+from verifier_app.judge import JudgeError, loading
 from verifier_app.judge.judging import Judge
 from verifier_app.judge.verdict import Verdict
 
@@ -24,7 +24,7 @@ def request(code: str) -> dict[str, Any]:
 @pytest.fixture
 def judge() -> Iterator[Judge]:
     with Judge() as judge:
-        judge.template(numpy=False)
+        judge.template()
         yield judge
 
 
@@ -73,7 +73,7 @@ def test_a_right_program_whose_sandbox_is_killed_once_is_accepted(judge: Judge, 
 
 
 def test_a_sandbox_that_is_killed_again_and_again_is_no_verdict(judge: Judge) -> None:
-    level = judge.template(numpy=False).spawn({"memory_mb": 512})
+    level = judge.template().spawn({"memory_mb": 512})
     strong = level.own_namespace
     level.close()
     if not strong:
@@ -99,7 +99,7 @@ def around_loading(
     after: Callable[[psutil.Process], object] = lambda _: None,
 ) -> None:
     """Does this to every zygote of the template before and after it compiles its program."""
-    handle = judge.template(numpy=False)
+    handle = judge.template()
     spawn = handle.spawn
 
     def spawned(config: dict[str, Any]) -> Any:
@@ -156,7 +156,7 @@ def test_a_template_that_is_killed_while_its_zygote_compiles_is_no_compile_error
 def test_compiling_takes_its_cpu_time_and_no_more_of_the_deadline(
     judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judging, "COMPILE_LIMIT_S", 0.3)
+    monkeypatch.setattr(loading, "COMPILE_LIMIT_S", 0.3)
     around_loading(judge, monkeypatch, lambda zygote: stand_still(zygote, 1.5))
     two = {"tests": [{"input": "1", "output": "2"}, {"input": "2", "output": "3"}], "deadline_s": 1.0}
     verdict = judge.verify(request("print(int(input()) + 1)") | two)
@@ -166,7 +166,7 @@ def test_compiling_takes_its_cpu_time_and_no_more_of_the_deadline(
 def test_a_compiler_that_gets_no_core_is_a_fault_and_one_that_takes_long_a_compile_error(
     judge: Judge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(judging, "COMPILE_LIMIT_S", 0.1)
+    monkeypatch.setattr(loading, "COMPILE_LIMIT_S", 0.1)
     long = judge.verify(request("a = 1\n" * 500_000) | {"memory_limit_mb": 4096})
     assert (long["status"], long["message"]) == ("compile_error", "compiling took more than 0.1 s")
     around_loading(judge, monkeypatch, psutil.Process.suspend)

@@ -146,7 +146,7 @@ def test_no_descriptor_is_left_open(judge: Judge) -> None:
 
 
 def test_a_template_that_dies_is_replaced(judge: Judge) -> None:
-    process = judge.template(numpy=False).process
+    process = judge.template().process
     process.kill()
     process.wait()
     assert judge.verify({"code": SQUARE, "tests": TESTS})["status"] == "accepted"

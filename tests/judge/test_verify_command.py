@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from environments.tools.verify_program import verify_file
+from tests.support.compiler import needs_compiler
 
 TESTS = [{"input": "2\n", "output": "4\n"}, {"input": "3\n", "output": "9\n"}]
 PROBLEM = {
@@ -42,6 +43,18 @@ def test_only_accepted_leaves_with_zero(tmp_path: Path, problem: dict[str, Any])
     code, text = run(tmp_path, "print(int(input()) ** 2)", **problem)
     assert code == 0
     assert "accepted  2 of 2 tests passed" in text
+
+
+@needs_compiler
+@pytest.mark.parametrize(("name", "language"), [("square.cpp", None), ("square.cc", None), ("square.txt", "cpp")])
+def test_the_files_suffix_or_an_option_names_the_language(
+    tmp_path: Path, problem: dict[str, Any], name: str, language: str | None
+) -> None:
+    run(tmp_path, "", **problem)  # writes the problem's file
+    source = '#include <cstdio>\nint main() { int n; scanf("%d", &n); printf("%d", n * n); }'
+    (tmp_path / name).write_text(source, encoding="utf-8")
+    out = Console(file=io.StringIO())
+    assert verify_file(tmp_path / name, language=language, console=out, **problem) == 0
 
 
 def test_a_failure_shows_its_first_difference(tmp_path: Path, problem: dict[str, Any]) -> None:

@@ -100,10 +100,10 @@ def test_a_template_that_did_not_answer_is_replaced(monkeypatch: pytest.MonkeyPa
     request = {"code": "print(1)", "tests": [{"input": "", "output": "1"}]}
     with Judge() as judge:
         assert judge.verify(request)["status"] == "accepted"
-        first = judge.template(numpy=False)
+        first = judge.template()
         first.broken = True
         assert judge.verify(request)["status"] == "accepted"
-        assert judge.template(numpy=False) is not first
+        assert judge.template() is not first
         assert isinstance(first, TemplateHandle)
         assert first.process.poll() is not None
 

@@ -16,6 +16,7 @@ from environments.livecode.verification.factory import GROUP, VERIFIERS, build_v
 from trainer.config import TrainerConfig
 from trainer.objective.objectives import Denominators, policy_loss
 from trainer.tracking import run_id, tracking
+from verifier_app.judge import JudgeError, verify
 
 BASE = ["--model", "m", "--run-dir"]
 
@@ -35,6 +36,34 @@ async def test_the_verifier_of_another_package_judges(program: str, status: str)
     tests = [{"input": "2\n", "output": "4\n"}, {"input": "3\n", "output": "6\n"}]
     async with build_verifier(LivecodeEnvConfig(verifier="inline")) as verifier:
         assert (await verifier.verify({"code": program, "tests": tests}))["status"] == status
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [
+        ("read a; echo $((a * 2))", "accepted"),
+        ("echo 5", "wrong_answer"),
+        ("exit 3", "runtime_error"),
+        ("\0", "compile_error"),
+    ],
+)
+def test_the_language_of_another_package_is_judged_in_the_same_sandbox(script: str, status: str) -> None:
+    tests = [{"input": "2\n", "output": "4\n"}, {"input": "3\n", "output": "6\n"}]
+    verdict = verify({"code": script, "language": "sh", "tests": tests})
+    assert verdict["status"] == status
+    assert verdict["isolation"]["layers"] == verify({"code": "", "tests": tests})["isolation"]["layers"]
+
+
+def test_an_unknown_language_lists_ours_and_the_installed_ones() -> None:
+    with pytest.raises(JudgeError, match=r"language: is 'rust'; give one of python, cpp, sh, torn"):
+        verify({"code": "", "language": "rust", "tests": [{"input": "", "output": ""}]})
+
+
+def test_a_language_that_its_package_lacks_is_no_verdict() -> None:
+    with pytest.raises(
+        JudgeError, match=r"^language_missing: language 'torn': example_language:Missing of group livec"
+    ):
+        verify({"code": "", "language": "torn", "tests": [{"input": "", "output": ""}]})
 
 
 def test_our_own_verifiers_come_first_in_the_list_and_keep_their_names() -> None:

@@ -16,9 +16,12 @@ import httpx
 import psutil
 import pytest
 
+from environments.livecode.verification.local import PERMANENT
+from tests.support.compiler import needs_compiler
 from tests.verification.conftest import Service, Start
 from verifier_app.judge import Judge
 from verifier_app.judge.store import encode_tests
+from verifier_app.server import STATUS
 
 TESTS = [{"input": "1 2\n", "output": "3\n"}, {"input": "5 6\n", "output": "11\n"}]
 RIGHT = {"code": "print(sum(map(int, input().split())))", "tests": TESTS}
@@ -45,6 +48,21 @@ def test_every_verdict_is_the_judges_own(service: Service) -> None:
             there = answer.raise_for_status().json()["verdict"]
             assert (there["status"], there["failed_test"]) == (here["status"], here["failed_test"]), name
             assert there["isolation"] == here["isolation"]
+
+
+@needs_compiler
+def test_a_request_names_its_language(service: Service) -> None:
+    code = '#include <cstdio>\nint main() { int a, b; scanf("%d %d", &a, &b); printf("%d", a + b); }'
+    with service.client() as client:
+        answer = client.post("/verify", json={"code": code, "language": "cpp", "tests": TESTS})
+        unknown = client.post("/verify", json={"code": code, "language": "c--", "tests": TESTS})
+    assert answer.raise_for_status().json()["verdict"]["status"] == "accepted"
+    assert (unknown.status_code, unknown.json()["error"]["kind"]) == (400, "bad_request")
+
+
+def test_a_missing_compiler_is_a_fault_that_no_caller_tries_again() -> None:
+    assert STATUS["language_missing"] == 500
+    assert "language_missing" in PERMANENT
 
 
 @pytest.mark.parametrize("token", [None, "", "wrong", "a token that is long enougH", "ä" * 20])

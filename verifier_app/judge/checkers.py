@@ -18,10 +18,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
+from verifier_app.judge.languages import registry
+from verifier_app.judge.loading import ProgramLoader
 from verifier_app.judge.protocol import JudgeError, Request, TestSet, bad_request, check_code, shown
 
 if TYPE_CHECKING:
     from verifier_app.judge.host import ZygoteHandle
+    from verifier_app.judge.languages.language import Warm
     from verifier_app.judge.running import TestResult
 
 Bytes = bytes | bytearray
@@ -197,14 +200,14 @@ class Checker:
     """The checker of one rollout. Its sandbox is started when the first output is there.
 
     Args:
-        load: makes a sandbox with a compiled program, or with what is wrong with its source.
+        spawn: makes a sandbox, as in ProgramLoader.
         run: runs one test of a request in it, with what follows the test's input; None when the sandbox died.
     """
 
     def __init__(
         self,
         request: Request,
-        load: Callable[[Request], tuple[ZygoteHandle, str | None]],
+        spawn: Callable[[Warm, int], ZygoteHandle],
         run: Callable[[ZygoteHandle, Request, int, Sequence[Bytes]], TestResult | None],
     ) -> None:
         assert request.checker is not None
@@ -219,8 +222,9 @@ class Checker:
             memory_limit_mb=MEMORY_LIMIT_MB,
             deadline_s=None,
             semantics="process",
+            language=registry.find("python"),
         )
-        self._load, self._run = load, run
+        self._spawn, self._run = spawn, run
         self._zygote: ZygoteHandle | None = None
         self._works: set[int] = set()  # tests whose expected answer it took
         self.seconds = 0.0
@@ -259,7 +263,7 @@ class Checker:
         request = replace(self._request, tests=TestSet([{"input": f"{sizes}\n", "output": ""}]))
         for _ in range(2):
             if self._zygote is None or not self._zygote.open:
-                self._zygote, complaint = self._load(request)
+                self._zygote, complaint = ProgramLoader(request, self._spawn).load()
                 if complaint is not None:
                     raise JudgeError("checker_failed", f"does not compile: {complaint}")
             result = self._run(self._zygote, request, 0, three)

@@ -13,11 +13,12 @@ import sys
 import sysconfig
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from verifier_app.judge.channel import Channel, ChannelClosed
-from verifier_app.judge.languages.python.packages import entries
+from verifier_app.judge.languages.language import Warm
 from verifier_app.judge.layers.cgroup import Usage
 from verifier_app.judge.layers.memory_group import MemoryGroup
 from verifier_app.judge.process_tree import TICK
@@ -30,16 +31,10 @@ from verifier_app.judge.watchdog import PATIENCE, Watchdog
 log = logging.getLogger(__name__)
 
 START_TIMEOUT_S = 60.0  # a cold disk and a loaded machine; importing takes 0.1 s
-# what the prelude does not bring and small programs use; every further page makes every fork cost more
-MODULES = ["threading", "atexit", "array", "decimal", "fractions", "time", "cmath", "types"]
-# one malloc arena: threads hold the interpreter's lock, and an arena of its own takes each 64 MB of address space
 ENVIRONMENT = {
     "PATH": "/usr/bin:/bin",
     "LANG": "C.UTF-8",
-    "MALLOC_ARENA_MAX": "1",
     "LD_BIND_NOW": "1",  # or each test's process looks the same symbols up again; programs do not see it
-    "OPENBLAS_NUM_THREADS": "1",
-    "OMP_NUM_THREADS": "1",
 }
 BOOT = "import sys; sys.path.insert(0, sys.argv[1]); from verifier_app.judge.template import main; main(sys.argv[2])"
 
@@ -56,26 +51,29 @@ def receive(channel: Channel, timeout_s: float) -> tuple[Any, list[int]]:
 class TemplateHandle:
     """An exec'ed interpreter that forks zygotes. Its requests are serialised, so threads may share it."""
 
-    def __init__(self, modules: list[str], deny: tuple[str, ...] = ()) -> None:
+    def __init__(self, warm: Warm, deny: tuple[str, ...] = ()) -> None:
         ours, theirs = socket.socketpair()
         self.channel = Channel(ours)
         self._lock = threading.Lock()
         self.broken = False  # it did not answer in time: what it does now is not known
-        packages = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
+        home = str(Path(__file__).resolve().parents[2])
+        folders = sorted({sysconfig.get_path("purelib"), sysconfig.get_path("platlib")})
         config = {
             "fd": theirs.fileno(),
-            "packages": packages,
-            "entries": entries(packages),
-            "modules": modules,
+            "guest": warm.guest,
+            "homes": [home, *warm.homes],
+            "folders": folders,
+            "packages": warm.packages(folders),
+            "readable": list(warm.readable),
+            "modules": list(warm.modules),
             "deny": list(deny),
         }
-        home = str(Path(__file__).resolve().parents[2])
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", "-S", "-X", "utf8", "-c", BOOT, home, json.dumps(config)],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
-                env=ENVIRONMENT,
+                env=ENVIRONMENT | dict(warm.environment),
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
                 cwd="/",
@@ -188,8 +186,8 @@ class ZygoteHandle:
             folder, shared, uid = message["loose"]
             self.loose = Loose(folder, shared, uid, since=time.time() - 1)
 
-    def watch(self, time_limit_s: float, memory_bytes: int) -> Watchdog:
-        """The clock of the next test, which begins now."""
+    def watch(self, time_limit_s: float, memory_bytes: int, forked: bool = True) -> Watchdog:
+        """The clock of the next test, which begins now. forked: its processes are forks of the zygote's interpreter."""
         own = self.own_namespace
         if not own and (fields := self._stat()):  # here it waits for its sweepers, too
             self.reaped_s = sum(map(int, fields[13:15])) / TICK
@@ -205,10 +203,13 @@ class ZygoteHandle:
             control=self.channel.fileno(),
             reaped_s=self.reaped_s,
             usage=self.usage,
+            forked=forked,
         )
 
-    def load(self, source: str, fn_name: str | None, limit_s: float, official: bool = False) -> dict[str, Any] | None:
+    def load(self, message: dict[str, Any], limit_s: float, files: Sequence[int] = ()) -> dict[str, Any] | None:
         """Have it compile the program: {"compiled", "message"}; a crash and too much CPU time are the source's.
+
+        message: {"load": source, "fn_name", "semantics"}; files: the one that was built of the source, if one was.
 
         None: it was killed, as by the kernel when memory is short, or waits for something that never comes, and is
         closed. What the source does, it does again.
@@ -218,7 +219,7 @@ class ZygoteHandle:
         """
         started = time.monotonic()
         try:
-            self.channel.send({"load": source, "fn_name": fn_name, "official": official})
+            self.channel.send(message, files)
             left, spent = limit_s, -1.0
             while True:
                 try:

@@ -11,8 +11,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from verifier_app.judge.checkers import Checker
-from verifier_app.judge.host import MODULES, TemplateHandle, ZygoteHandle
+from verifier_app.judge.host import TemplateHandle, ZygoteHandle
+from verifier_app.judge.languages import registry
+from verifier_app.judge.languages.language import Warm
 from verifier_app.judge.layers import syscalls
+from verifier_app.judge.loading import ProgramLoader
 from verifier_app.judge.protocol import (
     JudgeError,
     Request,
@@ -28,8 +31,6 @@ from verifier_app.judge.verdict import RanTest, Verdict
 
 log = logging.getLogger(__name__)
 
-COMPILE_LIMIT_S = 15.0
-OFFICIAL = "verifier_app.judge.languages.python.official"
 MESSAGE_CHARS = 300
 ONE_PROGRAMS = (
     "checker_failed",
@@ -101,7 +102,7 @@ class Judge:
             raise bad_request("require_isolation", f"is {require_isolation!r}", "give any or strong")
         self.require_isolation = require_isolation
         self.deny = tuple(deny)
-        self._templates: dict[tuple[bool, bool], TemplateHandle] = {}
+        self._templates: dict[Warm, TemplateHandle] = {}
         self._lock = threading.Lock()
         self._owner = os.getpid()
 
@@ -148,20 +149,18 @@ class Judge:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def template(self, numpy: bool, official: bool = False) -> TemplateHandle:
-        """The warm interpreter, with or without numpy and what the official semantics need; started at first use and
-        again when it died."""
-        kind = numpy, official
+    def template(self, warm: Warm | None = None) -> TemplateHandle:
+        """A warm process, started at first use and again when it died; None: of the default language."""
+        warm = warm or registry.find(None).usual()
         with self._lock:
             if self._owner != os.getpid():
                 self._owner, self._templates = os.getpid(), {}
-            found = self._templates.get(kind)
+            found = self._templates.get(warm)
             if found is None or not found.alive:
                 if found is not None:
                     found.close()
                 syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-                modules = [*MODULES, *(["numpy"] if numpy else []), *([OFFICIAL] if official else [])]
-                found = self._templates[kind] = TemplateHandle(modules, self.deny)
+                found = self._templates[warm] = TemplateHandle(warm, self.deny)
             return found
 
     def _judge(self, request: Request) -> Verdict:
@@ -169,7 +168,8 @@ class Judge:
         started = time.monotonic()
         starved = 0.0
         zygote: ZygoteHandle | None = None
-        checker = None if request.checker is None else Checker(request, self._loaded, run_test)
+        loader = ProgramLoader(request, self._zygote)
+        checker = None if request.checker is None else Checker(request, self._zygote, run_test)
         try:
             for index in request.order:
                 if request.deadline_s is not None:
@@ -182,8 +182,8 @@ class Judge:
                 for attempt in (1, 2):
                     if zygote is None or not zygote.open:
                         began = time.monotonic()
-                        zygote, complaint = self._loaded(request)
-                        starved += time.monotonic() - began - zygote.cpu_s()  # of this only compiling is the program's
+                        zygote, complaint = loader.load()
+                        starved += time.monotonic() - began - loader.compiled_s  # the rest is not the program's time
                         rollout.isolation = zygote.report
                         rollout.tried(zygote)
                         if complaint is not None:
@@ -215,30 +215,14 @@ class Judge:
                 zygote.close()
             if checker is not None:
                 checker.close()
+            loader.close()
         return rollout.verdict()
 
-    def _loaded(self, request: Request) -> tuple[ZygoteHandle, str | None]:
-        """A zygote with the compiled program, or with what is wrong with its source."""
-        for _ in range(2):
-            zygote = self._zygote(request)
-            try:
-                official = request.semantics == "official"
-                loaded = zygote.load(request.code, request.fn_name, COMPILE_LIMIT_S, official)
-            except BaseException:
-                zygote.close()
-                raise
-            if loaded is not None:
-                if loaded["compiled"]:
-                    zygote.settle(request.memory_limit_mb << 20)
-                return zygote, None if loaded["compiled"] else loaded["message"]
-        raise JudgeError("sandbox_failed", "the sandbox was killed twice while it compiled the program")
-
-    def _zygote(self, request: Request) -> ZygoteHandle:
-        kind = "numpy" in request.code, request.semantics == "official"
+    def _zygote(self, warm: Warm, memory_mb: int) -> ZygoteHandle:
         try:
-            zygote = self.template(*kind).spawn({"memory_mb": request.memory_limit_mb})
+            zygote = self.template(warm).spawn({"memory_mb": memory_mb})
         except JudgeError:
-            zygote = self.template(*kind).spawn({"memory_mb": request.memory_limit_mb})
+            zygote = self.template(warm).spawn({"memory_mb": memory_mb})
         if self.require_isolation == "strong" and zygote.report["level"] != "strong":
             why = "; ".join(zygote.report.get("weak", []))
             zygote.close()

@@ -32,7 +32,7 @@ def wide_pipe(size: int) -> tuple[int, int]:
     return reader, writer
 
 
-def sealed_file(data: bytes) -> int | None:
+def sealed_file(data: bytes | bytearray, name: str = "stdin") -> int | None:
     """A descriptor of a file in memory that holds `data` and that nobody can change; None: too large, or no such files.
 
     Opened for reading alone, or mmap of it would be refused.
@@ -41,7 +41,7 @@ def sealed_file(data: bytes) -> int | None:
         return None
     fd = -1
     try:
-        fd = os.memfd_create("stdin", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         left = memoryview(data)
         while left:
             left = left[os.write(fd, left) :]

@@ -7,6 +7,7 @@ JudgeError                a fault that is not the program's: never a verdict, ne
         "host_overloaded"   wall time passed while the program waited for a core: retry, never score
         "sandbox_failed"    the sandbox could not start or broke without the program's doing
         "checker_failed"    a problem's checker fails at the expected answer itself: fix the problem
+        "language_missing"  this machine lacks what a language needs, such as a compiler: the message says what
         "weak_isolation"    the host offers too little and strong isolation was required
         "judge_died"        a judge process died twice under the same request
         "judge_fault"       the judge itself failed at this request: it does so again, and no other request is touched
@@ -19,11 +20,14 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from verifier_app.judge import plain_json
 from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
 from verifier_app.judge.value_codec import argument_lines
+
+if TYPE_CHECKING:
+    from verifier_app.judge.languages.language import Language
 
 MAX_CODE_BYTES = 4 << 20  # a rollout of 40k tokens is about 200 KB of source
 MAX_TIME_LIMIT_S = 3600.0
@@ -148,6 +152,7 @@ class Request:
     stop_at_first_failure: bool
     decimal_tolerance: float | None
     semantics: str
+    language: Language
     checker: str | None = None
     """Source of the program that decides about an output, where the expected one is not the only right one."""
     keep_output_bytes: int = 0
@@ -166,11 +171,11 @@ FIELDS = {
     "stop_at_first_failure",
     "decimal_tolerance",
     "semantics",
+    "language",
     "checker",
     "keep_output_bytes",
 }
 MAX_KEPT_OUTPUT = 1 << 16
-SEMANTICS = ("process", "official")
 
 
 def shown(value: Any) -> str:
@@ -216,6 +221,20 @@ def check_code(code: Any, field: str = "code") -> str:
     return code
 
 
+def _language(request: dict[str, Any]) -> tuple[Language, str]:
+    """Language and semantics, which the language has to know."""
+    from verifier_app.judge.languages.registry import find
+
+    language, semantics = find(request.get("language")), request.get("semantics")
+    if semantics not in (None, *language.semantics):
+        more = f" with language {language.name}" if request.get("language") else ""
+        raise bad_request("semantics", f"is {shown(semantics)}{more}", f"give {' or '.join(language.semantics)}")
+    if request.get("fn_name") is not None and not language.calls:
+        fix = "leave it out: its programs read standard input"
+        raise bad_request("fn_name", f"is {shown(request['fn_name'])} with language {language.name}", fix)
+    return language, semantics or language.semantics[0]
+
+
 def parse_request(request: Any, store: Any) -> Request:
     """Check a request; `store` (get(sha256, count) -> TestSet) resolves tests_ref. Raises JudgeError."""
     if not isinstance(request, dict):
@@ -252,9 +271,7 @@ def parse_request(request: Any, store: Any) -> Request:
     stop = request.get("stop_at_first_failure", True)
     if not isinstance(stop, bool):
         raise bad_request("stop_at_first_failure", f"is {shown(stop)}", "give true or false")
-    semantics = request.get("semantics")
-    if semantics not in (None, *SEMANTICS):
-        raise bad_request("semantics", f"is {shown(semantics)}", f"give {' or '.join(SEMANTICS)}")
+    language, semantics = _language(request)
     checker = request.get("checker")
     if checker is not None:
         from verifier_app.judge.checkers import source_of
@@ -275,7 +292,8 @@ def parse_request(request: Any, store: Any) -> Request:
         deadline_s=_number(request, "deadline_s", None, 0, 1e6),
         stop_at_first_failure=stop,
         decimal_tolerance=_number(request, "decimal_tolerance", None, 0, 1.0),
-        semantics=semantics or SEMANTICS[0],
+        semantics=semantics,
+        language=language,
         checker=checker,
         keep_output_bytes=kept,
     )

@@ -17,7 +17,6 @@ from verifier_app.judge.protocol import JudgeError, Request
 from verifier_app.judge.refusals import PROCESSES
 from verifier_app.judge.watchdog import Watchdog, cpu_cap_s
 
-WAITING = ("epoll", "add_reader", "connect_read_pipe", "Selector")  # with these a program may wait for its input
 CHECKED_RESULT = 4 << 20  # bytes of a call's result for a checker, and eight times the expected one's
 UNCHECKED = "unchecked"  # a test that ended well and whose output a checker has to see
 
@@ -65,43 +64,21 @@ def run_test(
         cap = min(cap, CHECKED_RESULT + 8 * len(request.tests.outputs[index]))
     elif call:  # the answer's JSON is at most so long: a digit may stand for a number of 309 digits
         cap = min(cap, 400 * len(request.tests.outputs[index]) + value_codec.MAX_INT_BITS // 2)
-    waits = any(word in request.code for word in WAITING)
+    waits = request.language.waits_for_input(request.code)
     pump = ProcessIO(request.tests.inputs[index].encode("utf-8", "surrogatepass"), call, cap, waits, more)
     try:
-        memory = request.memory_limit_mb << 20
-        watch = zygote.watch(limit, memory)
-        try:
-            zygote.channel.send_body(b"%d" % cpu_cap_s(limit), pump.child_fds)
-            pump.release_child()
-            reason = pump.run(zygote.channel.fileno(), watch.seconds_left, watch.check, zygote.refusals)
-            ended = None if reason else Ended(*zygote.channel.recv()[0])
-        except ChannelClosed:
-            if not zygote.outgrown():
-                return None
-            reason, ended = "memory_limit_exceeded", None
-            watch.peak_bytes = max(watch.peak_bytes, memory)  # at least
+        ran = run_process(zygote, pump, limit, request.memory_limit_mb << 20, not request.language.own_processes)
+        if ran is None:
+            return None
+        reason, ended, watch = ran
         wall = watch.wall_s
         result = TestResult(index, reason or "", wall, fair_s=max(0.0, wall - watch.starved_s))
-        if reason is not None:
-            zygote.close()
-            result.cpu_s, result.peak_mb = watch.cpu_s, watch.peak_bytes / 2**20
-            result.message = stop_message(reason, request, watch)
-            if reason == "too_many_processes":
-                result.status = "runtime_error"
-                if zygote.refusals is not None:
-                    zygote.refusals.counts[PROCESSES] = 1
-            if reason == "host_overloaded":
-                raise JudgeError(reason, f"test {index}: {result.message}")
+        if ended is None:
+            assert reason is not None
+            _stopped(result, reason, zygote, request, watch)
             return result
-        assert ended is not None
-        if ended.complaint:
-            raise JudgeError("sandbox_failed", ended.complaint)
-        if not ended.clean:
-            zygote.close()
-        zygote.reaped_s += ended.cpu_s
         result.cpu_s = max(ended.cpu_s, watch.cpu_s)  # what nobody waited for is in the second only
         result.peak_mb = max(ended.peak_kb / 1024, watch.peak_bytes / 2**20)
-        pump.drain()
         result.status, result.message = conclude(request, index, pump, watch, ended)
         result.exit_code = os.WEXITSTATUS(ended.status) if os.WIFEXITED(ended.status) else None
         if result.status == UNCHECKED:
@@ -113,12 +90,63 @@ def run_test(
         if signalled and zygote.outgrown():
             result.status, result.message = (
                 "memory_limit_exceeded",
-                stop_message("memory_limit_exceeded", request, watch),
+                stop_message("memory_limit_exceeded", watch, limit, request.memory_limit_mb),
             )
         result.killed = signalled and result.status == "runtime_error"
         return result
     finally:
         pump.close()
+
+
+class Ran(NamedTuple):
+    """A process in a zygote: why the judge stopped it, or how it ended by itself; and what was seen of it."""
+
+    reason: str | None
+    ended: Ended | None
+    watch: Watchdog
+
+
+def run_process(zygote: ZygoteHandle, pump: ProcessIO, limit_s: float, memory: int, forked: bool) -> Ran | None:
+    """Run what the zygote holds once, fed and watched; None when the zygote died under it.
+
+    Leaves a dirty or stopped zygote closed. memory: bytes. forked: as in Watchdog.
+
+    Raises:
+        JudgeError: sandbox_failed: the process could not be confined, or its program not be started.
+    """
+    watch = zygote.watch(limit_s, memory, forked)
+    try:
+        zygote.channel.send_body(b"%d" % cpu_cap_s(limit_s), pump.child_fds)
+        pump.release_child()
+        reason = pump.run(zygote.channel.fileno(), watch.seconds_left, watch.check, zygote.refusals)
+        ended = None if reason else Ended(*zygote.channel.recv()[0])
+    except ChannelClosed:
+        if not zygote.outgrown():
+            return None
+        reason, ended = "memory_limit_exceeded", None
+        watch.peak_bytes = max(watch.peak_bytes, memory)  # at least
+    if ended is None:
+        zygote.close()
+        return Ran(reason, ended, watch)
+    if ended.complaint:
+        raise JudgeError("sandbox_failed", ended.complaint)
+    if not ended.clean:
+        zygote.close()
+    zygote.reaped_s += ended.cpu_s
+    pump.drain()
+    return Ran(None, ended, watch)
+
+
+def _stopped(result: TestResult, reason: str, zygote: ZygoteHandle, request: Request, watch: Watchdog) -> None:
+    """Fill in the result of a test that the judge stopped. JudgeError host_overloaded."""
+    result.cpu_s, result.peak_mb = watch.cpu_s, watch.peak_bytes / 2**20
+    result.message = stop_message(reason, watch, request.time_limit_s, request.memory_limit_mb)
+    if reason == "too_many_processes":
+        result.status = "runtime_error"
+        if zygote.refusals is not None:
+            zygote.refusals.counts[PROCESSES] = 1
+    if reason == "host_overloaded":
+        raise JudgeError(reason, f"test {result.index}: {result.message}")
 
 
 def to_check(result: TestResult, data: bytes | bytearray, call: bool) -> None:
@@ -137,12 +165,12 @@ def to_check(result: TestResult, data: bytes | bytearray, call: bool) -> None:
         result.output = text.encode("utf-8", "surrogatepass")
 
 
-def stop_message(reason: str, request: Request, watch: Watchdog) -> str:
-    """What a person should know of a test that the judge stopped."""
+def stop_message(reason: str, watch: Watchdog, limit_s: float, memory_mb: int) -> str:
+    """What a person should know of a test, or a compiler, that the judge stopped."""
     if reason == "time_limit_exceeded":
-        return f"stopped after {watch.wall_s:.2f} s ({watch.cpu_s:.2f} s CPU); the limit is {request.time_limit_s:g} s"
+        return f"stopped after {watch.wall_s:.2f} s ({watch.cpu_s:.2f} s CPU); the limit is {limit_s:g} s"
     if reason == "memory_limit_exceeded":
-        return f"the processes hold {watch.peak_bytes >> 20} MB; the limit is {request.memory_limit_mb} MB"
+        return f"the processes hold {watch.peak_bytes >> 20} MB; the limit is {memory_mb} MB"
     if reason == "output_limit_exceeded":
         return "more output than the judge reads"
     if reason == "host_overloaded":
@@ -161,18 +189,18 @@ def signal_name(number: int) -> str:
 def conclude(request: Request, index: int, pump: ProcessIO, watch: Watchdog, ended: Ended) -> tuple[str, str]:
     """(status, message) of a test that ended by itself."""
     if pump.over_cap:
-        return "output_limit_exceeded", stop_message("output_limit_exceeded", request, watch)
+        return "output_limit_exceeded", "more output than the judge reads"
     status = ended.status
     cpu_s = max(ended.cpu_s, watch.cpu_s) - watch.lent_s
     if cpu_s > request.time_limit_s or (os.WIFSIGNALED(status) and os.WTERMSIG(status) == signal.SIGXCPU):
         return "time_limit_exceeded", f"{cpu_s:.2f} s CPU; the limit is {request.time_limit_s:g} s"
     last = pump.last_error_line()
+    if status and request.language.out_of_memory(status, last):
+        return "memory_limit_exceeded", f"{last} (limit {request.memory_limit_mb} MB)"
     if os.WIFSIGNALED(status):
         name = signal_name(os.WTERMSIG(status))
         return "runtime_error", f"killed by {name}" + (f": {last}" if last else "")
     if os.WEXITSTATUS(status):
-        if last.startswith("MemoryError"):
-            return "memory_limit_exceeded", f"{last} (limit {request.memory_limit_mb} MB)"
         return "runtime_error", last or f"exit status {os.WEXITSTATUS(status)}"
     if request.checker is not None:
         return UNCHECKED, ""

@@ -1,4 +1,4 @@
-"""The template: an interpreter with the prelude loaded, exec'ed before any test arrived, that forks zygotes.
+"""The template: an interpreter with what a language needs loaded, exec'ed before any test arrived, that forks zygotes.
 
 Started by the judge as `python -I -S -X utf8 -c BOOT`, with one socket. Messages: {"spawn": {...}} with the zygote's
 socket is answered by {"pid": n}; {"end": n} kills that zygote with all that it holds and is answered when it is gone.
@@ -9,28 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import importlib
-import io
 import json
 import os
 import resource
 import signal
-import site
 import sys
-import threading
 import time
+from importlib import import_module
 from typing import Any
 
 from verifier_app.judge.channel import Channel, ChannelClosed, channel_from_fd
-from verifier_app.judge.languages.python import rendezvous, threads
-from verifier_app.judge.languages.python.packages import path_hook
-from verifier_app.judge.languages.python.prelude import RECURSION_LIMIT, STACK_BYTES, THREAD_STACK_BYTES, make_module
-from verifier_app.judge.languages.python.warm_up import warm_up
 from verifier_app.judge.layers import syscalls
 from verifier_app.judge.layers.capabilities import HostCapabilities
 from verifier_app.judge.layers.limits import Limits
 from verifier_app.judge.layers.memory_group import MemoryGroups
 from verifier_app.judge.layers.sandbox import Sandbox, descendants, make_scratch, remove_scratch, sweep_tree, sweep_uid
+from verifier_app.judge.layers.setup import Setup
 from verifier_app.judge.zygote import Zygote
 
 BURY_TIMEOUT_S = 20.0
@@ -40,56 +34,11 @@ _KEPT_SIGNALS = frozenset(
 )
 
 
-def _standard_streams() -> None:
-    """Point 0 at a file, 1 and 2 at a pipe, and reopen Python's streams on them, as a program under a judge has them.
-
-    A stream asks once whether it can seek; where a test's input comes by a pipe it finds out when it does.
-    """
-    reader, writer = os.pipe()
-    try:
-        file = os.memfd_create("stdin")
-    except OSError:
-        file = os.dup(reader)
-    for fd, end in ((0, file), (1, writer), (2, writer)):
-        os.dup2(end, fd)
-    for fd in (reader, writer, file):
-        os.close(fd)
-    for name, fd, mode, errors in (
-        ("stdin", 0, "r", "surrogateescape"),
-        ("stdout", 1, "w", "surrogateescape"),
-        ("stderr", 2, "w", "backslashreplace"),
-    ):  # no newline is translated, as in CPython on Linux: a carriage return is data
-        stream = io.open(fd, mode, encoding="utf-8", errors=errors, newline="\n", closefd=False)  # noqa: SIM115, UP020
-        setattr(sys, name, stream)
-        setattr(sys, f"__{name}__", stream)
-    null = os.open(os.devnull, os.O_RDWR)  # nobody reads the pipes: who fills one here would wait forever
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    os.close(null)
-
-
-def _load(home: str, packages: list[str], entries: list[str], modules: list[str]) -> None:
-    """Everything that programs use and that is slow to import, once."""
-    site.setquit()
-    site.setcopyright()
-    site.sethelper()
-    sys.path[:] = [path for path in sys.path if path not in ("", home)] + packages
-    sys.path_hooks.insert(0, path_hook(packages, entries))
-    sys.argv[:] = ["solution.py"]
-    for name in modules:
-        with contextlib.suppress(ImportError):  # numpy may not be installed: then the program's import fails
-            importlib.import_module(name)
-    sys.setrecursionlimit(RECURSION_LIMIT)
-    threading.stack_size(THREAD_STACK_BYTES)
-    threads.install()
-    rendezvous.install()
-
-
 class Template:
     """The template's loop."""
 
-    def __init__(self, channel: Channel, ground: HostCapabilities) -> None:
-        self.channel, self.ground = channel, ground
+    def __init__(self, channel: Channel, ground: HostCapabilities, guest: Any) -> None:
+        self.channel, self.ground, self.guest = channel, ground, guest
         self.zygotes: dict[int, tuple[int, str | None, str | None]] = {}  # pid -> uid, scratch folder, memory group
         self.count = 0
 
@@ -124,7 +73,7 @@ class Template:
         if pid == 0:
             try:
                 self.channel.close()
-                become_zygote(channel_from_fd(fd), ground, config, uid, scratch, group)
+                self._become_zygote(channel_from_fd(fd), config, uid, scratch, group)
             finally:
                 os._exit(1)
         os.close(fd)
@@ -149,6 +98,26 @@ class Template:
             remove_scratch(scratch, uid if self.ground.uid else None)
         return status
 
+    def _become_zygote(
+        self, channel: Channel, config: dict[str, Any], uid: int, scratch: str | None, group: str | None
+    ) -> None:
+        """The forked half of spawn: confine, tell the judge, serve."""
+        syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        try:
+            box = Sandbox(self.ground, config["memory_mb"], uid, scratch, group)
+        except Exception as error:  # whatever it is, the judge's answer must name it
+            channel.send({"error": f"the sandbox does not close: {type(error).__name__}: {error}"})
+            return
+        fds = [box.proc] if box.own_proc else []
+        counts = next((name for name in ("group", "usage") if getattr(box, name) >= 0), None)
+        fds += [getattr(box, counts)] if counts else []
+        fds += [box.notices] if box.notices >= 0 else []
+        ready = {"ready": box.report, "own_namespace": box.own_proc, "counts": counts, "loose": box.loose}
+        channel.send(ready | {"notices": box.notices >= 0}, fds + box.tmpfs)
+        if box.notices >= 0:  # the judge's alone: when it hangs up, nobody listens
+            os.close(box.notices)
+        Zygote(channel, self.guest.Program(), box).serve()
+
     @property
     def _groups(self) -> MemoryGroups:
         assert self.ground.groups is not None
@@ -171,58 +140,37 @@ class Template:
             time.sleep(0.001)
 
 
-def become_zygote(
-    channel: Channel, ground: HostCapabilities, config: dict[str, Any], uid: int, scratch: str | None, group: str | None
-) -> None:
-    """The forked half of spawn: confine, tell the judge, serve."""
-    syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
-    try:
-        box = Sandbox(ground, config["memory_mb"], uid, scratch, group)
-    except Exception as error:  # whatever it is, the judge's answer must name it
-        channel.send({"error": f"the sandbox does not close: {type(error).__name__}: {error}"})
-        return
-    fds = [box.proc] if box.own_proc else []
-    counts = next((name for name in ("group", "usage") if getattr(box, name) >= 0), None)
-    fds += [getattr(box, counts)] if counts else []
-    fds += [box.notices] if box.notices >= 0 else []
-    ready = {"ready": box.report, "own_namespace": box.own_proc, "counts": counts, "loose": box.loose}
-    channel.send(ready | {"notices": box.notices >= 0}, fds + box.tmpfs)
-    if box.notices >= 0:  # the judge's alone: when it hangs up, nobody listens
-        os.close(box.notices)
-    Zygote(channel, sys.modules["__main__"], box).serve()
-
-
 def main(argument: str) -> None:
-    """Entry point of the exec'ed interpreter; the argument is JSON: fd, packages, entries, modules, deny."""
+    """Entry point of the exec'ed interpreter; the argument is JSON: fd, and what Setup has."""
     config = json.loads(argument)
     channel = channel_from_fd(config["fd"])
     try:
-        ground = _start(config)
+        setup = Setup(config)
+        sys.path[1:1] = setup.homes[1:]
+        guest = import_module(setup.guest)
+        ground = _start(setup, guest, config["fd"])
     except Exception as error:  # whatever it is, the judge's answer must name it
         channel.send({"failed": f"{type(error).__name__}: {error}"})
         return
     channel.send({"started": os.getpid()})
-    Template(channel, ground).serve()
+    Template(channel, ground, guest).serve()
 
 
-def _start(config: dict[str, Any]) -> HostCapabilities:
+def _start(setup: Setup, guest: Any, fd: int) -> HostCapabilities:
     """Everything before the first zygote; with a stack that is too small this becomes a new interpreter."""
     _, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    stack = STACK_BYTES if hard == resource.RLIM_INFINITY else min(STACK_BYTES, hard)
-    if resource.getrlimit(resource.RLIMIT_STACK)[0] != stack:  # counts from the next exec on
+    stack = guest.STACK_BYTES if hard == resource.RLIM_INFINITY else min(guest.STACK_BYTES, hard)
+    if stack and resource.getrlimit(resource.RLIMIT_STACK)[0] != stack:  # counts from the next exec on
         resource.setrlimit(resource.RLIMIT_STACK, (stack, hard))
-        os.set_inheritable(config["fd"], True)
+        os.set_inheritable(fd, True)
         os.execv(sys.executable, sys.orig_argv)
     os.environ.pop("LD_BIND_NOW", None)  # it is the loader's, which has read it
     syscalls.default_signals(_KEPT_SIGNALS)
     Limits(["rlimits"]).lower(resource.RLIMIT_CORE, 0)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
     syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
-    _standard_streams()
-    _load(sys.argv[1], config["packages"], config["entries"], config["modules"])
-    warm_up()
-    sys.modules["__main__"] = make_module("__main__")
-    ground = HostCapabilities(config["packages"], config["entries"], config["deny"])
+    guest.preload(setup)
+    ground = HostCapabilities(setup.folders, setup.packages, setup.deny, setup.readable)
     ground.prepare()
     gc.collect()
     gc.freeze()

@@ -134,7 +134,7 @@ class Watchdog:
 
     scratch: descriptors of its tmpfs folders, whose contents count as memory; loose: its files where it has none of its
     own; control: descriptor on which the zygote answers; reaped_s: CPU time of what the zygote waited for before;
-    usage: its cgroup's count, where there is one.
+    usage: its cgroup's count, where there is one; forked: its processes begin with the zygote's address space.
     """
 
     def __init__(
@@ -152,11 +152,12 @@ class Watchdog:
         control: int = -1,
         reaped_s: float = 0.0,
         usage: Usage | MemoryGroup | None = None,
+        forked: bool = True,
     ) -> None:
         self.proc, self.root, self.own_namespace = proc, root, own_namespace
         self.time_limit_s, self.memory_bytes, self.scratch = time_limit_s, memory_bytes, scratch
         self.schedstat, self.loose, self.own_network, self.control = schedstat, loose, own_network, control
-        self.usage = usage
+        self.usage, self.forked = usage, forked
         self.start = self.last = time.monotonic()
         self.next_look = self.start + FIRST_LOOK_S
         self.waited_ns: dict[str, int] = {}
@@ -261,7 +262,8 @@ class Watchdog:
         if self.loose is not None and seen.sizes:
             files += self.loose.bytes(self.proc, seen.sizes)
         files += socket_bytes(self.proc, seen.sizes, self.own_network) if self.proc >= 0 else 0
-        spaces = sum(max(0, int(size) - seen.base_bytes) for size in seen.sizes.values())
+        base = seen.base_bytes if self.forked else 0
+        spaces = sum(max(0, int(size) - base) for size in seen.sizes.values())
         if spaces + files > self.memory_bytes:  # more is mapped than may be held
             files += self.hidden.bytes(self.proc, seen.sizes)
         held = seen.rss_bytes + files

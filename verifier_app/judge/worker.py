@@ -54,7 +54,7 @@ def main() -> None:
     store = TestStore(config["tests_dir"]) if config.get("tests_dir") else default_store()
     with Judge(config.get("require_isolation"), tuple(config.get("deny", ()))) as judge:
         if config.get("require_isolation") == "strong":
-            judge.template(numpy=False)
+            judge.template()
         while (body := read_frame(requests)) is not None:
             answers.write(answer_to(judge, store, body))
             answers.flush()

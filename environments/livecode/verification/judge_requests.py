@@ -91,12 +91,13 @@ def judge_request(
     own_limits: OwnLimits = NOT_THEIRS,
     decimal_tolerance: float | None = None,
     semantics: str | None = None,
+    language: str | None = None,
     order: list[int] | None = None,
 ) -> dict[str, Any]:
     """A verifier's request for one program: all tests, stop at the first that fails.
 
     `own_limits`: what the problem's own limits count.
-    `semantics` and `checker` are fields only where they are given: a verifier of an earlier version knows none.
+    `semantics`, `language` and `checker` are fields only where they are given: an earlier verifier knows none.
     """
     tests: Sequence[TestCase] = problem.tests
     time_limit_s, memory_limit_mb = own_limits.of(problem, time_limit_s, memory_limit_mb)
@@ -112,5 +113,6 @@ def judge_request(
         "stop_at_first_failure": True,
         "decimal_tolerance": decimal_tolerance,
         **({} if semantics is None else {"semantics": semantics}),
+        **({} if language is None else {"language": language}),
         **({} if problem.checker is None else {"checker": problem.checker}),
     }

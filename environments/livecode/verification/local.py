@@ -21,7 +21,10 @@ from verifier_app.judge.store import TestStore
 logger = logging.getLogger(__name__)
 
 PERMANENT = frozenset(
-    {"bad_request", "checker_failed", "test_set_missing", "test_set_corrupt", "weak_isolation", "closed"}
+    {
+        *("bad_request", "language_missing", "checker_failed", "test_set_missing", "test_set_corrupt"),
+        *("weak_isolation", "closed"),
+    }
 )
 _ATTEMPTS = 5
 _FIRST_PAUSE_S = 0.25

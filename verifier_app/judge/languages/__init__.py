@@ -1,7 +1,5 @@
-"""How programs are compiled and run, a folder for each language. Python is the only one.
+"""How programs are compiled and run, a folder for each language.
 
-No language can be plugged in yet: zygote.py (compile, run), template.py and host.py (the warm interpreter), judging.py
-(official semantics), protocol.py (a request names no language) and the environment's prompts name Python. Without a
-change to the judge another language comes as your own verifier (docs/how-to/verifier.md), with your own prompt
-own.
+language.py is the interface, registry.py finds a language by name; docs/how-to/language.md shows how to add one. This
+file stays empty: what runs in a sandbox imports its own half of a language and nothing of the judge's.
 """

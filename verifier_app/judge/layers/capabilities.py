@@ -19,8 +19,8 @@ _UIDS, _GIDS = 1, 2  # bits of an exit status
 class HostCapabilities:
     """The layers that work here. (No dataclass: its imports would make every fork cost more.)"""
 
-    def __init__(self, packages: list[str], entries: list[str], deny: list[str]) -> None:
-        self.packages, self.entries, self.deny = packages, entries, deny
+    def __init__(self, packages: list[str], entries: list[str], deny: list[str], readable: list[str]) -> None:
+        self.packages, self.entries, self.deny, self.readable = packages, entries, deny, readable
         self.user_namespace = self.pid = self.net = self.ipc = self.uid = self.seccomp = self.notices = False
         self.root = False  # a private root in a mount namespace
         self.landlock = 0  # its version
@@ -35,7 +35,7 @@ class HostCapabilities:
         """Probe, and enter what is entered once: a user namespace without root, the private root."""
         if self.deny:
             seccomp.install(seccomp.refusal_rules(self.deny))
-        self.interpreter = rootfs.interpreter_paths(self.packages)
+        self.interpreter = [*rootfs.interpreter_paths(self.packages), *self.readable]
         root = os.geteuid() == 0
         # root without CAP_SYS_ADMIN, as in a container, makes namespaces in a user namespace of its own too
         if not (

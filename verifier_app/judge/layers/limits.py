@@ -9,6 +9,7 @@ import resource
 
 MAX_OPEN_FILES = 1024
 MAX_TASKS = 256
+ROOM_FOR_STACKS = MAX_TASKS * (64 << 20)  # the hard limit of address space is so much above the soft one
 COVERED = {  # the layer that does a refused limit's work, and how; a limit that is not here must be set
     resource.RLIMIT_CORE: ("rlimits", "a dump is a file like any other, and bounded as one"),
     resource.RLIMIT_CPU: ("rlimits", "the judge's watch stops the test"),

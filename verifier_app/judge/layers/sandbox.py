@@ -11,10 +11,9 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from verifier_app.judge import paths
-from verifier_app.judge.languages.python.threads import ALLOWANCE_BYTES
 from verifier_app.judge.layers import cgroup, landlock, rootfs, seccomp, syscalls
 from verifier_app.judge.layers.capabilities import HostCapabilities, become
-from verifier_app.judge.layers.limits import MAX_OPEN_FILES, MAX_TASKS, Limits
+from verifier_app.judge.layers.limits import MAX_OPEN_FILES, MAX_TASKS, ROOM_FOR_STACKS, Limits
 from verifier_app.judge.procfs import tree
 
 PATH_FD = 960  # from here on, descriptors of the interpreter's folders, where the program's uid cannot walk to them
@@ -157,7 +156,7 @@ class Sandbox:
             (resource.RLIMIT_FSIZE, self.memory_bytes),  # files count as memory
             (resource.RLIMIT_NOFILE, MAX_OPEN_FILES),
         ):
-            limits.lower(which, value, ALLOWANCE_BYTES if which == resource.RLIMIT_AS else 0)
+            limits.lower(which, value, ROOM_FOR_STACKS if which == resource.RLIMIT_AS else 0)
         # these two are for the tests' processes: the zygote's own time, and its user's processes, are not theirs
         self.limits_cpu = limits.settable(resource.RLIMIT_CPU)
         self.limits_tasks = (self.ground.uid or self.ground.user_namespace) and limits.settable(resource.RLIMIT_NPROC)

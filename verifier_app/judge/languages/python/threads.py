@@ -2,7 +2,7 @@
 
 RLIMIT_AS bounds what a process may reserve, the watch what its tree really holds. A program without threads is held to
 its memory limit by the first, at once; every thread that it starts raises the soft limit by the stack it takes, up to
-the hard limit, which has room for as many stacks as there may be tasks.
+the hard limit, which has room for as many stacks as there may be tasks (limits.py).
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from verifier_app.judge.languages.python.prelude import STACK_BYTES, THREAD_STACK_BYTES
-from verifier_app.judge.layers.limits import MAX_TASKS
+from verifier_app.judge.languages.python.prelude import STACK_BYTES
 
-ALLOWANCE_BYTES = MAX_TASKS * THREAD_STACK_BYTES
 _BESIDE_BYTES = 1 << 20  # a thread's guard pages and its first allocations
 _STARTERS = ("start_new_thread", "start_new", "start_joinable_thread")
 

@@ -11,7 +11,7 @@ import sys
 
 from verifier_app.judge.languages.python import ending
 
-_TIMES = 10  # the interpreter specializes a function's bytecode when it runs the eighth time
+REHEARSALS = 10  # the interpreter specializes a function's bytecode when it runs the eighth time
 _PROGRAM = """
 first, *rest = map(int, input().split())
 numbers = [int(word) for word in sys.stdin.readline().split()]
@@ -32,7 +32,7 @@ def warm_up() -> None:
     streams = sys.stdin, sys.stdout
     code = compile(_PROGRAM, "warm_up.py", "exec")
     try:
-        for _ in range(_TIMES):
+        for _ in range(REHEARSALS):
             reader, writer = os.pipe()
             os.write(writer, b"1 2 3\n4 5\na\nb\na\n")
             os.close(writer)
