@@ -58,6 +58,7 @@ def sections() -> list[Section]:
     from benchmarks import gpu_sections as s
     from benchmarks import gpu_speed as whole
     from benchmarks.gpu_moments import moments
+    from benchmarks.gpu_turns import turns
 
     return [
         Section("calls", s.calls, "names, arguments, devices and shapes of GPU calls, on fake tensors"),
@@ -66,6 +67,7 @@ def sections() -> list[Section]:
         Section("documents", s.documents, "bf16 gradients of a pack against each rollout alone"),
         Section("one_rank", s.one_rank, "nccl with one rank: FSDP2, checkpoint, whole weights"),
         Section("moments", moments, "AdamW's moments in pinned CPU memory, in bf16 and in 8 bits", 20),
+        Section("turns", turns, "the trainer's state off the device and back, a CUDA IPC handle across processes", 20),
         Section("memory", whole.memory, "peak memory against the budget at 32k and 40k", 60),
         Section("speed", whole.speed, "tokens/s and causal MFU, kernel time by class", 60),
         Section("padded", whole.packed_against_padded, "packed against padded", 30),

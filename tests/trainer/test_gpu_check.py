@@ -16,7 +16,7 @@ from benchmarks.kernel_time import kernel_class
 from trainer.model.attention import grouped_attention
 from trainer.model.layout import AttentionLayout
 
-QUICK = "attention,leak,documents,transformers,chunked,one_rank,moments"
+QUICK = "attention,leak,documents,transformers,chunked,one_rank,moments,turns"
 """What takes a second or two on one core."""
 
 

@@ -21,22 +21,12 @@ import torch
 from torch import Tensor
 
 from trainer.model.policy import Policy
+from trainer.weight_sync.ipc_handle import Handle, cuda_handle
 from trainer.weight_sync.update_phases import ServerUpdate
 from trainer.weight_sync.weight_stream import TensorSpec, WeightStream, update_info
 
 BUFFER_BYTES = 256 * 2**20
 """Of the buffer, unless one tensor is larger: an embedding is 0.3 GB (0.6B) to 1.5 GB (14B)."""
-
-Handle = dict[str, tuple[Any, ...]]
-"""By a GPU's UUID, what `torch.multiprocessing.reductions.rebuild_cuda_tensor` takes."""
-
-
-def cuda_handle(buffer: Tensor) -> Handle:
-    """The handle of a tensor on a GPU, for a process on the same GPU."""
-    from torch.multiprocessing.reductions import reduce_tensor
-
-    _, arguments = reduce_tensor(buffer)
-    return {str(torch.cuda.get_device_properties(buffer.device).uuid): arguments}
 
 
 class IpcTransfer:
