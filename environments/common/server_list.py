@@ -1,7 +1,7 @@
 """Generation servers that come and go: their list in a file, or behind a DNS name, read again while the run goes.
 
 A file holds YAML, a list of addresses or of `{url: ADDRESS, leaving: true}`, or plain lines of `ADDRESS [leaving]`.
-`dns://NAME:PORT` stands for every A record of the name, such as the pods behind a headless Kubernetes service.
+`dns://NAME:PORT` means every A record of the name, such as the pods behind a headless Kubernetes service.
 """
 
 from __future__ import annotations

@@ -111,7 +111,7 @@ def _rounded(row: list[float]) -> list[float]:
     values = np.asarray(row, dtype=np.float64)
     if not np.isfinite(values).all():
         raise GroupRefused("a score or log-probability is not finite")
-    rounded: list[float] = (values.round(_DIGITS) + 0.0).tolist()  # no -0.0, which no integer stands for
+    rounded: list[float] = (values.round(_DIGITS) + 0.0).tolist()  # no -0.0: no integer is that
     return rounded
 
 

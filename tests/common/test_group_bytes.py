@@ -53,7 +53,7 @@ def test_every_number_comes_back_bit_for_bit_as_array_and_as_json(group: dict[st
         }
 
 
-def test_negative_zero_and_the_smallest_numbers_are_told_apart() -> None:
+def test_negative_zero_and_the_smallest_numbers_keep_their_bits() -> None:
     numbers = [0.0, -0.0, 5e-324, -1e-5, float(np.nextafter(-1e-5, 0.0))]
     group = {"tokens": [[1] * 5], "masks": [[-100] + [1] * 4], "inference_logprobs": [numbers]}
     (found,) = unpack(pack(group)).reals["inference_logprobs"]

@@ -77,7 +77,7 @@ def test_a_name_needs_a_port_and_nothing_else(value: str) -> None:
         TypeAdapter(ServerSource).validate_python(value)
 
 
-def test_a_fault_in_mid_run_keeps_the_last_good_list_and_is_told_once(
+def test_a_fault_in_mid_run_keeps_the_last_good_list_and_warns_once(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "servers"

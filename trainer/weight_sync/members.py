@@ -80,7 +80,7 @@ class Members:
         return [server for server in self.servers if not server.joined] or list(self.servers)
 
     def behind(self, version: str | None) -> list[WeightServer]:
-        """Those that answer and are without this version or stand still; none before the first publication."""
+        """Those that answer and are without this version or generate nothing; none before the first publication."""
         self.refresh()
         if version is None:
             return []

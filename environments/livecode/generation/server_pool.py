@@ -95,7 +95,7 @@ class ServerPool:
                     self._join(server)
                 continue
             if not server.state.leaving:
-                logger.info("%s leaves; its %d rollouts go on", server.url, server.running)
+                logger.info("%s leaves; its %d rollouts continue", server.url, server.running)
             server.on(ServerEvent.LEAVES)
             if entry is None and not server.running:
                 self.servers.remove(server)
