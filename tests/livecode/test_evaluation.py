@@ -17,7 +17,7 @@ from environments.livecode.evaluation.evaluate import (
     scores,
     without,
 )
-from environments.livecode.evaluation.samples import SampleStore, estimates, pass_at_k, request_seed
+from environments.livecode.evaluation.samples import Sample, SampleStore, estimates, pass_at_k, request_seed
 from environments.livecode.generation.completions import CompletionClient
 from environments.livecode.pipeline import Pipeline
 from environments.livecode.problems.problem import Problem, TestCase
@@ -165,7 +165,7 @@ def test_pass_at_k_is_the_unbiased_estimate() -> None:
     assert pass_at_k(0, 4, 4) == 0.0
     with pytest.raises(ValueError, match="k = 5: need 1 <= k <= the 4 samples"):
         pass_at_k(1, 4, 5)
-    rows = [{"problem": p, "index": i, "status": s} for p, i, s in (
+    rows: list[Sample] = [{"problem": p, "index": i, "status": s} for p, i, s in (
         ("a", 0, "wrong_answer"), ("a", 1, "accepted"), ("b", 0, "accepted"), ("b", 1, "accepted"), ("b", 2, None),
     )]  # fmt: skip
     assert estimates(rows) == {"pass_at_k": {"1": 0.75, "2": 1.0}, "pass_at_1_first": 0.5}
@@ -178,7 +178,9 @@ def test_pass_at_1_is_the_mean_over_problems_also_where_samples_lack_a_verdict()
         "a2": ["accepted", None, None, None],
         "b1": ["wrong_answer"] * 4,
     }
-    rows = [{"problem": p, "index": i, "status": s} for p, row in status.items() for i, s in enumerate(row)]
+    rows: list[Sample] = [
+        {"problem": p, "index": i, "status": s} for p, row in status.items() for i, s in enumerate(row)
+    ]
     found = scores(problems, rows)
     assert found["pass_at_1"] == found["pass_at_k"]["1"] == pytest.approx(2 / 3)
     assert (found["correct"], found["total"]) == (5, 9)

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from environments.cli import app
 from environments.dataset.filter import excluded, pass_rates
+from environments.livecode.evaluation.samples import Sample
 from environments.livecode.problems.load import load_problems, save_problems
 from environments.livecode.problems.problem import Problem, TestCase
 from environments.livecode.problems.sampler import LearnableSampler
@@ -144,7 +145,7 @@ def test_a_death_loses_no_sample(generation: Any, model_dir: Path, split: Path) 
 
 
 def test_a_problem_whose_verdicts_are_not_all_there_stays() -> None:
-    rows = [{"problem": p, "status": s} for p, s in (
+    rows: list[Sample] = [{"problem": p, "index": 0, "status": s} for p, s in (
         ("a", "accepted"), ("a", "accepted"), ("b", "accepted"), ("b", None), ("c", None), ("c", None),
         ("d", "wrong_answer"), ("d", "no_code"), ("e", "wrong_answer"), ("e", None),
     )]  # fmt: skip

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from environments.livecode.evaluation.evaluate import scores
+from environments.livecode.evaluation.samples import Sample
 from environments.livecode.problems.prompts import SYSTEM, user_message
 from tests.install.archives import ROOT, build, copy_of_the_tree
 from tests.install.hosts import environment, install, run
@@ -71,7 +72,7 @@ def test_an_evaluation_has_the_pass_at_1_of_ours(host: str, wheel: Path, tmp_pat
     found = driven(host, wheel, tmp_path)
     assert accepted(found) == EXPECTED
     problems = [problem for problem, _ in numbered()]
-    samples = [
+    samples: list[Sample] = [
         {"problem": problem.id, "index": 0, "status": None if answer.status == "no verdict" else answer.status}
         for problem, answer in numbered()
     ]

@@ -8,7 +8,7 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NotRequired, TypedDict, cast
 
 from environments.livecode.pipeline import JudgedRollout
 from environments.livecode.problems.problem import Problem
@@ -17,11 +17,26 @@ from environments.livecode.records.briefs import brief
 from environments.livecode.records.group_records import append_jsonl, failing_test
 from environments.livecode.verification.base import Verdict
 
-Sample = dict[str, Any]
-"""{problem, index, status, verdicts, failing_test, length, overlong, finish_reason, message, code, text}.
 
-`verdicts` is {profile: `records.brief`}, `status` that of the first profile; None: no verdict, asked again.
-"""
+class Sample(TypedDict):
+    """One judged answer of an evaluation, as its line in the file has it; without a verdict, the first three alone.
+
+    status: by the first profile; None: no verdict, asked again. verdicts: {profile: `records.brief`}. length: tokens.
+    failing_test, message, code, text: on the disk only (`without_texts`).
+    """
+
+    problem: str
+    index: int
+    status: str | None
+    verdicts: NotRequired[dict[str, Any]]
+    failing_test: NotRequired[dict[str, str] | None]
+    length: NotRequired[int]
+    overlong: NotRequired[bool]
+    finish_reason: NotRequired[str | None]
+    message: NotRequired[str | None]
+    code: NotRequired[str | None]
+    text: NotRequired[str]
+
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +107,8 @@ class SampleStore:
 
 def without_texts(sample: Sample) -> Sample:
     """What is counted of a sample."""
-    return {name: value for name, value in sample.items() if name not in ("text", "code", "message", "failing_test")}
+    kept = {name: value for name, value in sample.items() if name not in ("text", "code", "message", "failing_test")}
+    return cast("Sample", kept)
 
 
 def as_sample(

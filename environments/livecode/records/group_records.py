@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -168,7 +168,7 @@ def count_lines(path: str | Path) -> int:
         return sum(1 for _ in stream)
 
 
-def append_jsonl(path: str | Path, record: dict[str, Any]) -> None:
+def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
     """One more line of a JSONL file, made with its folder where missing."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     append_line(Path(path), _line(record))
@@ -184,5 +184,5 @@ def failing_test(problem: Problem, verdict: Verdict | None) -> dict[str, str] | 
     return {"input": test.input[:KEPT_OF_A_TEST], "output": test.output[:KEPT_OF_A_TEST]}
 
 
-def _line(record: dict[str, Any]) -> str:
+def _line(record: Mapping[str, Any]) -> str:
     return whole(json.dumps(record, ensure_ascii=False, separators=(",", ":")))
