@@ -14,7 +14,8 @@ import struct
 import sys
 from typing import Any
 
-from verifier_app.judge.layers.limits import MAX_TASKS
+from verifier_app.judge.layers.limits import MAX_OPEN_FILES, MAX_TASKS
+from verifier_app.judge.layers.sandbox import PATH_FD
 from verifier_app.judge.layers.setup import Setup
 
 OPTIONS = (
@@ -57,6 +58,7 @@ class Program:
     def run(self, alarm: int) -> None:
         """In the forked child, confined. Never returns."""
         try:
+            os.closerange(PATH_FD, MAX_OPEN_FILES)  # the interpreter's folders, where it reaches them by descriptor
             for number in _RESET:
                 _signal.signal(number, _signal.SIG_DFL)
             if self.file < 0:
