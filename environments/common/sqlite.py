@@ -45,13 +45,16 @@ class StateFile:
         application_id: 32 bits in the file's header that say whose file it is.
         version: of the tables.
         tables: SQL that creates them.
+        cache_bytes: of pages in memory; None: as many as SQLite likes.
 
     Raises:
         StoreError: the file is in use, not of this kind and version, or damaged; nothing is changed then.
         OSError: the file cannot be read or written.
     """
 
-    def __init__(self, path: Path, *, application_id: int, version: int, tables: str) -> None:
+    def __init__(
+        self, path: Path, *, application_id: int, version: int, tables: str, cache_bytes: int | None = None
+    ) -> None:
         self.path = path
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
@@ -62,6 +65,8 @@ class StateFile:
             sync_folder(path.parent)
             with _mapped(path):
                 self.connection = sqlite3.connect(path, timeout=WAIT_S, isolation_level=None, check_same_thread=False)
+                if cache_bytes is not None:
+                    self.connection.execute(f"PRAGMA cache_size=-{cache_bytes >> 10}")
                 self._open(application_id, version, tables)
         except BaseException:
             self.close()

@@ -27,6 +27,7 @@ FREE_BYTES = 256 << 20
 """Unused space that is kept for the next groups in any case."""
 
 _OLD_NAME = "progress.jsonl"
+_CACHE_BYTES = 512 << 10  # bodies are written once and read once: pages of theirs in memory help nobody
 _PIECE = 1 << 20
 _GIVEN_BACK = 8 << 20
 _BITS = 20  # of a piece's number within its group; the snapshot's pieces are those of group 0
@@ -105,7 +106,13 @@ class ProgressFile:
         self.path = folder / NAME
         self._records = folder / RECORDS
         try:
-            self.file = StateFile(self.path, application_id=APPLICATION_ID, version=VERSION, tables=_TABLES)
+            self.file = StateFile(
+                self.path,
+                application_id=APPLICATION_ID,
+                version=VERSION,
+                tables=_TABLES,
+                cache_bytes=_CACHE_BYTES,
+            )
         except sqlite.FileInUse:
             raise ConfigError(
                 f"env.run_dir = {folder}: another environment is running there. Stop it or give another folder."
