@@ -47,7 +47,7 @@ def _loaded(name: str) -> Language:
         language = entry.load()()
     except Exception as error:
         problem = f"{entry.value} of group {GROUP} cannot be loaded ({type(error).__name__}: {error})"
-        raise JudgeError("language_missing", f"language {name!r}: {problem}; mend or remove its package") from None
+        raise JudgeError("language_missing", f"language {name!r}: {problem}; fix or remove its package") from None
     return language
 
 
