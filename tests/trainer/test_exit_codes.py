@@ -133,6 +133,7 @@ def test_a_command_that_does_not_exist_is_one_line_of_supervise() -> None:
 
 INTERNAL = {
     *(
+        "DeltaError",
         "Dropped",
         "Interrupted",
         "NoChoice",
