@@ -182,6 +182,7 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
     }
     if config.max_lora_rank is not None:
         env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
+        env["ATROPOS_LIVECODE_SERVES_ADAPTER"] = "1"  # vLLM's own requests would load old ones (vllm_plugin)
     if config.weight_transfer == "ipc":
         env["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # else it takes no handle over HTTP
     if config.on_cpu:

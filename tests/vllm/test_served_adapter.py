@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,7 +23,7 @@ from trainer.parallel import distributed
 from trainer.weight_sync.logprob_check import check_probes, policy_logprobs
 from trainer.weight_sync.publisher import AdapterPublisher, DiskPublisher, WeightSyncError
 from trainer.weight_sync.update_phases import ServerUpdate
-from trainer.weight_sync.vllm_routes import WeightServer
+from trainer.weight_sync.vllm_routes import Probe, WeightServer
 
 ADAPTER = AdapterConfig(rank=8)
 
@@ -110,6 +112,33 @@ async def test_the_served_adapter_is_the_trainers_before_and_after_an_update(
         AdapterPublisher([url], tmp_path / "wide", wide, policy.path).publish(too_wide, 4)
     assert not raised.value.paused
     assert difference(url, policy, PROMPT, 3) <= TOLERANCE
+
+
+async def test_a_request_from_before_an_update_gets_the_new_adapter_and_brings_the_old_one_back_for_nobody(
+    url: str, policy: Policy, tmp_path: Path
+) -> None:
+    publisher = AdapterPublisher([url], tmp_path / "weights", ADAPTER, policy.path)
+    change(policy, 5)
+    publisher.publish(policy, 5)
+    async with CompletionClient([url]) as client:
+        await client.check(context=512)
+        asked = [client.generate(PROMPT, SamplingParams(200, 1.0, seed=seed)) for seed in range(8)]
+        running = [asyncio.create_task(one) for one in asked]
+        await asyncio.sleep(1.5)
+        change(policy, 6)
+        stats = publisher.publish(policy, 6, PROMPT)
+        assert stats is not None
+        assert check_probes(PROMPT, stats.probes, policy, "float32", 6) is not None
+        assert difference(url, policy, LONG_PROMPT, 6) <= TOLERANCE
+        for folder in (tmp_path / "weights").glob("version-5-*"):
+            shutil.rmtree(folder)
+        rollouts = await asyncio.gather(*running)
+    under_way = [rollout for rollout in rollouts if [version for version, *_ in rollout.versions] == [5, 6]]
+    assert under_way
+    for rollout in under_way:
+        own = policy_logprobs(PROMPT, {url: Probe(list(rollout.ids), list(rollout.logprobs))}, policy)[url]
+        _, first, last = rollout.versions[1]
+        assert max(abs(a - b) for a, b in zip(rollout.logprobs[first:last], own[first:last], strict=True)) <= TOLERANCE
 
 
 def test_whole_weights_are_refused_at_the_start_and_by_the_server(url: str, policy: Policy, tmp_path: Path) -> None:

@@ -11,6 +11,8 @@ from typing import Any
 
 WAIT_ASLEEP = "ATROPOS_LIVECODE_WAIT_ASLEEP"
 """Environment variable: at `1` vLLM's processes sleep while they wait for each other."""
+SERVES_ADAPTER = "ATROPOS_LIVECODE_SERVES_ADAPTER"
+"""Environment variable: at `1` an adapter is read when it is loaded, and not again by the requests that name it."""
 _LONGEST_NAP_MS = 50
 
 
@@ -18,6 +20,8 @@ def register() -> None:
     """Make the backend `disk` known to vLLM; does nothing in a vLLM without weight transfer."""
     if os.environ.get(WAIT_ASLEEP) == "1":
         _wait_asleep()
+    if os.environ.get(SERVES_ADAPTER) == "1":
+        _load_adapters_once()
     try:
         from vllm.distributed.weight_transfer.factory import WeightTransferEngineFactory
     except ImportError:
@@ -45,3 +49,23 @@ def _wait_asleep() -> None:
 
     SpinCondition.wait = wait_asleep
     SpinCondition.waits_asleep = True
+
+
+def _load_adapters_once() -> None:
+    """vLLM 0.32 keeps `load_inplace` in what its requests carry of an adapter, with the path that was new when each one
+    came. So every change of what is computed together reads the adapter from disk again, and a request from before an
+    update brings the old one back for all, or ends the engine where its folder is gone. Here requests take what is
+    loaded; only /v1/load_lora_adapter, which does not come by this way, loads in place."""
+    from msgspec.structs import replace
+    from vllm.lora.worker_manager import LRUCacheWorkerLoRAManager
+
+    manager: Any = LRUCacheWorkerLoRAManager
+    if getattr(manager, "loads_once", False):
+        return
+    apply = manager._apply_adapters
+
+    def apply_loaded(self: Any, requests: set[Any]) -> None:
+        apply(self, {replace(request, load_inplace=False) for request in requests if request})
+
+    manager._apply_adapters = apply_loaded
+    manager.loads_once = True
