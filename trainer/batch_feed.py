@@ -11,11 +11,14 @@ from environments.common.agreement import terms
 from environments.common.errors import ConfigError
 from trainer.config import TrainerConfig
 from trainer.console import Waiting
-from trainer.data.api_client import ApiRefused, AtroposClient, broadcast_groups
+from trainer.data.api_client import ApiRefused, AtroposClient, broadcast_groups, still_waiting
 from trainer.data.scored_groups import BatchError, Reading, ScoredGroup
 from trainer.parallel import Parallel
 
 log = logging.getLogger(__name__)
+
+STILL_S = 60.0
+"""While rank 0 waits for a batch, the others hear of it so often: their own wait has a deadline too."""
 
 
 class BatchFeed:
@@ -26,6 +29,7 @@ class BatchFeed:
         self._client: AtroposClient | None = None
         self._acknowledged: int | None = None
         self._waiting = Waiting(log.info)
+        self._heard = self._held_before = 0.0
 
     @property
     def left_out(self) -> dict[str, str]:
@@ -91,8 +95,9 @@ class BatchFeed:
         )
 
     def begin_wait(self) -> float:
-        """A new wait for a batch; when it has been too long (time.monotonic())."""
+        """A new wait for a batch; when it has been too long (time.monotonic()), unless groups are kept back."""
         self._waiting.begin()
+        self._held_before = self._client.held_s if self._client is not None else 0.0
         return time.monotonic() + self.config.api.batch_deadline_s
 
     def lease(self, step: int, until: float, on_wait: Callable[[float], None]) -> list[ScoredGroup]:
@@ -102,9 +107,18 @@ class BatchFeed:
             BatchError: none until then, a group that cannot be trained on, or what `on_wait` raised.
         """
         pulled: list[ScoredGroup] | BatchError | None = None
+        self._heard = time.monotonic()
+
+        def waits(seconds: float) -> None:
+            on_wait(seconds)
+            if self.parallel.world_size > 1 and time.monotonic() - self._heard >= STILL_S:
+                self._heard = time.monotonic()
+                still_waiting(self.parallel.control)
+
         if self._client is not None:
             try:
-                pulled = self._client.lease(step, until - time.monotonic(), on_wait)
+                left_s = until + self._client.held_s - self._held_before - time.monotonic()
+                pulled = self._client.lease(step, left_s, waits)
             except BatchError as error:
                 pulled = error
         return broadcast_groups(pulled, self.parallel.control)

@@ -102,7 +102,7 @@ class ApiConfig(Section):
     """The Atropos API server."""
 
     url: Url = Field("http://127.0.0.1:8000", description="Address of the Atropos API server.")
-    batch_deadline_s: float = Field(3600.0, gt=0, description="Longest wait for one batch before giving up.")
+    batch_deadline_s: float = Field(3600.0, gt=0, description="Longest wait for one batch, evaluations not counted.")
 
 
 class WeightsConfig(Section):

@@ -63,6 +63,13 @@ class RollbackRequest(BaseModel):
     step: Step = Field(description="Step the trainer resumes from.")
 
 
+class HoldRequest(BaseModel):
+    """POST /hold."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=200)] = Field(description="Why no group comes.")
+    seconds: float = Field(gt=0, le=600, description="For how long, unless it is posted again.")
+
+
 class ContractRequest(BaseModel):
     """POST /contract."""
 

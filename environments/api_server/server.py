@@ -1,8 +1,8 @@
 """Atropos' own API server with the parts replaced that lose or reorder data; the same routes, and a few more.
 
 Replaced: /register, /register-env, /scored_data, /scored_data_list, /batch, /status, /latest_example, /reset_data.
-New: /lease, /ack, /rollback, /contract, /health, /metrics. A group is validated once, kept and served as the bytes that
-came; GET /batch is a lease that is acknowledged at once, so stock trainers work unchanged.
+New: /lease, /ack, /rollback, /contract, /hold, /health, /metrics. A group is validated once, kept and served as the
+bytes that came; GET /batch is a lease that is acknowledged at once, so stock trainers work unchanged.
 
 Groups come and go as Atropos' JSON, or in the binary form of `group_bytes` where Content-Type or Accept names it; each
 side may use either.
@@ -25,15 +25,18 @@ from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
-from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, generate_latest
 
 from environments.api_server.contracts import Contracts
+from environments.api_server.gauges import measure
 from environments.api_server.group_checks import GroupError, parse, parse_packed, stock_form
+from environments.api_server.hold import Hold
 from environments.api_server.request_bodies import Bodies
 from environments.api_server.requests import (
     AckRequest,
     ContractRequest,
     EnvIdentifier,
+    HoldRequest,
     LeaseRequest,
     RegisterEnv,
     Registration,
@@ -84,6 +87,7 @@ class ApiServer:
     def __init__(self, app: FastAPI, store: Store, allow_reset: bool, most_bytes: int) -> None:
         self.app, self.store, self.allow_reset, self.most_bytes = app, store, allow_reset, most_bytes
         self.contracts = Contracts(store)
+        self.hold = Hold()
         # One thread, and not a lock: a request that is cancelled would release a lock while its change still runs.
         self.disk = ThreadPoolExecutor(1, thread_name_prefix="journal")
         self.registry = CollectorRegistry()
@@ -103,6 +107,7 @@ class ApiServer:
         add("/ack", self.ack, methods=["POST"])
         add("/rollback", self.rollback, methods=["POST"])
         add("/contract", self.contract, methods=["POST"])
+        add("/hold", self.holds, methods=["POST"])
         add("/status", self.status, methods=["GET"])
         add("/health", self.health, methods=["GET"])
         add("/metrics", self.metrics, methods=["GET"])
@@ -113,21 +118,8 @@ class ApiServer:
         self.app.add_exception_handler(OSError, self.disk_full)
         self.app.add_exception_handler(RequestValidationError, self.refused)
         self.app.add_exception_handler(Unwritable, self.refused)
-        self._measure()
+        measure(self.store, self.registry)
         show(self.store)
-
-    def _measure(self) -> None:
-        store = self.store
-        gauges: dict[str, tuple[str, Callable[[], float]]] = {
-            "groups_queued": ("Groups that a trainer will get.", lambda: store.groups_queued),
-            "rollouts_waiting": ("Rollouts that wait.", lambda: sum(e.size for e in list(store.waiting.values()))),
-            "batches_leased": ("Batches handed out and not acknowledged.", lambda: len(store.leases)),
-            "batches_rolled_back": ("Batches that will be served again.", lambda: len(store.again)),
-            "step": ("Step of the next batch.", lambda: store.step),
-            "journal_bytes": ("Size of the journal.", lambda: store.journal.size if store.journal else 0),
-        }
-        for name, (what, read) in gauges.items():
-            Gauge(f"atropos_{name}", what, registry=self.registry).set_function(read)
 
     # -- registration --------------------------------------------------------------------------------------
 
@@ -155,6 +147,11 @@ class ApiServer:
             return JSONResponse({"detail": refusal}, status_code=409)
         status = "agreed" if self.contracts.agreed else "waiting"
         return JSONResponse({"status": status, "sides": self.store.contracts, "accepts": [MEDIA_TYPE]})
+
+    async def holds(self, request: HoldRequest) -> dict[str, str]:
+        """An environment keeps groups back; a trainer that asks for a batch gets the reason, and continues to wait."""
+        self.hold.say(request.reason, request.seconds)
+        return {"status": "held"}
 
     async def status_env(self, env: EnvIdentifier) -> Any:
         """As Atropos has it; 422 for an environment that is none, or where nobody has a share."""
@@ -242,7 +239,8 @@ class ApiServer:
         batch_size = int(self.store.registration["batch_size"])
         lease, body = await self._change(self._leased, step, batch_size, acknowledge, packed)
         if lease is None:
-            return JSONResponse({"batch": None})
+            held = None if acknowledge else self.hold.reason  # GET /batch answers as Atropos does
+            return JSONResponse({"batch": None, "held": held} if held else {"batch": None})
         self.counts.labels("served").inc(len(lease.entries))
         return Response(body, media_type=MEDIA_TYPE if packed else "application/json")
 

@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 _TRIES = 8
 _AWAY_S = 600.0  # a server that was reached before may be away for so long, in which it is started again
 _LONGEST_PAUSE_S = 10.0
+HOLD_S = 60.0
+"""Many times the pause between two questions for the served version, at each of which it is posted again."""
 _DIGITS = 5  # of a log-probability on the wire: 1e-5 is far below the sampler's own noise
 
 
@@ -256,6 +258,10 @@ class CompatBaseEnv(BaseEnv):
         self.packs = MEDIA_TYPE in (answer.get("accepts") or ())
         trainer: dict[str, Any] = (answer.get("sides") or {}).get("trainer") or {}
         return trainer
+
+    async def hold(self, why: str) -> None:
+        """Has a trainer that waits for a batch continue to wait for HOLD_S from now, beyond its deadline."""
+        await self.call_api("POST", "/hold", json={"reason": why, "seconds": HOLD_S})
 
     async def send_group(self, group: dict[str, Any]) -> None:
         """Sends one group; returns when the API has it.

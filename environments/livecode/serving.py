@@ -271,6 +271,8 @@ class Serving:
             return
         self._asked = now
         version, step = await asyncio.gather(self.client.weight_version(), self._count())
+        if self._evaluations is not None and self._evaluations.busy:
+            await self.env.hold(f"the weights of step {self.served} are being evaluated")
         version = self.weights.version(version, step, idle=not self.in_flight and not self.may_begin())
         self._version_seen = self._version_seen or version is not None
         if version is not None:

@@ -34,6 +34,7 @@ class FakeTrainer:
     def __init__(self, url: str, generation: Any, checkpoints: Path) -> None:
         self.http = httpx.AsyncClient(base_url=url, timeout=30)
         self.generation, self.checkpoints, self.step = generation, checkpoints, 0
+        self.held: set[str | None] = set()
 
     async def register(self, **changes: Any) -> None:
         body = {
@@ -48,6 +49,7 @@ class FakeTrainer:
     async def train(self) -> None:
         while self.step < STEPS:
             if not (await self.http.get("/batch")).json()["batch"]:
+                self.held.add((await self.http.post("/lease", json={"step": self.step})).json().get("held"))
                 await asyncio.sleep(0.02)
                 continue
             self.step += 1
@@ -104,8 +106,9 @@ def partials(config: RunConfig, version: int) -> list[Path]:
 
 
 async def test_each_is_of_one_version_and_the_next_batch_waits_for_it(
-    evaluated: RunConfig, generation: Any, fake: FakeTrainer
+    evaluated: RunConfig, generation: Any, fake: FakeTrainer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("environments.livecode.serving._POLL_S", 0.05)
     model = generation.script = Model(generation)
     await fake.register()
     async with serving(evaluated) as (env, task):
@@ -120,6 +123,8 @@ async def test_each_is_of_one_version_and_the_next_batch_waits_for_it(
     assert all(sent <= int(version) * GROUPS for version, sent in model.held_out)
     # Groups went on being made while the evaluation ran: with max_staleness 2 three batches begin at version 0.
     assert fake.step == STEPS
+    # The trainer hears why it waits, so that its deadline does not run.
+    assert {f"the weights of step {step} are being evaluated" for step in (0, 2)} <= fake.held
 
 
 async def test_the_best_checkpoint_is_pointed_to_once_it_is_written(

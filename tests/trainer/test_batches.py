@@ -298,6 +298,27 @@ def test_no_batch_in_time_says_what_is_queued(url: str) -> None:
             client.lease(0, 0.2)
 
 
+def test_a_wait_in_which_groups_are_kept_back_has_no_deadline_and_any_other_has(url: str) -> None:
+    def hold(seconds: float) -> None:
+        httpx.post(f"{url}/hold", json={"reason": "an evaluation", "seconds": seconds}).raise_for_status()
+
+    with client_of(url) as client:
+        register(client)
+        hold(600)
+        later = threading.Timer(0.6, send, (url, wire("a"), wire("b")))
+        later.start()
+        reasons: list[str] = []
+        assert ids(client.lease(0, 0.2, lambda _: reasons.append(client.why_no_batch()))) == ["a", "b"]
+        later.join()
+        assert client.held_s >= 0.2
+        assert "the environment keeps groups back: an evaluation" in reasons
+        held = client.held_s
+        hold(0.3)
+        with pytest.raises(BatchTimeout):
+            client.lease(1, 0.2)
+        assert client.held_s > held
+
+
 def test_asking_before_registering_is_refused(url: str) -> None:
     with client_of(url) as client, pytest.raises(ApiRefused, match=r"call register\(\) before lease"):
         client.lease(0, 1)

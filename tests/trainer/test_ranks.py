@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.support.forked import Ranks
-from trainer.data.api_client import BatchTimeout, broadcast_groups
+from trainer.data.api_client import BatchTimeout, broadcast_groups, still_waiting
 from trainer.data.scored_groups import Rollout, ScoredGroup
 from trainer.metrics import Metrics
 
@@ -24,6 +24,10 @@ def worker(folder: Path) -> None:
         broadcast_groups(BatchTimeout("no batch") if rank == 0 else None)
     except BatchTimeout as error:
         seen["error"] = str(error)
+    if rank == 0:
+        still_waiting()
+        still_waiting()
+    seen["groups after a wait"] = broadcast_groups(GROUPS if rank == 0 else None)
     metrics = Metrics()
     if rank == 0:  # unequal shares: a mean of means would be wrong
         metrics.add("entropy", torch.tensor(30.0), 10)
@@ -49,6 +53,7 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 def test_every_rank_gets_rank_zeros_groups(ranks: list[dict[str, Any]]) -> None:
     assert [seen["groups"] for seen in ranks] == [GROUPS, GROUPS]
+    assert [seen["groups after a wait"] for seen in ranks] == [GROUPS, GROUPS]
 
 
 def test_a_failed_pull_is_raised_on_every_rank(ranks: list[dict[str, Any]]) -> None:

@@ -28,6 +28,9 @@ log = logging.getLogger(__name__)
 
 _ACCEPT = {"Accept": f"{MEDIA_TYPE}, application/json;q=0.5"}
 """Batches come in binary form where the server has it."""
+WAITING = "waiting"
+"""What rank 0 broadcasts instead of groups while it waits: a collective that lasted as long would time out."""
+
 _ALONE = (1.0, 1.0)  # pauses of one trainer, which nobody else could fall into step with
 
 
@@ -85,6 +88,10 @@ class AtroposClient:
         """Whether a group that cannot be trained on is left out of its batch; else it is an error."""
         self.left_out: dict[str, str] = {}
         """Ids of the groups that were left out of the batch leased last, each with the reason."""
+        self.held: str | None = None
+        """Why an environment keeps groups back, as the last answer has it; None: none does."""
+        self.held_s = 0.0
+        """Seconds that were waited because of it, in all."""
         # The run's own server, mostly on loopback: a proxy that the machine has for the internet is not asked.
         self._http = httpx.Client(timeout=request_timeout_s, trust_env=False)
 
@@ -152,10 +159,11 @@ class AtroposClient:
     def lease(self, step: int, timeout: float, on_wait: Callable[[float], None] | None = None) -> list[ScoredGroup]:
         """Waits for the batch of `step` (POST /lease) and returns its groups, checked.
 
-        timeout: seconds, from now. on_wait: called before each pause with the seconds waited so far, to show
-        progress or to raise. Raises BatchTimeout with the server's state, BatchError for an invalid group.
+        timeout: seconds, from now; those in which an environment says that it keeps groups back, as during an
+        evaluation, do not count. on_wait: called before each pause with the seconds waited so far, to show progress
+        or to raise. Raises BatchTimeout with the server's state, BatchError for an invalid group.
         """
-        started = time.monotonic()
+        looked = started = time.monotonic()
         deadline = started + timeout
         while True:
             body = {"trainer": "trainer", "step": step}
@@ -167,9 +175,13 @@ class AtroposClient:
                 raise ApiRefused(f"{self._url}/lease answered without a batch: check that `atropos run-api` runs there")
             if answer["batch"]:
                 return self._parsed(answer["batch"])
-            waited = time.monotonic() - started
+            looked, before = time.monotonic(), looked
+            self.held = answer.get("held")
+            if self.held:
+                self.held_s += looked - before
+                deadline += looked - before
             if on_wait is not None:
-                on_wait(waited)
+                on_wait(looked - started)
             if time.monotonic() + self._poll_s >= deadline:
                 raise BatchTimeout(f"no batch from {self._url} within {timeout:g} s: {self._explain()}")
             time.sleep(self._poll_s)
@@ -212,6 +224,8 @@ class AtroposClient:
         except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
             return f"{self._url} does not say its state ({type(error).__name__})"
         wanted = self._registration["batch_size"] if self._registration else "?"
+        if self.held:
+            return f"the environment keeps groups back: {self.held}"
         if not queued:
             return f"no group waits at {self._url}, and a batch takes {wanted} rollouts: see the environment's log"
         return f"{queued} groups wait at {self._url}, and a batch takes {wanted} rollouts"
@@ -294,12 +308,24 @@ def broadcast_groups(
     Rank 0 passes the BatchError instead when its pull failed, which is then raised on every rank: else the others
     would wait for a broadcast that never comes. Without torch.distributed it returns what it is given.
     """
-    parcel: list[Any] = [groups]
+    received: Any = groups
     if dist.is_available() and dist.is_initialized():
-        dist.broadcast_object_list(parcel, src=0, group=group)
-    received = parcel[0]
+        received = _broadcast(groups, group)
+        while isinstance(received, str):  # WAITING, which rank 0 sends by `still_waiting`
+            received = _broadcast(None, group)
     if isinstance(received, BatchError):
         raise received
     if received is None:
         raise BatchError("rank 0 passed no groups to broadcast_groups: pass the batch, or the error of its pull")
     return list(received)
+
+
+def still_waiting(group: dist.ProcessGroup | None = None) -> None:
+    """On rank 0, while the others are in `broadcast_groups`: they begin their wait again."""
+    _broadcast(WAITING, group)
+
+
+def _broadcast(parcel: object, group: dist.ProcessGroup | None) -> Any:
+    box = [parcel]
+    dist.broadcast_object_list(box, src=0, group=group)
+    return box[0]
