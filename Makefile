@@ -71,7 +71,7 @@ test: lint $(if $(FAST),,browser gvisor) $(MODEL)/complete.json  ## lint, types 
 	@$(PYTEST) -m "not slow" $(if $(FAST),$(FAST_TESTS)) $(ARGS)
 
 coverage: browser gvisor $(MODEL)/complete.json  ## the tests again, with the lines and branches that they reach
-	@$(PYTEST) -m "not slow" --cov --cov-report term:skip-covered --cov-report html:build/coverage $(ARGS)
+	@$(PYTEST) -m "not slow" -p tests.support.sandbox_lines --cov --cov-report term:skip-covered --cov-report html:build/coverage $(ARGS)
 
 test-slow: $(READY) gvisor uml $(MODEL)/complete.json  ## the tests that take longer, each with its reason
 	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)
