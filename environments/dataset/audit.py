@@ -17,8 +17,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from environments.livecode.evaluation.samples import Sample
 from environments.livecode.pipeline import all_of
 from environments.livecode.problems.problem import Problem, ProblemError
+from environments.livecode.records.schema import RolloutRecord, read_lines
 from environments.livecode.verification.base import VerifierError
 from environments.livecode.verification.judge_requests import judge_request
 from environments.livecode.verification.local import LocalVerifier
@@ -148,7 +150,17 @@ async def audit(
 def known_solutions(split: Path) -> dict[str, list[str]]:
     """The known solutions of a built split by problem, from the parts that lie beside it; none for another file."""
     parts = (split if split.is_dir() else split.parent).parent / "parts"
-    return _by_problem(sorted(parts.glob("*.jsonl")), lambda row: row.get("solutions") or [], "id")
+    found: dict[str, list[str]] = {}
+    for path in sorted(parts.glob("*.jsonl")):
+        with path.open(encoding="utf-8") as stream:
+            for line in stream:
+                try:
+                    row = json.loads(line)
+                except ValueError:  # torn by a death: the rest is as good
+                    continue
+                if isinstance(row, dict) and isinstance(row.get("id"), str):
+                    found.setdefault(row["id"], []).extend(row.get("solutions") or [])
+    return found
 
 
 def programs_of_run(run: Path) -> dict[str, list[str]]:
@@ -157,24 +169,17 @@ def programs_of_run(run: Path) -> dict[str, list[str]]:
     Raises:
         ProblemError: the folder holds none.
     """
-    files = [*sorted((run / "rollouts").glob("*.jsonl")), *sorted((run / "evaluations").glob("*.jsonl"))]
-    found = _by_problem(files, lambda row: [row["code"]] if isinstance(row.get("code"), str) else [], "problem_id")
+    found: dict[str, list[str]] = {}
+    for path in sorted((run / "rollouts").glob("*.jsonl")):
+        for rollout in read_lines(path, RolloutRecord):
+            if rollout.code is not None:
+                found.setdefault(rollout.problem_id, []).append(rollout.code)
+    for path in sorted((run / "evaluations").glob("*.jsonl")):
+        for sample in read_lines(path, Sample):
+            if isinstance(sample.code, str):
+                found.setdefault(sample.problem, []).append(sample.code)
     if not found:
         raise ProblemError(f"--run {run}: no recorded program there; give a run's folder (env.run_dir)")
-    return found
-
-
-def _by_problem(files: Sequence[Path], codes: Callable[[dict[str, Any]], list[str]], key: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for path in files:
-        with path.open(encoding="utf-8") as stream:
-            for line in stream:
-                try:
-                    row = json.loads(line)
-                except ValueError:  # torn by a death: the rest is as good
-                    continue
-                if isinstance(row, dict) and isinstance(row.get(key), str):
-                    found.setdefault(row[key], []).extend(codes(row))
     return found
 
 

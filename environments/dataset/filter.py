@@ -113,24 +113,7 @@ async def measure_and_write(config: RunConfig, split: Split, samples: int, leave
     problems = load_problems(split.path)
     claim(split.work)
     source = hashlib.sha256(split.file.read_bytes()).hexdigest()
-    async with AsyncExitStack() as stack:
-        env = LivecodeEnv(config)
-        await env.open(stack, versions=False, text=config.evaluation.route == "chat")
-        served = await env.equipment.client.weight_version()
-        settings: dict[str, Any] = {
-            "model": config.model,
-            "weight_version": served,
-            "seed": config.evaluation.seed,
-            "route": config.evaluation.route,
-            **config.env.model_dump(mode="json", include=set(_DECIDES)),
-        }
-        store = RateStore(split.work, "rates", settings | {"source_sha256": source})
-        fit = env.fitting(str(split.path), problems)
-        store.begin(fit, env.equipment.prompts)
-        drawn = await draw_samples(
-            fit, samples, SamplingParams(config.env.max_new_tokens, config.env.temperature),
-            pipeline=env.equipment.pipeline, name=str(split.path), seed=config.evaluation.seed, samples=store,
-        )  # fmt: skip
+    drawn, settings = await _draw(config, split, problems, samples, source)
     rates, incomplete = pass_rates(drawn, samples)
     gone = excluded(rates, incomplete, leave_out_never)
     without = {name for names in gone.values() for name in names}
@@ -158,13 +141,37 @@ async def measure_and_write(config: RunConfig, split: Split, samples: int, leave
     return manifest
 
 
+async def _draw(
+    config: RunConfig, split: Split, problems: list[Problem], samples: int, source: str
+) -> tuple[list[Sample], dict[str, Any]]:
+    """Judged samples of every problem that fits, and the settings that decide what a pass rate is."""
+    async with AsyncExitStack() as stack:
+        env = LivecodeEnv(config)
+        await env.open(stack, versions=False, text=config.evaluation.route == "chat")
+        settings: dict[str, Any] = {
+            "model": config.model,
+            "weight_version": await env.equipment.client.weight_version(),
+            "seed": config.evaluation.seed,
+            "route": config.evaluation.route,
+            **config.env.model_dump(mode="json", include=set(_DECIDES)),
+        }
+        store = RateStore(split.work, "rates", settings | {"source_sha256": source})
+        fit = env.fitting(str(split.path), problems)
+        store.begin(fit, env.equipment.prompts)
+        drawn = await draw_samples(
+            fit, samples, SamplingParams(config.env.max_new_tokens, config.env.temperature),
+            pipeline=env.equipment.pipeline, name=str(split.path), seed=config.evaluation.seed, samples=store,
+        )  # fmt: skip
+        return drawn, settings
+
+
 def pass_rates(samples: Sequence[Sample], wanted: int) -> tuple[dict[str, float], set[str]]:
     """({problem: share of its judged samples that passed}, problems with fewer than `wanted` verdicts)."""
     verdicts: dict[str, list[bool]] = {}
-    names = {sample["problem"] for sample in samples}
+    names = {sample.problem for sample in samples}
     for sample in samples:
-        if sample["status"] is not None:
-            verdicts.setdefault(sample["problem"], []).append(sample["status"] == "accepted")
+        if sample.status is not None:
+            verdicts.setdefault(sample.problem, []).append(sample.status == "accepted")
     rates = {name: sum(row) / len(row) for name, row in verdicts.items()}
     return rates, {name for name in names if len(verdicts.get(name, ())) < wanted}
 

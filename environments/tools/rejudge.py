@@ -12,24 +12,32 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from environments.common.errors import ConfigError
 from environments.common.rewards import FAIL, drop_reason, group_advantages, reward
 from environments.common.run_folder import append_line, check
 from environments.livecode.config import RunConfig, load_run_config
 from environments.livecode.evaluation.profiles import GradingProfile, Name, grading_profiles
+from environments.livecode.evaluation.samples import Sample
 from environments.livecode.problems.problem import Problem
 from environments.livecode.problems.sampler import load_set
-from environments.livecode.records.briefs import brief
 from environments.livecode.records.programs import FOLDER, unpacked
+from environments.livecode.records.schema import (
+    GroupRecord,
+    ProgramsRecord,
+    RolloutRecord,
+    VerdictRecord,
+    read_lines,
+    verdict_record,
+)
 from environments.livecode.verification.base import Verifier, VerifierError
 from environments.livecode.verification.factory import build_verifier
 from environments.livecode.verification.judge_requests import judge_request
 
-Row = dict[str, Any]
 IN_FLIGHT = 64
 """Programs that wait for a verdict at a time; the verifier bounds itself, this bounds memory."""
 
@@ -41,9 +49,27 @@ class Program:
     key: str
     problem_id: str
     code: str | None
-    before: Row
+    before: VerdictRecord
     group_id: str | None = None
     index: int = 0
+
+
+class Change(msgspec.Struct):
+    """A line of changed.jsonl: a program whose status changed, with both messages."""
+
+    key: str
+    problem_id: str
+    before: str
+    after: str
+    was: str | None
+    now: str | None
+
+
+class Rejudged(msgspec.Struct):
+    """A line of rejudged.jsonl."""
+
+    key: str
+    verdict: VerdictRecord
 
 
 @dataclass
@@ -56,7 +82,7 @@ class Comparison:
     """
 
     matrix: Counter[tuple[str, str]] = field(default_factory=Counter)
-    changed: list[Row] = field(default_factory=list)
+    changed: list[Change] = field(default_factory=list)
     lost: list[str] = field(default_factory=list)
     missing: Counter[str] = field(default_factory=Counter)
     statuses: dict[str, dict[int, tuple[str, str]]] = field(default_factory=lambda: defaultdict(dict))
@@ -68,7 +94,7 @@ class Comparison:
     @property
     def rewards_changed(self) -> int:
         """Programs whose reward is another one."""
-        return sum(one["before"] == "accepted" or one["after"] == "accepted" for one in self.changed)
+        return sum("accepted" in (one.before, one.after) for one in self.changed)
 
     def lines(self, most: int = 20) -> list[str]:
         """For a terminal: the matrix, the first changed programs, the groups."""
@@ -80,8 +106,8 @@ class Comparison:
             if before != after
         ]
         for one in self.changed[:most]:
-            shown.append(f"{one['key']} ({one['problem_id']}): {one['before']} -> {one['after']}")
-            shown += [f"    {when}: {one[when]}" for when in ("was", "now") if one[when]]
+            shown.append(f"{one.key} ({one.problem_id}): {one.before} -> {one.after}")
+            shown += [f"    {when}: {text}" for when, text in (("was", one.was), ("now", one.now)) if text]
         if len(self.changed) > most:
             shown.append(f"... and {len(self.changed) - most} more")
         if self.groups:
@@ -105,33 +131,41 @@ def recorded(run: Path, evaluations: bool) -> Iterator[Program]:
         raise ConfigError(f"rejudge: {run}: no such folder; give a run's folder (env.run_dir)")
     check(run)
     seen = set()
-    rows = (one for path in sorted((run / FOLDER).glob("*.jsonl")) for line in _read(path) for one in unpacked(line))
-    rollouts = (row for path in sorted((run / "rollouts").glob("*.jsonl")) for row in _read(path))
-    for row in (row for source in (rows, rollouts) for row in source):
-        key = f"{row.get('group_id')}/{row.get('index')}"
-        if key in seen or not isinstance(row.get("status"), str):
-            continue
-        seen.add(key)
-        verdict = row.get("verdict") or {"status": row["status"]}
-        yield Program(key, str(row["problem_id"]), row.get("code"), verdict, row["group_id"], int(row["index"]))
-    for path in sorted((run / "evaluations").glob("*.jsonl")) if evaluations else ():
+    for program in chain(_packed(run), _sampled(run)):
+        if program.key not in seen:
+            seen.add(program.key)
+            yield program
+    if evaluations:
+        yield from _evaluated(run)
+
+
+def _packed(run: Path) -> Iterator[Program]:
+    """Of programs/."""
+    for path in sorted((run / FOLDER).glob("*.jsonl")):
+        for line in read_lines(path, ProgramsRecord):
+            for row in unpacked(line):
+                key, before = f"{line.group_id}/{row.index}", row.verdict or VerdictRecord(row.status)
+                yield Program(key, line.problem_id, row.code, before, line.group_id, row.index)
+
+
+def _sampled(run: Path) -> Iterator[Program]:
+    """Of rollouts/."""
+    for path in sorted((run / "rollouts").glob("*.jsonl")):
+        for row in read_lines(path, RolloutRecord):
+            if row.group_id is not None and row.index is not None and row.status:
+                key, before = f"{row.group_id}/{row.index}", row.verdict or VerdictRecord(row.status)
+                yield Program(key, row.problem_id, row.code, before, row.group_id, row.index)
+
+
+def _evaluated(run: Path) -> Iterator[Program]:
+    """Of evaluations/, whose samples have a program."""
+    for path in sorted((run / "evaluations").glob("*.jsonl")):
         if path.name.endswith(".problems.jsonl"):
             continue
-        for row in _read(path):
-            if isinstance(row.get("status"), str) and isinstance(row.get("code"), str):
-                before = {"status": row["status"], "message": row.get("message")}
-                yield Program(f"{path.stem}/{row['problem']}/{row['index']}", row["problem"], row["code"], before)
-
-
-def _read(path: Path) -> Iterator[Row]:
-    with path.open(encoding="utf-8", errors="backslashreplace") as stream:
-        for line in stream:
-            try:
-                row = json.loads(line)
-            except ValueError:  # torn by a death
-                continue
-            if isinstance(row, dict):
-                yield row
+        for row in read_lines(path, Sample):
+            if row.status is not None and isinstance(row.code, str):
+                before = VerdictRecord(row.status, message=row.message)
+                yield Program(f"{path.stem}/{row.problem}/{row.index}", row.problem, row.code, before)
 
 
 class Results:
@@ -141,17 +175,18 @@ class Results:
         ConfigError: the folder holds verdicts by other rules.
     """
 
-    def __init__(self, out: Path, rules: Row) -> None:
+    def __init__(self, out: Path, rules: dict[str, str]) -> None:
         self.path = out / "rejudged.jsonl"
         out.mkdir(parents=True, exist_ok=True)
         stamp, rules = out / "rules.json", rules | {"version": version("atropos-livecode")}
         if stamp.is_file() and json.loads(stamp.read_text(encoding="utf-8")) != rules:
             raise ConfigError(f"--out {out}: holds verdicts by other rules ({stamp}); give another folder")
         stamp.write_text(json.dumps(rules, sort_keys=True, indent=1) + "\n", encoding="utf-8")
-        self.known = {row["key"]: row["verdict"] for row in _read(self.path)} if self.path.is_file() else {}
+        rows = read_lines(self.path, Rejudged) if self.path.is_file() else ()
+        self.known = {row.key: row.verdict for row in rows}
 
-    def add(self, key: str, verdict: Row) -> None:
-        append_line(self.path, json.dumps({"key": key, "verdict": verdict}, ensure_ascii=False))
+    def add(self, key: str, verdict: VerdictRecord) -> None:
+        append_line(self.path, json.dumps(msgspec.to_builtins(Rejudged(key, verdict)), ensure_ascii=False))
         self.known[key] = verdict
 
 
@@ -168,55 +203,64 @@ async def rejudge(
     Args:
         problems: by id; a program of another problem is counted as missing.
     """
-    found = Comparison()
-    places = asyncio.Semaphore(IN_FLIGHT)
-
-    async def one(program: Program, code: str, problem: Problem) -> None:
-        try:
-            verdict = brief(await verifier.verify(judge_request(problem, code, **rules.limits)))
-            assert verdict is not None
-            results.add(program.key, verdict)
-        except VerifierError as error:
-            found.lost.append(f"{program.key}: {error}")
-        finally:
-            places.release()
-        compare(program)
-
-    def compare(program: Program) -> None:
-        progress()
-        after = results.known.get(program.key)
-        if after is None:
-            return
-        was, now = program.before["status"], after["status"]
-        found.matrix[was, now] += 1
-        if program.group_id is not None:
-            found.statuses[program.group_id][program.index] = was, now
-        if was != now:
-            found.changed.append(
-                {"key": program.key, "problem_id": program.problem_id, "before": was, "after": now,
-                 "was": program.before.get("message"), "now": after.get("message")}
-            )  # fmt: skip
-
+    work = _Rejudging(verifier, rules, results, progress)
     async with asyncio.TaskGroup() as tasks:
         for program in programs:
             problem = problems.get(program.problem_id)
             if program.code is None:  # nothing to judge: no_code stays no_code
                 if program.group_id is not None:
-                    found.statuses[program.group_id][program.index] = (program.before["status"],) * 2
+                    work.found.statuses[program.group_id][program.index] = (program.before.status,) * 2
                 progress()
             elif problem is None:
-                found.missing["whose problem is not in env.problems"] += 1
+                work.found.missing["whose problem is not in env.problems"] += 1
                 progress()
             elif program.key in results.known:
-                compare(program)
+                work.compare(program)
             else:
-                await places.acquire()
-                tasks.create_task(one(program, program.code, problem))
-    found.changed.sort(key=lambda row: str(row["key"]))
-    return found
+                await work.places.acquire()
+                tasks.create_task(work.judge(program, program.code, problem))
+    work.found.changed.sort(key=lambda one: one.key)
+    return work.found
 
 
-def compare_groups(found: Comparison, groups: Iterable[Row], baseline: str) -> None:
+@dataclass
+class _Rejudging:
+    """One call of `rejudge`: what it was given, and what there is so far."""
+
+    verifier: Verifier
+    rules: GradingProfile
+    results: Results
+    progress: Callable[[], None]
+    found: Comparison = field(default_factory=Comparison)
+    places: asyncio.Semaphore = field(default_factory=lambda: asyncio.Semaphore(IN_FLIGHT))
+
+    async def judge(self, program: Program, code: str, problem: Problem) -> None:
+        """Judges a program that a place is taken for, and compares."""
+        try:
+            verdict = await self.verifier.verify(judge_request(problem, code, **self.rules.limits))
+            self.results.add(program.key, verdict_record(verdict))
+        except VerifierError as error:
+            self.found.lost.append(f"{program.key}: {error}")
+        finally:
+            self.places.release()
+        self.compare(program)
+
+    def compare(self, program: Program) -> None:
+        """Counts a program by its verdicts before and after; one without a new verdict is not counted."""
+        self.progress()
+        after = self.results.known.get(program.key)
+        if after is None:
+            return
+        was, now = program.before, after
+        self.found.matrix[was.status, now.status] += 1
+        if program.group_id is not None:
+            self.found.statuses[program.group_id][program.index] = was.status, now.status
+        if was.status != now.status:
+            change = Change(program.key, program.problem_id, was.status, now.status, was.said, now.said)
+            self.found.changed.append(change)
+
+
+def compare_groups(found: Comparison, groups: Iterable[GroupRecord], baseline: str) -> None:
     """Count the groups whose training would differ, among those of which every program is recorded.
 
     Args:
@@ -224,7 +268,7 @@ def compare_groups(found: Comparison, groups: Iterable[Row], baseline: str) -> N
         baseline: env.overlong_baseline.
     """
     for row in groups:
-        own, overlong = found.statuses.get(row.get("group_id", "")), row.get("overlong") or []
+        own, overlong = found.statuses.get(row.group_id), row.overlong
         if own is None or len(own) != len(overlong) or set(own) != set(range(len(overlong))):
             continue
         found.groups += 1
@@ -293,8 +337,9 @@ def rejudge_run(
 
     found = asyncio.run(work())
     if (run / "environment.jsonl").is_file():
-        compare_groups(found, _read(run / "environment.jsonl"), env.overlong_baseline)
-    (out / "changed.jsonl").write_text("".join(json.dumps(row) + "\n" for row in found.changed), encoding="utf-8")
+        compare_groups(found, read_lines(run / "environment.jsonl", GroupRecord), env.overlong_baseline)
+    rows = [json.dumps(msgspec.to_builtins(one)) + "\n" for one in found.changed]
+    (out / "changed.jsonl").write_text("".join(rows), encoding="utf-8")
     return found
 
 

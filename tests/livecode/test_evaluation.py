@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from environments.livecode.evaluation.evaluate import (
+    Draws,
     EvaluationError,
     breakdown,
     evaluate,
@@ -41,7 +43,7 @@ def problem(name: str, template: str) -> Problem:
 PROBLEMS = [problem("a1", "a"), problem("a2", "a"), problem("b1", "b")]
 
 
-async def run(generation: Any, tokenizer: Any, **changes: Any) -> dict[str, Any]:
+async def run(generation: Any, tokenizer: Any, samples: SampleStore | None = None, **changes: Any) -> dict[str, Any]:
     async with CompletionClient([generation.url]) as client, LocalVerifier(workers=1) as verifier:
         pipeline = Pipeline(
             client=client,
@@ -51,8 +53,8 @@ async def run(generation: Any, tokenizer: Any, **changes: Any) -> dict[str, Any]
             time_limit_s=5,
             memory_limit_mb=512,
         )
-        options: dict[str, Any] = {"n": 2, "temperature": 0.7, "greedy": False} | changes
-        return await evaluate(PROBLEMS, **options, pipeline=pipeline, name="set", max_new_tokens=50, weight_version=4)
+        draws = replace(Draws(2, 0.7, False, 50), **changes)
+        return await evaluate(PROBLEMS, draws, pipeline=pipeline, name="set", weight_version=4, samples=samples)
 
 
 async def test_an_evaluation_counts_by_template_and_problem(generation: Any, tokenizer: Any) -> None:
@@ -165,7 +167,7 @@ def test_pass_at_k_is_the_unbiased_estimate() -> None:
     assert pass_at_k(0, 4, 4) == 0.0
     with pytest.raises(ValueError, match="k = 5: need 1 <= k <= the 4 samples"):
         pass_at_k(1, 4, 5)
-    rows: list[Sample] = [{"problem": p, "index": i, "status": s} for p, i, s in (
+    rows: list[Sample] = [Sample(p, i, s) for p, i, s in (
         ("a", 0, "wrong_answer"), ("a", 1, "accepted"), ("b", 0, "accepted"), ("b", 1, "accepted"), ("b", 2, None),
     )]  # fmt: skip
     assert estimates(rows) == {"pass_at_k": {"1": 0.75, "2": 1.0}, "pass_at_1_first": 0.5}
@@ -178,9 +180,7 @@ def test_pass_at_1_is_the_mean_over_problems_also_where_samples_lack_a_verdict()
         "a2": ["accepted", None, None, None],
         "b1": ["wrong_answer"] * 4,
     }
-    rows: list[Sample] = [
-        {"problem": p, "index": i, "status": s} for p, row in status.items() for i, s in enumerate(row)
-    ]
+    rows: list[Sample] = [Sample(p, i, s) for p, row in status.items() for i, s in enumerate(row)]
     found = scores(problems, rows)
     assert found["pass_at_1"] == found["pass_at_k"]["1"] == pytest.approx(2 / 3)
     assert (found["correct"], found["total"]) == (5, 9)

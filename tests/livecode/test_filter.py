@@ -145,7 +145,7 @@ def test_a_death_loses_no_sample(generation: Any, model_dir: Path, split: Path) 
 
 
 def test_a_problem_whose_verdicts_are_not_all_there_stays() -> None:
-    rows: list[Sample] = [{"problem": p, "index": 0, "status": s} for p, s in (
+    rows: list[Sample] = [Sample(p, 0, s) for p, s in (
         ("a", "accepted"), ("a", "accepted"), ("b", "accepted"), ("b", None), ("c", None), ("c", None),
         ("d", "wrong_answer"), ("d", "no_code"), ("e", "wrong_answer"), ("e", None),
     )]  # fmt: skip

@@ -18,7 +18,7 @@ from environments.common.settings import ConfigError
 from environments.livecode.command import run_evaluate
 from environments.livecode.config import load_run_config
 from environments.livecode.environment import LivecodeEnv
-from environments.livecode.evaluation.evaluate import evaluate
+from environments.livecode.evaluation.evaluate import Draws, evaluate
 from environments.livecode.evaluation.profiles import GradingProfile, grading_profiles
 from environments.livecode.evaluation.samples import SampleStore
 from environments.livecode.generation.chat_client import ChatClient
@@ -76,9 +76,7 @@ async def test_a_profile_with_the_official_semantics_grades_by_them(generation: 
             client=client, verifier=verifier, prompts=PromptBuilder(tokenizer, limit=4000), max_concurrent=1,
             time_limit_s=9, memory_limit_mb=99,
         )  # fmt: skip
-        record = await evaluate(
-            [THIRD], 1, 0.7, False, pipeline=pipeline, name="set", max_new_tokens=50, grading=grading
-        )
+        record = await evaluate([THIRD], Draws(1, 0.7, False, 50), pipeline=pipeline, name="set", grading=grading)
     assert record["profiles"]["nouscoder"]["verdicts"] == {"accepted": 1}
     assert record["profiles"]["livecodebench"]["verdicts"] == {"wrong_answer": 1}
 
@@ -98,7 +96,7 @@ async def test_one_generation_is_graded_by_each_profile(generation: Any, tokeniz
             time_limit_s=9, memory_limit_mb=99,
         )  # fmt: skip
         record = await evaluate(
-            [THIRD], 4, 0.7, False, pipeline=pipeline, name="set", max_new_tokens=50,
+            [THIRD], Draws(4, 0.7, False, 50), pipeline=pipeline, name="set",
             samples=SampleStore(tmp_path, "set", {}), grading=grading,
         )  # fmt: skip
     assert len(generation.requests) == 4

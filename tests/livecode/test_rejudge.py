@@ -18,6 +18,7 @@ from environments.livecode.environment import LivecodeEnv
 from environments.livecode.problems.load import save_problems
 from environments.livecode.problems.problem import Problem, TestCase
 from environments.livecode.records.programs import unpacked
+from environments.livecode.records.schema import GroupRecord, ProgramsRecord, VerdictRecord
 from environments.tools.rejudge import Comparison, Results, compare_groups, recorded
 
 ANSWERS = {
@@ -75,7 +76,7 @@ def test_every_program_of_a_run_is_recorded_once(run: Path) -> None:
     found = list(recorded(run, evaluations=False))
     assert len(found) == len({one.key for one in found}) == 8
     statuses = ["accepted", "wrong_answer", "runtime_error", "no_code"]
-    assert Counter(one.before["status"] for one in found) == dict.fromkeys(statuses, 2)
+    assert Counter(one.before.status for one in found) == dict.fromkeys(statuses, 2)
     assert (
         sorted(code for code in (one.code for one in found) if code and "+ 1" in code)
         == ["print(int(input()) + 1)"] * 2
@@ -125,7 +126,7 @@ def test_ctrl_c_keeps_the_verdicts_and_says_how_to_continue(
     out = tmp_path / "again"
     add = Results.add
 
-    def stopped(self: Results, key: str, verdict: dict[str, Any]) -> None:
+    def stopped(self: Results, key: str, verdict: VerdictRecord) -> None:
         add(self, key, verdict)
         if len(self.known) == 2:
             raise KeyboardInterrupt
@@ -182,10 +183,10 @@ def test_a_group_changes_where_a_sign_of_its_advantages_does(
     found = Comparison()
     found.statuses["g"] = dict(enumerate(zip(before.split(), after.split(), strict=True)))
     baseline = "exclude" if "overlong" in before else "include"
-    compare_groups(found, [{"group_id": "g", "overlong": [bool(one) for one in overlong]}], baseline)
+    compare_groups(found, [GroupRecord(group_id="g", overlong=[bool(one) for one in overlong])], baseline)
     assert (found.groups, found.groups_changed, found.groups_dropped, found.groups_new) == counts
 
 
-@pytest.mark.parametrize("packed", ["", "!", "AAAA", None, "eJyLrgUAAXUA+Q=="])
-def test_a_damaged_line_holds_no_program(packed: Any) -> None:
-    assert list(unpacked({"group_id": "g", "problem_id": "p", "programs": packed})) == []
+@pytest.mark.parametrize("packed", ["", "!", "AAAA", "eJyLrgUAAXUA+Q=="])
+def test_a_damaged_line_holds_no_program(packed: str) -> None:
+    assert unpacked(ProgramsRecord(group_id="g", problem_id="p", programs=packed)) == []

@@ -73,7 +73,7 @@ def test_an_evaluation_has_the_pass_at_1_of_ours(host: str, wheel: Path, tmp_pat
     assert accepted(found) == EXPECTED
     problems = [problem for problem, _ in numbered()]
     samples: list[Sample] = [
-        {"problem": problem.id, "index": 0, "status": None if answer.status == "no verdict" else answer.status}
+        Sample(problem.id, 0, None if answer.status == "no verdict" else answer.status)
         for problem, answer in numbered()
     ]
     assert found["pass@1"] == pytest.approx(scores(problems, samples)["pass_at_1"], abs=1e-12)

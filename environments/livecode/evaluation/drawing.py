@@ -81,10 +81,10 @@ class _Draw:
         for problem, index in left:
             kept = self.samples.kept.get((problem.id, index)) if self.samples is not None else None
             sample = kept or await self._generated(problem, index)
-            if self.samples is not None and kept is None and sample["status"] is not None:
+            if self.samples is not None and kept is None and sample.status is not None:
                 self.samples.add(sample)
             self.found[problem.id, index] = sample
-            self.right += sample["status"] == "accepted"
+            self.right += sample.status == "accepted"
             self._log()
 
     async def _generated(self, problem: Problem, index: int) -> Sample:

@@ -6,8 +6,10 @@ import math
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -30,17 +32,40 @@ class EvaluationError(LivecodeError, RuntimeError):
     """An evaluation that gives no number, or two that cannot be compared."""
 
 
+@dataclass(frozen=True)
+class Draws:
+    """How an evaluation samples. greedy: one answer per problem without sampling; n and temperature are not used then.
+
+    Every request carries a seed of its own, made of `seed`, the problem and the sample's number, so that two
+    evaluations with equal seeds draw with equal random numbers and differ by the weights alone.
+    """
+
+    n: int
+    temperature: float
+    greedy: bool
+    max_new_tokens: int | None
+    top_p: float = 1.0
+    seed: int = 0
+
+    @property
+    def each(self) -> int:
+        """Samples of a problem."""
+        return 1 if self.greedy else self.n
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """Of each request."""
+        if self.greedy:
+            return SamplingParams(self.max_new_tokens, 0.0, 1.0)
+        return SamplingParams(self.max_new_tokens, self.temperature, self.top_p)
+
+
 async def evaluate(
     problems: Sequence[Problem],
-    n: int,
-    temperature: float,
-    greedy: bool,
+    draws: Draws,
     *,
     pipeline: Pipeline,
     name: str,
-    max_new_tokens: int | None,
-    top_p: float = 1.0,
-    seed: int = 0,
     weight_version: int | None = None,
     samples: SampleStore | None = None,
     grading: Sequence[GradingProfile] = (),
@@ -48,13 +73,9 @@ async def evaluate(
     prompts: PromptBuilder | None = None,
     pinned: bool = False,
 ) -> dict[str, Any]:
-    """n samples of every problem from the running server, judged.
-
-    Every request carries a seed of its own, made of `seed`, the problem and the sample's number, so that two
-    evaluations with equal seeds draw with equal random numbers and differ by the weights alone.
+    """Samples of every problem from the running server, judged.
 
     Args:
-        greedy: one answer per problem without sampling; n and temperature are not used then.
         name: what the set is called in the record.
         samples: where judged samples are kept; those that are there already are not generated again.
         grading: every program is judged by each of these; the record's own numbers are the first one's. Without
@@ -73,20 +94,18 @@ async def evaluate(
         RolloutError: the servers refuse or do not answer in time.
     """
     started = time.monotonic()
-    count, heat = (1, 0.0) if greedy else (n, temperature)
     if samples is not None:
         samples.begin(problems, prompts or pipeline.prompts)
     results = await draw_samples(
-        problems, count, SamplingParams(max_new_tokens, heat, 1.0 if greedy else top_p),
-        pipeline=pipeline, name=name, seed=seed, samples=samples, grading=grading, prompts=prompts,
-        pinned=weight_version if pinned else None,
+        problems, draws.each, draws.sampling, pipeline=pipeline, name=name, seed=draws.seed, samples=samples,
+        grading=grading, prompts=prompts, pinned=weight_version if pinned else None,
     )  # fmt: skip
-    record = {"set": name, "temperature": heat, "n": count, "greedy": greedy}
+    record = {"set": name, "temperature": draws.sampling.temperature, "n": draws.each, "greedy": draws.greedy}
     record |= _record(name, problems, results, grading, cutoff)
     if samples is not None and not record["no_verdict"]:
         samples.finish(problems)
     seconds = round(time.monotonic() - started, 3)
-    return record | {"seed": seed, "weight_version": weight_version, "seconds": seconds}
+    return record | {"seed": draws.seed, "weight_version": weight_version, "seconds": seconds}
 
 
 def _record(
@@ -104,17 +123,17 @@ def _record(
     Raises:
         EvaluationError: not one verdict.
     """
-    judged = [sample for sample in samples if sample["status"] is not None]
+    judged = [sample for sample in samples if sample.status is not None]
     if not judged:
         raise EvaluationError(f"{name}: not one verdict out of {len(samples)} rollouts")
-    lengths = [sample["length"] for sample in judged]
+    lengths = [sample.length for sample in judged]
     return {
         "problems": len(problems),
         "profile": str(grading[0]) if grading else None,
         "cutoff": cutoff,
         **scores(problems, samples, cutoff),
         "profiles": {profile.name: _graded_scores(problems, samples, profile.name, cutoff) for profile in grading},
-        "overlong": sum(sample["overlong"] for sample in judged),
+        "overlong": sum(sample.overlong for sample in judged),
         "no_verdict": len(samples) - len(judged),
         "mean_length": sum(lengths) / len(lengths),
         "length_percentiles": {str(p): float(np.percentile(lengths, p)) for p in (50, 90, 99, 100)},
@@ -131,7 +150,9 @@ def _graded_scores(
 
 def _graded(sample: Sample, profile: str) -> Sample:
     """The sample with this profile's verdict as its status."""
-    return sample if sample["status"] is None else sample | {"status": sample["verdicts"][profile]["status"]}
+    if sample.status is None:
+        return sample
+    return msgspec.structs.replace(sample, status=sample.verdicts[profile].status)
 
 
 def scores(problems: Sequence[Problem], samples: Sequence[Sample], cutoff: str | None = None) -> dict[str, Any]:
@@ -142,9 +163,9 @@ def scores(problems: Sequence[Problem], samples: Sequence[Sample], cutoff: str |
     templates = {problem.id: template_of(problem) for problem in problems}
     cells = {name: [0, 0] for name in templates}
     for sample in samples:
-        if sample["status"] is not None:
-            cells[sample["problem"]][0] += sample["status"] == "accepted"
-            cells[sample["problem"]][1] += 1
+        if sample.status is not None:
+            cells[sample.problem][0] += sample.status == "accepted"
+            cells[sample.problem][1] += 1
     per_template: dict[str, list[int]] = {}
     for name, (correct, total) in cells.items():
         row = per_template.setdefault(templates[name], [0, 0])
@@ -163,7 +184,7 @@ def scores(problems: Sequence[Problem], samples: Sequence[Sample], cutoff: str |
         "by": breakdown(problems, per_problem, cutoff),
         "around_cutoff": around_cutoff(problems, per_problem, cutoff, pass_rate, pass_interval),
         "without_known_bad": without(per_problem, KNOWN_BAD | KNOWN_BAD_BEFORE),
-        "verdicts": dict(Counter(sample["status"] for sample in samples if sample["status"] is not None)),
+        "verdicts": dict(Counter(sample.status for sample in samples if sample.status is not None)),
     }
 
 

@@ -8,34 +8,46 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NotRequired, TypedDict, cast
+from typing import Any
+
+import msgspec
+from msgspec import UNSET, UnsetType
 
 from environments.livecode.pipeline import JudgedRollout
 from environments.livecode.problems.problem import Problem
 from environments.livecode.problems.prompts import PromptBuilder
-from environments.livecode.records.briefs import brief
 from environments.livecode.records.group_records import append_jsonl, failing_test
+from environments.livecode.records.schema import (
+    FailingTest,
+    RecordError,
+    VerdictRecord,
+    Whole,
+    decode,
+    verdict_record,
+)
 from environments.livecode.verification.base import Verdict
 
 
-class Sample(TypedDict):
-    """One judged answer of an evaluation, as its line in the file has it; without a verdict, the first three alone.
+class Sample(msgspec.Struct):
+    """One judged answer of an evaluation, as its line in the file has it.
 
-    status: by the first profile; None: no verdict, asked again. verdicts: {profile: `records.brief`}. length: tokens.
-    failing_test, message, code, text: on the disk only (`without_texts`).
+    Fields that are UNSET are texts: on the disk only (`without_texts`).
     """
 
     problem: str
-    index: int
+    index: Whole
     status: str | None
-    verdicts: NotRequired[dict[str, Any]]
-    failing_test: NotRequired[dict[str, str] | None]
-    length: NotRequired[int]
-    overlong: NotRequired[bool]
-    finish_reason: NotRequired[str | None]
-    message: NotRequired[str | None]
-    code: NotRequired[str | None]
-    text: NotRequired[str]
+    """By the first profile; None: no verdict, asked again."""
+    verdicts: dict[str, VerdictRecord] = {}
+    """By profile."""
+    failing_test: FailingTest | UnsetType | None = UNSET
+    length: Whole = 0
+    """Tokens."""
+    overlong: bool = False
+    finish_reason: str | None = None
+    message: str | UnsetType | None = UNSET
+    code: str | UnsetType | None = UNSET
+    text: str | UnsetType = UNSET
 
 
 logger = logging.getLogger(__name__)
@@ -64,21 +76,23 @@ class SampleStore:
             self._go_on()
 
     def _go_on(self) -> None:
-        whole = damaged = 0
+        whole, damaged, reason = 0, 0, ""
         with self._partial.open("rb") as stream:
             for line in stream:
                 if not line.endswith(b"\n"):
                     break  # the line that was being written when the process died: sampled again
                 whole += len(line)
                 try:
-                    sample = json.loads(line)
-                    self.kept[sample["problem"], sample["index"]] = without_texts(sample)
-                except (ValueError, KeyError, TypeError):
-                    damaged += 1
+                    sample = decode(line, Sample)
+                    self.kept[sample.problem, sample.index] = without_texts(sample)
+                except RecordError as error:
+                    damaged, reason = damaged + 1, str(error)
         with self._partial.open("r+b") as stream:
             stream.truncate(whole)
         if damaged:
-            logger.warning("%s: %d damaged lines: their samples are made again", self._partial, damaged)
+            logger.warning(
+                "%s: %d damaged lines (the last: %s): their samples are made again", self._partial, damaged, reason
+            )
 
     def begin(self, problems: Sequence[Problem], prompts: PromptBuilder) -> None:
         """Writes NAME.problems.jsonl: what a reader of the samples wants to know of each problem, once."""
@@ -90,7 +104,7 @@ class SampleStore:
 
     def add(self, sample: Sample) -> None:
         """Keeps a judged sample: its texts on the disk only."""
-        self.kept[sample["problem"], sample["index"]] = without_texts(sample)
+        self.kept[sample.problem, sample.index] = without_texts(sample)
         append_jsonl(self._partial, sample)
 
     def discard(self) -> None:
@@ -107,8 +121,7 @@ class SampleStore:
 
 def without_texts(sample: Sample) -> Sample:
     """What is counted of a sample."""
-    kept = {name: value for name, value in sample.items() if name not in ("text", "code", "message", "failing_test")}
-    return cast("Sample", kept)
+    return msgspec.structs.replace(sample, failing_test=UNSET, message=UNSET, code=UNSET, text=UNSET)
 
 
 def as_sample(
@@ -120,20 +133,20 @@ def as_sample(
         verdicts: of each profile, the first one's first; without them the rollout's own alone.
     """
     if judged is None:
-        return {"problem": problem.id, "index": index, "status": None}
-    return {
-        "problem": problem.id,
-        "index": index,
-        "status": judged.status,
-        "verdicts": {name: brief(verdict) for name, verdict in (verdicts or {}).items()},
-        "failing_test": failing_test(problem, judged.verdict),
-        "length": judged.sample.length,
-        "overlong": judged.overlong,
-        "finish_reason": judged.sample.finish_reason,
-        "message": judged.verdict.get("message") if judged.verdict else None,
-        "code": judged.code,
-        "text": judged.text,
-    }
+        return Sample(problem.id, index, None)
+    return Sample(
+        problem=problem.id,
+        index=index,
+        status=judged.status,
+        verdicts={name: verdict_record(verdict) for name, verdict in (verdicts or {}).items()},
+        failing_test=failing_test(problem, judged.verdict),
+        length=judged.sample.length,
+        overlong=judged.overlong,
+        finish_reason=judged.sample.finish_reason,
+        message=judged.verdict.get("message") if judged.verdict else None,
+        code=judged.code,
+        text=judged.text,
+    )
 
 
 def request_seed(seed: int, problem_id: str, index: int) -> int:
@@ -154,10 +167,10 @@ def estimates(samples: Sequence[Sample]) -> dict[str, Any]:
     samples without a verdict are in neither."""
     right: dict[str, list[bool]] = {}
     for sample in samples:
-        if sample["status"] is not None:
-            right.setdefault(sample["problem"], []).append(sample["status"] == "accepted")
+        if sample.status is not None:
+            right.setdefault(sample.problem, []).append(sample.status == "accepted")
     fewest = min(len(row) for row in right.values())
-    firsts = [s["status"] == "accepted" for s in samples if s["index"] == 0 and s["status"] is not None]
+    firsts = [one.status == "accepted" for one in samples if one.index == 0 and one.status is not None]
     return {
         "pass_at_k": {
             str(k): sum(pass_at_k(sum(row), len(row), k) for row in right.values()) / len(right)
@@ -177,10 +190,10 @@ def write_livecodebench(path: Path, problems: Sequence[Problem], out: Path) -> N
         position = 0
         for line in stream:
             try:
-                sample = json.loads(line)
-                if sample["status"] is not None:
-                    places.setdefault(sample["problem"], []).append((sample["index"], position))
-            except (ValueError, KeyError, TypeError):
+                sample = decode(line, Sample)
+                if sample.status is not None:
+                    places.setdefault(sample.problem, []).append((sample.index, position))
+            except RecordError:
                 pass  # damaged: logged when it was read, and sampled again further down
             position += len(line)
         target.write("[")
@@ -188,23 +201,25 @@ def write_livecodebench(path: Path, problems: Sequence[Problem], out: Path) -> N
             own = []
             for _, place in sorted(places.get(problem.id, ())):
                 stream.seek(place)
-                own.append(json.loads(stream.readline()))
+                own.append(decode(stream.readline(), Sample))
             target.write((",\n" if number else "\n") + json.dumps(_livecodebench_row(problem, own), ensure_ascii=False))
         target.write("\n]\n")
 
 
 def _livecodebench_row(problem: Problem, samples: Sequence[Sample]) -> dict[str, Any]:
     # The official grader's verdict, where it is one of the profiles.
-    verdicts = [sample.get("verdicts", {}).get("livecodebench", sample) for sample in samples]
-    graded = [verdict["status"] == "accepted" for verdict in verdicts]
+    verdicts = [
+        one.verdicts.get("livecodebench", VerdictRecord(one.status or "", message=one.message)) for one in samples
+    ]
+    graded = [verdict.status == "accepted" for verdict in verdicts]
     return {
         "question_id": problem.id,
         "contest_date": problem.date,
         "difficulty": problem.difficulty,
         "platform": problem.platform,
-        "output_list": [sample["text"] for sample in samples],
-        "code_list": [sample["code"] or "" for sample in samples],
+        "output_list": [sample.text or "" for sample in samples],
+        "code_list": [sample.code or "" for sample in samples],
         "graded_list": graded,
-        "metadata": [json.dumps({name: verdict.get(name) for name in ("status", "message")}) for verdict in verdicts],
+        "metadata": [json.dumps({"status": verdict.status, "message": verdict.said}) for verdict in verdicts],
         "pass@1": sum(graded) / len(graded) if graded else None,
     }

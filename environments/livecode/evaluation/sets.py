@@ -9,7 +9,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from environments.livecode.evaluation.evaluate import evaluate
+from environments.livecode.evaluation.evaluate import Draws, evaluate
 from environments.livecode.evaluation.profiles import GradingProfile, grading_profiles
 from environments.livecode.evaluation.samples import SampleStore
 from environments.livecode.pipeline import all_of
@@ -78,16 +78,13 @@ class HeldOutSets:
     async def _evaluate(self, kind: Kind, served: int | None, samples: SampleStore, pinned: bool) -> dict[str, Any]:
         name, greedy = kind
         options, config = self.options, self.config
+        heat = options.temperature or config.temperature
+        draws = Draws(options.n, heat, greedy, config.max_new_tokens, options.top_p, options.seed)
         return await evaluate(
             self.sets[name],
-            options.n,
-            options.temperature or config.temperature,
-            greedy,
+            draws,
             pipeline=self.env.equipment.pipeline,
             name=name,
-            max_new_tokens=config.max_new_tokens,
-            top_p=options.top_p,
-            seed=options.seed,
             weight_version=served,
             samples=samples,
             grading=self._grading(),

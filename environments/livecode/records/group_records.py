@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from environments.common.http_clients import whole
+import msgspec
+from msgspec import UNSET
+
 from environments.common.packed import IDS, REALS, packed
 from environments.common.run_folder import append_line
 from environments.common.settings import ConfigError
-from environments.livecode.pipeline import JudgedGroup, JudgedRollout
+from environments.livecode.pipeline import JudgedGroup
 from environments.livecode.problems.problem import Problem, TestCase
 from environments.livecode.problems.prompts import PromptTooLong
 from environments.livecode.problems.stored_tests import StoredTests
-from environments.livecode.records.briefs import brief
 from environments.livecode.records.programs import append_programs
+from environments.livecode.records.schema import (
+    FailingTest,
+    GroupRecord,
+    RolloutRecord,
+    encode,
+    verdict_record,
+)
 from environments.livecode.verification.base import Verdict
 from environments.livecode.verification.uploads import INLINE_BYTES
 
@@ -69,7 +76,7 @@ class GroupRecords:
     @staticmethod
     def line(group: JudgedGroup, *, sent: bool, written: str | None = None) -> str:
         """The line of environment.jsonl, as `group` writes it."""
-        return _line(group_record(group, sent=sent) | ({"written": written} if written else {}))
+        return encode(group_record(group, sent=sent, written=written))
 
     def sample(self, group: JudgedGroup) -> None:
         """Of a finished group what rollouts/ and programs/ keep. Raises OSError where the disk refuses."""
@@ -78,8 +85,7 @@ class GroupRecords:
         if self._per_group and group.rollouts and self._finished % self._every == 0:
             path = self.run_dir / "rollouts" / f"step-{group.weight_version:05d}.jsonl"
             for index in range(min(self._per_group, len(group.rollouts))):
-                tokens = token_record(group.rollouts[index]) if self._tokens else {}
-                append_line(path, _line(rollout_record(group, index) | tokens))
+                append_line(path, encode(rollout_record(group, index, tokens=self._tokens)))
         self._finished += 1
 
     def left_out(self, name: str, problems: Sequence[PromptTooLong]) -> Path:
@@ -95,69 +101,66 @@ class GroupRecords:
                 "room": error.limit,
                 "reason": "prompt too long",
             }
-            if (line := _line(row)) not in known:
+            if (line := encode(row)) not in known:
                 append_line(path, line)
         return path
 
 
-def group_record(group: JudgedGroup, *, sent: bool) -> dict[str, Any]:
-    """A group without its texts. Seconds: `generate` until the last token, `verify` summed over the rollouts."""
+def group_record(group: JudgedGroup, *, sent: bool, written: str | None = None) -> GroupRecord:
+    """A group without its texts. written: the file that it was written to, without a trainer."""
     rollouts = group.rollouts
-    return {
-        "time": round(time.time(), 3),
-        "group_id": group.group_id,
-        "problem_id": group.problem.id,
-        "template": group.problem.template,
-        "difficulty": group.problem.difficulty,
-        "source": group.problem.source,
-        "kind": group.problem.kind,
-        "date": group.problem.date,
-        "weight_version": group.weight_version,
-        "begun_at_version": group.begun_at_version,
-        "scores": group.scores,
-        "verdicts": [rollout.status for rollout in rollouts],
-        "overlong": [rollout.overlong for rollout in rollouts],
-        "lengths": [len(rollout.sample.ids) for rollout in rollouts],
-        "prompt_tokens": len(group.prompt.ids),
-        "dropped": group.dropped,
-        "reason": group.reason or None,
-        "sent": sent,
-        "seconds_generate": round(max((rollout.sample.seconds for rollout in rollouts), default=0.0), 3),
-        "seconds_verify": round(sum(rollout.verify_seconds for rollout in rollouts), 3),
-        "seconds": round(group.seconds, 3),
-    }
+    return GroupRecord(
+        time=round(time.time(), 3),
+        group_id=group.group_id,
+        problem_id=group.problem.id,
+        template=group.problem.template,
+        difficulty=group.problem.difficulty,
+        source=group.problem.source,
+        kind=group.problem.kind,
+        date=group.problem.date,
+        weight_version=group.weight_version,
+        begun_at_version=group.begun_at_version,
+        scores=group.scores,
+        verdicts=[rollout.status for rollout in rollouts],
+        overlong=[rollout.overlong for rollout in rollouts],
+        lengths=[len(rollout.sample.ids) for rollout in rollouts],
+        prompt_tokens=len(group.prompt.ids),
+        dropped=group.dropped,
+        reason=group.reason or None,
+        sent=sent,
+        seconds_generate=round(max((rollout.sample.seconds for rollout in rollouts), default=0.0), 3),
+        seconds_verify=round(sum(rollout.verify_seconds for rollout in rollouts), 3),
+        seconds=round(group.seconds, 3),
+        written=written or UNSET,
+    )
 
 
-def rollout_record(group: JudgedGroup, index: int) -> dict[str, Any]:
-    """One rollout as a user debugs it: prompt, answer, program, verdict."""
+def rollout_record(group: JudgedGroup, index: int, *, tokens: bool = False) -> RolloutRecord:
+    """One rollout: prompt, answer, program, verdict; `tokens`: with its ids and log-probabilities where all are there."""
     rollout = group.rollouts[index]
-    return {
-        "group_id": group.group_id,
-        "problem_id": group.problem.id,
-        "template": group.problem.template,
-        "difficulty": group.problem.difficulty,
-        "index": index,
-        "score": group.scores[index] if group.scores else None,
-        "status": rollout.status,
-        "verdict": brief(rollout.verdict),
-        "failing_test": failing_test(group.problem, rollout.verdict),
-        "finish_reason": rollout.sample.finish_reason,
-        "prompt_tokens": len(group.prompt.ids),
-        "length": len(rollout.sample.ids),
-        "versions": [list(span) for span in rollout.sample.versions],
-        "dropped": group.dropped,
-        "prompt": group.prompt.text,
-        "completion": rollout.text,
-        "code": rollout.code,
-    }
-
-
-def token_record(rollout: JudgedRollout) -> dict[str, str]:
-    """A rollout's sampled tokens and the sampler's log-probabilities, packed; nothing where the sampler gave none."""
     sample = rollout.sample
-    if not sample.ids or len(sample.ids) != len(sample.logprobs):
-        return {}
-    return {"token_ids": packed(sample.ids, IDS), "logprobs": packed(sample.logprobs, REALS)}
+    packs = tokens and sample.ids and len(sample.ids) == len(sample.logprobs)
+    return RolloutRecord(
+        group_id=group.group_id,
+        problem_id=group.problem.id,
+        template=group.problem.template,
+        difficulty=group.problem.difficulty,
+        index=index,
+        score=group.scores[index] if group.scores else None,
+        status=rollout.status,
+        verdict=None if rollout.verdict is None else verdict_record(rollout.verdict),
+        failing_test=failing_test(group.problem, rollout.verdict),
+        finish_reason=sample.finish_reason,
+        prompt_tokens=len(group.prompt.ids),
+        length=len(sample.ids),
+        versions=list(sample.versions),
+        dropped=group.dropped,
+        prompt=group.prompt.text,
+        completion=rollout.text,
+        code=rollout.code,
+        token_ids=packed(sample.ids, IDS) if packs else UNSET,
+        logprobs=packed(sample.logprobs, REALS) if packs else UNSET,
+    )
 
 
 def count_lines(path: str | Path) -> int:
@@ -168,21 +171,17 @@ def count_lines(path: str | Path) -> int:
         return sum(1 for _ in stream)
 
 
-def append_jsonl(path: str | Path, record: Mapping[str, Any]) -> None:
+def append_jsonl(path: str | Path, record: msgspec.Struct | Mapping[str, Any]) -> None:
     """One more line of a JSONL file, made with its folder where missing."""
     Path(path).parent.mkdir(parents=True, exist_ok=True)
-    append_line(Path(path), _line(record))
+    append_line(Path(path), encode(record))
 
 
-def failing_test(problem: Problem, verdict: Verdict | None) -> dict[str, str] | None:
+def failing_test(problem: Problem, verdict: Verdict | None) -> FailingTest | None:
     """The beginning of the first test that failed; None where there is none, or its set is large and on disk."""
     index = verdict.get("failed_test") if verdict else None
     tests: Sequence[TestCase] = problem.tests
     if index is None or (isinstance(tests, StoredTests) and tests.size > INLINE_BYTES):
         return None
     test = tests[index]
-    return {"input": test.input[:KEPT_OF_A_TEST], "output": test.output[:KEPT_OF_A_TEST]}
-
-
-def _line(record: Mapping[str, Any]) -> str:
-    return whole(json.dumps(record, ensure_ascii=False, separators=(",", ":")))
+    return FailingTest(test.input[:KEPT_OF_A_TEST], test.output[:KEPT_OF_A_TEST])
