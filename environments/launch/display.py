@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from environments.launch.course import Course
+from environments.livecode.records.schema import GroupRecord
 
 # title, width, meaning: one table for the header, the rows and the legend
 COLUMNS: list[tuple[str, int, str]] = [
@@ -101,16 +102,16 @@ class Screen:
         self.console.print(Text(" ".join(padded) + note), soft_wrap=True)
 
 
-def step_cells(trained: Mapping[str, Any], generated: Sequence[Mapping[str, Any]]) -> list[str]:
+def step_cells(trained: Mapping[str, Any], generated: Sequence[GroupRecord]) -> list[str]:
     """The cells of one step's row.
 
     Args:
         trained: the step's object of metrics.jsonl.
-        generated: the objects of environment.jsonl that arrived during the step.
+        generated: the groups of environment.jsonl that arrived during the step.
     """
-    scores = [score for group in generated for score in group["scores"] or [] if score is not None]
-    verdicts = Counter(SHORT.get(v, v) for group in generated for v in group["verdicts"])
-    tokens = sum(sum(group["lengths"]) for group in generated)
+    scores = [score for group in generated for score in group.scores]
+    verdicts = Counter(SHORT.get(status, status) for group in generated for status in group.verdicts)
+    tokens = sum(sum(group.lengths) for group in generated)
     passed = sum(score > 0 for score in scores)
     clipped = (trained["clip_low_tokens"] or 0.0) + (trained["clip_high_tokens"] or 0.0)
     return [

@@ -16,6 +16,7 @@ from environments.launch.course import Course, parts_of_run
 from environments.launch.display import Screen, evaluation_title, left_words, rate, step_cells
 from environments.launch.processes import RESTARTS, Child, Family, ProcessError
 from environments.launch.supervise import Restarts
+from environments.livecode.records.schema import GroupRecord, convert
 
 ATROPOS = (sys.executable, "-m", "environments.cli")
 TRAINER = str(Path(__file__).resolve().parents[2] / "trainer" / "main.py")
@@ -201,7 +202,7 @@ class Loop:
 
     def _follow(self, trainer: Child, metrics: JsonLines, groups: JsonLines) -> None:
         """Prints a row for each step until the trainer has ended."""
-        pending: list[dict[str, Any]] = []
+        pending: list[GroupRecord] = []
         for trained in self._rows(trainer, metrics, groups, pending):
             self.done = trained["step"]
             # A step after an evaluation waited for that as well.
@@ -232,15 +233,15 @@ class Loop:
             )
 
     def _rows(
-        self, trainer: Child, metrics: JsonLines, groups: JsonLines, pending: list[Any]
+        self, trainer: Child, metrics: JsonLines, groups: JsonLines, pending: list[GroupRecord]
     ) -> Iterator[dict[str, Any]]:
         while True:
             ended = trainer.returncode is not None
             if self._saves and self.signals and not self._stopping:
                 self._stop_softly(trainer)
             self.check()
-            pending += groups.new()
-            usable = sum(group["dropped"] is None for group in pending)
+            pending += (convert(row, GroupRecord) for row in groups.new())
+            usable = sum(group.dropped is None for group in pending)
             self._show(f"{len(pending)} groups generated, {usable} with a signal")
             self._say_without_signal(len(pending), usable)
             rows = metrics.new()  # a step is shown before the evaluation of its weights

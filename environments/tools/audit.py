@@ -23,8 +23,9 @@ from environments.api_server.store import REMEMBERED_IDS, Store
 from environments.common.rewards import FAIL, reward
 from environments.common.run_folder import check
 from environments.common.settings import ConfigError
+from environments.livecode.records.schema import GroupRecord, RecordError, convert, decode
 from environments.livecode.recovery import progress_file
-from environments.tools.report.collect import read
+from environments.tools.report.records import read
 
 Row = dict[str, Any]
 _SHOWN = 20
@@ -107,23 +108,22 @@ def _generated(folders: Sequence[Path], found: Audit, damaged: Counter[str]) -> 
         shuffled = _shuffled(folder)
         begun = _begun(folder)  # read first: what is under way there may have ended, and be recorded, meanwhile
         recorded: dict[str, bool] = {}
-        rows = list(read(folder / "environment.jsonl", damaged))
-        names = {row.get("group_id") for row in rows}
-        for row in rows + [row for row in (begun.unwritten if begun else ()) if row["group_id"] not in names]:
-            name = str(row.get("group_id"))
-            recorded[name] = recorded.get(name, False) or bool(row.get("sent"))
-            scores = row.get("scores") or []
+        rows = _groups(folder, damaged)
+        names = {row.group_id for row in rows}
+        for row in rows + [row for row in (begun.unwritten if begun else ()) if row.group_id not in names]:
+            name, scores = row.group_id, row.scores
+            recorded[name] = recorded.get(name, False) or row.sent
             if scores:
-                _check_scores(name, row, shuffled, found)
-            if row.get("sent"):
+                _check_scores(row, shuffled, found)
+            if row.sent:
                 if sent.setdefault(name, scores) != scores:
                     found.violations.append(f"group {name}: recorded with scores {sent[name]} and with {scores}")
-            elif row.get("written"):
+            elif row.written:
                 written.add(name)
-            elif not row.get("dropped"):
+            elif not row.dropped:
                 found.violations.append(f"group {name}: neither sent nor dropped with a reason")
             else:
-                dropped.setdefault(name, str(row["dropped"]))
+                dropped.setdefault(name, row.dropped)
         if begun is not None:
             _settled(folder, begun, recorded, found)
     found.violations += [
@@ -149,7 +149,18 @@ class BegunGroups:
     under_way: set[str]
     sent: int
     ended: list[str] = field(default_factory=list)
-    unwritten: list[Row] = field(default_factory=list)
+    unwritten: list[GroupRecord] = field(default_factory=list)
+
+
+def _groups(folder: Path, damaged: Counter[str]) -> list[GroupRecord]:
+    """What environment.jsonl has; a line that is no group's record is counted."""
+    found, path = [], folder / "environment.jsonl"
+    for row in read(path, damaged):
+        try:
+            found.append(convert(row, GroupRecord))
+        except RecordError:
+            damaged[path.name] += 1
+    return found
 
 
 def _begun(folder: Path) -> BegunGroups | None:
@@ -161,7 +172,7 @@ def _begun(folder: Path) -> BegunGroups | None:
             begun = BegunGroups({group_id for group_id, _, _ in snapshot["open"]}, snapshot["sent"])
             for _, event in kept.events():
                 _follow_event(begun, json.loads(event))
-            begun.unwritten = [json.loads(line) for _, line in kept.lines()]
+            begun.unwritten = [decode(line, GroupRecord) for _, line in kept.lines()]
         except (ValueError, KeyError, TypeError) as error:
             path = folder / progress_file.NAME
             raise ConfigError(f"audit: {path}: cannot be read ({type(error).__name__}: {error}). Restore it.") from None
@@ -193,9 +204,9 @@ def _settled(folder: Path, begun: BegunGroups, recorded: dict[str, bool], found:
         )
 
 
-def _check_scores(name: str, row: Row, shuffled: bool, found: Audit) -> None:
-    statuses = row.get("verdicts") or []
-    scores, overlong = row["scores"], row.get("overlong") or [False] * len(statuses)
+def _check_scores(row: GroupRecord, shuffled: bool, found: Audit) -> None:
+    name, statuses, scores = row.group_id, row.verdicts, row.scores
+    overlong = row.overlong or [False] * len(statuses)
     if len(statuses) != len(scores):
         found.violations.append(f"group {name}: {len(scores)} scores, {len(statuses)} verdicts")
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.markup import escape
@@ -97,32 +97,15 @@ def verify_file(
     """
     console = console or Console()
     try:
-        if (problem_id is None) == (tests is None):
-            raise UsageError("give exactly one of --problem ID and --tests FILE")
-        try:
-            code = path.read_text(encoding="utf-8-sig")
-        except OSError as error:
-            raise UsageError(f"{path}: {error.strerror}: give the program's file") from None
-        except UnicodeDecodeError:
-            raise UsageError(f"{path}: is not UTF-8 text: give the program's source") from None
-        checker: dict[str, Any] | None = None
-        if tests is not None:
-            cases, named = read_tests(tests)
-            fn_name = fn_name or named
-        else:
-            if problems is None:
-                raise UsageError("--problem needs --problems FILE: the JSONL file that holds it")
-            problem = find_problem(problems, str(problem_id))
-            cases = [{"input": test.input, "output": test.output} for test in problem.tests]
-            fn_name, checker = problem.fn_name, problem.checker
+        given = _given_tests(problem_id, tests, problems)
         request = {
-            "code": code,
-            "fn_name": fn_name,
-            "tests": cases,
+            "code": _source(path),
+            "fn_name": (fn_name if tests else None) or given.fn_name,
+            "tests": given.cases,
             "time_limit_s": time_limit_s,
             "memory_limit_mb": memory_limit_mb,
             "stop_at_first_failure": not all_tests,
-            "checker": checker,
+            "checker": given.checker,
             "language": language or BY_SUFFIX.get(path.suffix),
         }
         with Judge(require_isolation) as judge:
@@ -130,8 +113,35 @@ def verify_file(
     except (UsageError, JudgeError) as error:
         console.print(f"[bold red]no verdict:[/] {escape(str(error))}", soft_wrap=True)
         return EXIT_NO_VERDICT
-    show(verdict, cases, console)
+    show(verdict, given.cases, console)
     return EXIT_ACCEPTED if verdict["status"] == "accepted" else EXIT_REJECTED
+
+
+class _Tests(NamedTuple):
+    cases: list[dict[str, str]]
+    fn_name: str | None
+    checker: dict[str, Any] | None = None
+
+
+def _source(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UsageError(f"{path}: {error.strerror}: give the program's file") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path}: is not UTF-8 text: give the program's source") from None
+
+
+def _given_tests(problem_id: str | None, tests: Path | None, problems: Path | None) -> _Tests:
+    if (problem_id is None) == (tests is None):
+        raise UsageError("give exactly one of --problem ID and --tests FILE")
+    if tests is not None:
+        return _Tests(*read_tests(tests))
+    if problems is None:
+        raise UsageError("--problem needs --problems FILE: the JSONL file that holds it")
+    problem = find_problem(problems, str(problem_id))
+    cases = [{"input": test.input, "output": test.output} for test in problem.tests]
+    return _Tests(cases, problem.fn_name, problem.checker)
 
 
 def show(verdict: Verdict, cases: list[dict[str, str]], console: Console) -> None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 from environments.common.run_folder import check
 from environments.common.settings import ConfigError
-from environments.tools.report.collect import RECORDS, late, parsed, read, rollout, samples, summary
+from environments.tools.report.collect import late, samples, shown_rollouts, summary
+from environments.tools.report.records import FILES, RunRecords, parsed, read
 from environments.tools.report.state import State, alive, state
 from environments.tools.report.story import settings
 from environments.tools.report.token_data import FOLDER, forget_tokens, key_of, split, trained
@@ -59,7 +59,7 @@ class Watched:
         check(run)
         self.run, self.most = run, most_rollouts
         self.damaged: Counter[str] = Counter()
-        self.records: dict[str, Rows] = {name: [] for name in RECORDS}
+        self.records = RunRecords()
         self.rollouts: list[Row] = []
         self.forgotten = 0
         """Rollouts that were kept once."""
@@ -68,7 +68,7 @@ class Watched:
         self._came: dict[str, int] = {}
         self._told = 0  # of `_came`: how many records of the trainer there were until this one
         self._trained_seen: dict[Path, int] = {}
-        self._tails = {name: Tail(run / f"{name}.jsonl") for name in RECORDS}
+        self._tails = {name: Tail(run / f"{name}.jsonl") for name in FILES}
         self._texts: dict[Path, Tail] = {}
         self._processes: tuple[list[str], str] | None = None
 
@@ -77,11 +77,11 @@ class Watched:
         found = False
         for name, tail in self._tails.items():
             rows = tail.more(self.damaged)
-            self.records[name] += rows
+            self.records.add(name, rows)
             found = found or bool(rows)
         for path in sorted((self.run / "rollouts").glob("*.jsonl")):
             rows = self._texts.setdefault(path, Tail(path)).more(self.damaged)
-            self.rollouts += [rollout(row) for row in rows[-self.most :]] if self.most else []
+            self.rollouts += shown_rollouts(rows[-self.most :]) if self.most else []
             found = found or bool(rows)
         if (over := len(self.rollouts) - self.most) > 0:
             del self.rollouts[:over]
@@ -114,27 +114,27 @@ class Watched:
 
     def state(self) -> State:
         """The run's state by the rows that were read."""
-        trainer, evaluated = settings(self.run, "trainer"), bool(self.records["evaluations"])
-        return state(self.run, self.records["metrics"], trainer, evaluated, time.time())
+        trainer, evaluated = settings(self.run, "trainer"), bool(self.records.evaluations)
+        return state(self.run, self.records.metrics, trainer, evaluated, time.time())
 
     @property
     def position(self) -> tuple[int, int, int]:
         """How many rollouts, groups and trained rollouts were seen: what a reader has who got everything."""
-        return self.forgotten + len(self.rollouts), len(self.records["environment"]), self._told
+        return self.forgotten + len(self.rollouts), len(self.records.groups), self._told
 
-    def page(self) -> dict[str, Any]:
+    def page(self) -> Row:
         """The whole page's data."""
         shown = list(self.rollouts)
         shown += samples(self.run / "evaluations", self.most - len(shown), Counter())
-        return self._summary() | late(self.run, shown, self.records["environment"], self.trained)
+        return self._summary() | late(self.run, shown, self.records.groups, self.trained)
 
-    def since(self, rollouts: int, groups: int, trained: int) -> dict[str, Any]:
+    def since(self, rollouts: int, groups: int, trained: int) -> Row:
         """What a page needs that has seen so many rollouts, groups and trained ones: `page`'s, with the newer alone."""
         newer = self.rollouts[max(rollouts - self.forgotten, 0) :]
         came = {key for key, number in self._came.items() if number > trained}
         again = [one for one in self.rollouts if one["packed"] and key_of(one["group"], one["index"]) in came]
-        found = late(self.run, newer, self.records["environment"], self.trained, seen=groups)
+        found = late(self.run, newer, self.records.groups, self.trained, seen=groups)
         return self._summary() | found | {"tokens": split(again, self.trained)[1] | found["tokens"]}
 
-    def _summary(self) -> dict[str, Any]:
+    def _summary(self) -> Row:
         return summary(self.run, self.records, self.damaged, time.time())

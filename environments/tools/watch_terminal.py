@@ -18,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from environments.launch.display import COLUMNS, step_cells
+from environments.livecode.records.schema import GroupRecord
 from environments.tools.report.collect import under_way
 from environments.tools.report.faults import faults
 from environments.tools.report.story import settings, time_parts
@@ -62,20 +63,14 @@ def picture(watched: Watched, rows: int, width: int) -> RenderableType:
     """The view: state, progress, numbers of now, the last `rows` steps in `width` characters, faults."""
     records, state = watched.records, watched.state()
     title = Text.assemble((watched.run.resolve().name, "bold"), "  ", (state.text, _STYLES.get(state.kind, "bold")))
-    found = faults(
-        records["metrics"],
-        records["environment_metrics"],
-        records["environment"],
-        records["evaluations"],
-        watched.damaged,
-    )
+    found = faults(records, watched.damaged)
     parts: list[RenderableType] = [title]
     if state.kind == "died" and state.detail:
         parts.append(Text(f"trainer.log ends with: {state.detail}", "red"))
     elif state.kind == "running" and state.detail:
         line = Text(f"trainer.log: {state.detail}", "dim", overflow="ellipsis", no_wrap=True)
         parts.append(line)
-    parts += [_progress(watched), _now(watched), _steps(records["metrics"], records["environment"], rows, width)]
+    parts += [_progress(watched), _now(watched), _steps(records.metrics, records.groups, rows, width)]
     if found:
         lines = [Text(f"• {one.text}", "red" if one.level == "bad" else "yellow") for one in found[:4]]
         parts.append(Panel(Group(*lines), title="What went wrong", title_align="left", box=box.ROUNDED))
@@ -95,7 +90,7 @@ def remaining_s(metrics: Rows, planned: object) -> float | None:
 
 
 def _progress(watched: Watched) -> RenderableType:
-    metrics, planned = watched.records["metrics"], settings(watched.run, "trainer").get("steps")
+    metrics, planned = watched.records.metrics, settings(watched.run, "trainer").get("steps")
     last = lineage(metrics)[-1]["step"] if lineage(metrics) else 0
     left = remaining_s(metrics, planned) if watched.state().kind == "running" else None
     words = f"  step {last:.0f}" + (f" of {planned:.0f}" if number(planned) else "")
@@ -108,7 +103,7 @@ def _progress(watched: Watched) -> RenderableType:
 def _now(watched: Watched) -> RenderableType:
     """Throughput, queue, age, servers, memory, and where the time goes: of the last steps."""
     records = watched.records
-    recent, env = lineage(records["metrics"])[-RECENT:], (records["environment_metrics"] or [{}])[-1]
+    recent, env = lineage(records.metrics)[-RECENT:], (records.environment_metrics or [{}])[-1]
     table = Table.grid(padding=(0, 3))
     for pair in _pairs(_values(watched, recent, env) if recent else _before_a_step(watched)):
         table.add_row(*(cell for name, value in pair for cell in (Text(name, "dim"), Text(value))))
@@ -118,17 +113,16 @@ def _now(watched: Watched) -> RenderableType:
 
 def _before_a_step(watched: Watched) -> list[tuple[str, str]]:
     """What there is to tell while the first batch is generated, and the start model evaluated."""
-    groups = watched.records["environment"]
-    trainable = sum(group.get("dropped") is None for group in groups)
-    lists = [group["verdicts"] for group in groups if isinstance(group.get("verdicts"), list)]
-    verdicts = [verdict for given in lists for verdict in given]
+    groups = watched.records.groups
+    trainable = sum(group.dropped is None for group in groups)
+    verdicts = [verdict for group in groups for verdict in group.verdicts]
     solved = f"{100 * verdicts.count('accepted') / len(verdicts):.0f} % of {len(verdicts):,}" if verdicts else "-"
     evaluated = under_way(watched.run)
     return [
         ("groups finished", f"{len(groups):,}, with a signal {trainable:,}"),
         ("rollouts solved", solved),
         ("evaluation", f"{plural(evaluated, 'sample')} judged" if evaluated else "-"),
-        ("held-out scores", f"{len(watched.records['evaluations']):,}"),
+        ("held-out scores", f"{len(watched.records.evaluations):,}"),
     ]
 
 
@@ -141,7 +135,7 @@ def _values(watched: Watched, recent: Rows, env: Row) -> list[tuple[str, str]]:
     of = len(known) if isinstance(known, list) else 0
     busy = env.get("slots_busy")
     return [
-        ("generated", _rate(_generated_tokens(watched.records["environment"], recent), seconds)),
+        ("generated", _rate(_generated_tokens(watched.records.groups, recent), seconds)),
         ("trained", _rate(sum(numbers(recent, "tokens_trained")), seconds)),
         ("slots busy", f"{100 * busy:.0f} %" if share(busy) else "-"),
         ("groups in flight", f"{env['in_flight']:.0f}" if number(env.get("in_flight")) else "-"),
@@ -155,13 +149,11 @@ def _values(watched: Watched, recent: Rows, env: Row) -> list[tuple[str, str]]:
     ]
 
 
-def _generated_tokens(groups: Rows, recent: Rows) -> float:
+def _generated_tokens(groups: Sequence[GroupRecord], recent: Rows) -> float:
     begun = next((row["time"] - (row.get("seconds_step") or 0) for row in recent if number(row.get("time"))), None)
     if begun is None:
         return 0.0
-    late = [group for group in groups if number(group.get("time")) and group["time"] >= begun]
-    lists = [group["lengths"] for group in late if isinstance(group.get("lengths"), list)]
-    return float(sum(length for lengths in lists for length in lengths if number(length)))
+    return float(sum(sum(group.lengths) for group in groups if group.time is not None and group.time >= begun))
 
 
 def _rate(tokens: float, seconds: float) -> str:
@@ -176,7 +168,7 @@ def _pairs(values: Sequence[tuple[str, str]]) -> list[Sequence[tuple[str, str]]]
     return [values[index : index + 2] for index in range(0, len(values), 2)]
 
 
-def _steps(metrics: Rows, groups: Rows, rows: int, width: int) -> RenderableType:
+def _steps(metrics: Rows, groups: Sequence[GroupRecord], rows: int, width: int) -> RenderableType:
     """The rows that `atropos demo` and `atropos train` print, of the last steps; what does not fit is left out."""
     steps = lineage(metrics)[-rows - 1 :]
     timed = [row for row in steps if number(row.get("time"))]
@@ -191,9 +183,9 @@ def _steps(metrics: Rows, groups: Rows, rows: int, width: int) -> RenderableType
     return table
 
 
-def _cells(row: Row, groups: Rows, after: float) -> list[str]:
+def _cells(row: Row, groups: Sequence[GroupRecord], after: float) -> list[str]:
     """A step's cells; groups count that ended after the step before it."""
-    between = [group for group in groups if number(group.get("time")) and after < group["time"] <= row["time"]]
+    between = [group for group in groups if group.time is not None and after < group.time <= row["time"]]
     try:
         return step_cells(row, between)
     except (KeyError, TypeError, ValueError, ZeroDivisionError, AttributeError):  # a row of another version

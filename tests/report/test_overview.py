@@ -7,12 +7,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from msgspec import UNSET
 
+from environments.livecode.records.schema import GroupRecord, RolloutRecord, VerdictRecord
 from environments.tools.report.charts import CHARTS, ENVIRONMENT_CHARTS, SENTENCES, axes, curves, refused
 from environments.tools.report.collect import collect, rollout
 from environments.tools.report.faults import faults
 from environments.tools.report.groups import by_group, by_problem
+from environments.tools.report.records import RunRecords
 from environments.tools.report.state import state
 from environments.tools.report.story import headline, sampled, time_parts
 from environments.tools.report.values import Rows
@@ -80,7 +84,7 @@ def test_a_gain_is_paired_and_a_verdict_needs_its_interval() -> None:
 
 
 def test_the_sampled_pass_rate_counts_flat_groups_and_takes_groups_as_its_unit() -> None:
-    groups = [{"weight_version": 3, "verdicts": ["accepted"] * n + ["no_code"] * (4 - n)} for n in (1, 2, 3)]
+    groups = [GroupRecord(weight_version=3, verdicts=["accepted"] * n + ["no_code"] * (4 - n)) for n in (1, 2, 3)]
     ((version, mean, low, high),) = sampled(groups)
     assert (version, mean) == (3, 0.5)
     assert high - mean == pytest.approx(1.96 * 0.25 / 3**0.5)
@@ -93,8 +97,8 @@ def test_the_parts_of_the_time_are_the_whole_of_it() -> None:
 
 
 def test_a_counter_that_starts_again_is_added_up() -> None:
-    rows = [{"resubmitted_failure": value} for value in (2, 3, 1, None, "x", 4)]
-    (fault,) = faults([], rows, [], [], {})
+    rows: Rows = [{"resubmitted_failure": value} for value in (2, 3, 1, None, "x", 4)]
+    (fault,) = faults(RunRecords(environment_metrics=rows), {})
     assert fault.text == "7 failed requests to generation, sent again"
 
 
@@ -106,15 +110,15 @@ def test_refused_system_calls_are_a_chart_a_line_and_part_of_the_rollout() -> No
         "other processes": [[1, 0], [2, 0], [4, 2]],
         "sockets": [[1, 0], [2, 3], [4, 1]],
     }
-    assert [fault.text for fault in faults([], rows, [], [], {})] == [
+    assert [fault.text for fault in faults(RunRecords(environment_metrics=rows), {})] == [
         "Programs made system calls that the sandbox refused: sockets 4, other processes 2"
     ]
     untold: Rows = [{"step": 1, "attempts": None}]
     assert refused(untold) == []
-    assert faults([], untold, [], [], {}) == []
-    tried = {"status": "accepted", "attempts": {"sockets": 2, "kernel": 1}}
-    assert rollout({"verdict": tried})["refused"] == "kernel 1, sockets 2"
-    assert rollout({"verdict": {"status": "accepted", "attempts": None}})["refused"] == ""
+    assert faults(RunRecords(environment_metrics=untold), {}) == []
+    for attempts, words in (({"sockets": 2, "kernel": 1}, "kernel 1, sockets 2"), (None, ""), (UNSET, "")):
+        record = RolloutRecord(verdict=VerdictRecord("accepted", attempts=attempts))
+        assert rollout(record)["refused"] == words
 
 
 def test_a_run_is_running_while_its_trainer_holds_the_lock_and_finished_after_the_last_step(tmp_path: Path) -> None:
@@ -159,23 +163,20 @@ def test_every_line_of_a_chart_has_a_sentence_and_a_name_of_its_own() -> None:
 
 
 def test_a_group_shows_the_advantages_that_its_objective_takes() -> None:
-    group = {
-        "group_id": "g",
-        "scores": [1, -1, -1, -1],
-        "overlong": [False, False, False, True],
-        "verdicts": ["accepted"],
-    }
+    group = GroupRecord(
+        group_id="g", scores=[1, -1, -1, -1], overlong=[False, False, False, True], verdicts=["accepted"]
+    )
     env = {"env": {"overlong_baseline": "include"}}
     plain = by_group([group], {"g"}, {"objective": {"name": "dr_grpo"}}, env)["g"]["advantages"]
     assert plain == [1.5, -0.5, -0.5, 0.0]
     scaled = by_group([group], {"g"}, {"objective": {"name": "dapo", "overlong_baseline": "exclude"}}, {})["g"]
     assert scaled["advantages"] == [1.4142, -0.7071, -0.7071, 0.0]
-    assert by_group([group | {"scores": [None]}], {"g"}, {}, {})["g"]["advantages"] is None
+    assert by_group([msgspec.structs.replace(group, scores=[])], {"g"}, {}, {})["g"]["advantages"] is None
 
 
 def test_a_problems_rollouts_are_kept_in_the_order_in_which_they_ended() -> None:
-    rows = [{"problem_id": "p", "weight_version": n, "verdicts": ["accepted"], "group_id": str(n)} for n in (2, 1)]
-    assert by_problem([*rows, {"problem_id": "q", "verdicts": []}]) == {
+    rows = [GroupRecord(problem_id="p", weight_version=n, verdicts=["accepted"], group_id=str(n)) for n in (2, 1)]
+    assert by_problem([*rows, GroupRecord(problem_id="q")]) == {
         "p": [[2, ["accepted"], None, "2"], [1, ["accepted"], None, "1"]]
     }
 

@@ -33,7 +33,7 @@ def rollout(number: int, **changes: Any) -> dict[str, Any]:
         "group_id": "g", "problem_id": f"p{number}", "template": None, "difficulty": ("easy", "hard")[number % 2],
         "index": 0, "score": 1.0 if passed else -1.0, "status": verdict["status"], "verdict": verdict,
         "failing_test": None if passed else {"input": "1 2", "output": "4"}, "finish_reason": "stop",
-        "prompt_tokens": 10, "length": 100 + number, "versions": [[number // 10, 100]], "dropped": None,
+        "prompt_tokens": 10, "length": 100 + number, "versions": [[number // 10, 0, 100 + number]], "dropped": None,
         "prompt": f"statement {number}", "completion": f"<think>why {number}</think>so",
         "code": f"print({number})  # ok",
     } | changes  # fmt: skip
@@ -97,7 +97,7 @@ def test_damaged_records_are_counted_and_left_out(make_run: Callable[..., Path])
     odd = rollout(1, verdict="none", code=5, versions=[], problem_id=None, status=None, message=float("nan"))
     assert render(collect(run, 5000) | {"rollouts": [data["rollouts"][0]]})
     (run / "rollouts" / "step-00001.jsonl").write_text(json.dumps(odd) + "\n")
-    assert collect(run, 1)["rollouts"][0]["problem"] == "None"
+    assert collect(run, 1)["rollouts"][0]["problem"] == ""
 
 
 def test_the_newest_rollouts_are_kept(make_run: Callable[..., Path]) -> None:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 from typer.testing import CliRunner
 
 from environments.cli import app
+from environments.livecode.records.schema import GroupRecord
 from environments.tools.report.collect import collect
 from environments.tools.report.page import write_report
 from environments.tools.report.timeline import timeline, trace
@@ -19,7 +21,7 @@ from tests.report.made_run import make_run
 
 STEP = {"step": 4, "time": 1100.0, "seconds_step": 100, "seconds_wait": 50, "seconds_checkpoint": 5,
         "seconds_old_logprobs": 8, "seconds_train": 20, "seconds_sync": 10, "seconds_pause": 2}  # fmt: skip
-GROUP = {"time": 1050.0, "seconds": 30, "seconds_generate": 25, "problem_id": "p", "weight_version": 3}
+GROUP = GroupRecord(time=1050.0, seconds=30, seconds_generate=25, problem_id="p", weight_version=3)
 
 
 def lanes(found: dict[str, Any]) -> dict[tuple[str, str], list[list[Any]]]:
@@ -27,7 +29,7 @@ def lanes(found: dict[str, Any]) -> dict[tuple[str, str], list[list[Any]]]:
 
 
 def test_a_steps_phases_stand_where_they_happened_and_what_is_not_timed_lies_between() -> None:
-    found = timeline([STEP], [GROUP | {"dropped": "all_pass"}])
+    found = timeline([STEP], [replace(GROUP, dropped="all_pass")])
     assert found["begun"] == 1000
     assert lanes(found) == {
         ("Trainer", "step"): [
@@ -43,7 +45,7 @@ def test_a_steps_phases_stand_where_they_happened_and_what_is_not_timed_lies_bet
 
 
 def test_groups_that_overlap_lie_in_lanes_of_their_own_and_no_lane_holds_two_at_once(tmp_path: Path) -> None:
-    rows = [GROUP | {"time": 1000.0 + 7 * n, "seconds": 20 + n % 5} for n in range(60)]
+    rows = [replace(GROUP, time=1000.0 + 7 * n, seconds=20 + n % 5) for n in range(60)]
     found = lanes(timeline([], rows))
     assert 3 <= len(found) <= 4
     assert sum(len(spans) for spans in found.values()) == 60
@@ -53,7 +55,7 @@ def test_groups_that_overlap_lie_in_lanes_of_their_own_and_no_lane_holds_two_at_
 
 def test_rows_without_times_are_left_out_and_none_at_all_is_no_time_line() -> None:
     odd: list[dict[str, Any]] = [{"step": 1}, {"time": "x", "seconds_step": 3}, {"time": 3.0, "seconds_step": -1}, STEP]
-    assert len(lanes(timeline(odd, [{"seconds": 3}]))) == 2
+    assert len(lanes(timeline(odd, [GroupRecord(seconds=3)]))) == 2
     assert timeline([{"step": 1}], []) == {"begun": 0.0, "lanes": []}
 
 

@@ -136,7 +136,7 @@ def group_record(group: JudgedGroup, *, sent: bool, written: str | None = None) 
 
 
 def rollout_record(group: JudgedGroup, index: int, *, tokens: bool = False) -> RolloutRecord:
-    """One rollout: prompt, answer, program, verdict; `tokens`: with its ids and log-probabilities where all are there."""
+    """One rollout: prompt, answer, program, verdict. tokens: its ids and log-probabilities too, where all are there."""
     rollout = group.rollouts[index]
     sample = rollout.sample
     packs = tokens and sample.ids and len(sample.ids) == len(sample.logprobs)

@@ -88,7 +88,7 @@ class GroupRecord(msgspec.Struct, kw_only=True):
     """What the error said that it was dropped for."""
     sent: bool = False
     seconds_generate: Finite | None = None
-    seconds_verify: Finite | None = None
+    seconds_verify: Whole | Finite | None = None  # 0 of no rollouts was written without its point
     seconds: Finite | None = None
     written: str | UnsetType = UNSET
     """The file that `process` wrote it to, without a trainer."""
@@ -169,7 +169,7 @@ def convert(row: object, kind: type[T]) -> T:
     """As `decode`, of a JSON value that is read already."""
     try:
         return msgspec.convert(row, kind)
-    except (msgspec.ValidationError, OverflowError) as error:
+    except (ValueError, OverflowError) as error:
         raise RecordError(str(error)) from None
 
 
@@ -202,7 +202,7 @@ def tolerant(row: Mapping[str, Any], kind: type[T]) -> T | None:
 def _tolerant_value(value: Any, kind: Any) -> Any:
     try:
         return msgspec.convert(value, kind)
-    except (msgspec.ValidationError, OverflowError):
+    except (ValueError, OverflowError):
         inner = next((one for one in get_args(kind) if isinstance(one, type) and issubclass(one, msgspec.Struct)), None)
         found = tolerant(value, inner) if inner is not None and isinstance(value, dict) else None
         return UNSET if found is None else found

@@ -11,7 +11,7 @@ from typing import Any
 from environments.common.settings import ConfigError
 from environments.livecode.evaluation.evaluate import EvaluationError, paired_difference
 from environments.tools.report.charts import axes, curves, held_out
-from environments.tools.report.collect import read_records
+from environments.tools.report.records import RunRecords, read_records
 from environments.tools.report.story import PARTS_OF_A_STEP, settings
 from environments.tools.report.story import held_out as by_set
 from environments.tools.report.values import Row, Rows, interval, lineage, number, numbers, share
@@ -35,11 +35,11 @@ def compare(first: Path, second: Path) -> Row:
     return {
         "names": _names(first, second),
         "settings": option_differences(first, second),
-        "scores": scores(*(run["evaluations"] for run in runs)),
-        "metrics": metrics(*(run["metrics"] for run in runs)),
-        "speed": speed(*(run["metrics"] for run in runs)),
+        "scores": scores(*(run.evaluations for run in runs)),
+        "metrics": metrics(*(run.metrics for run in runs)),
+        "speed": speed(*(run.metrics for run in runs)),
         "curves": both_curves(*runs),
-        "axes": [axes(run["metrics"]) for run in runs],
+        "axes": [axes(run.metrics) for run in runs],
     }
 
 
@@ -106,19 +106,19 @@ def speed(first: Rows, second: Rows) -> list[list[Any]]:
     return [*rows, ["Tokens trained on a second", *rates]] if rows else []
 
 
-def both_curves(first: dict[str, Rows], second: dict[str, Rows]) -> Rows:
+def both_curves(first: RunRecords, second: RunRecords) -> Rows:
     """The report's charts that either run has, each line once for each run: `run` is 0 or 1."""
     found: dict[str, Row] = {}
     for place, run in enumerate((first, second)):
-        for chart in held_out(run["evaluations"]) + curves(run["metrics"], run["environment_metrics"]):
+        for chart in held_out(run.evaluations) + curves(run.metrics, run.environment_metrics):
             both = found.setdefault(chart["title"], {**chart, "series": []})
             both["series"] += [{**line, "run": place} for line in chart["series"]]
     return list(found.values())
 
 
-def _read(path: Path) -> dict[str, Rows]:
+def _read(path: Path) -> RunRecords:
     records = read_records(path, Counter())
-    if not any(records.values()):
+    if not records:
         raise ConfigError(
             f"diff: {path}: none of metrics.jsonl, environment.jsonl and evaluations.jsonl is in it. Give a run's "
             "folder."

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from environments.common.settings import ConfigError
+from environments.livecode.records.schema import GroupRecord, RecordError, decode
 from environments.tools.plan.config import WorkloadConfig
 from environments.tools.plan.rates import Answer
 
@@ -83,32 +83,35 @@ class Records:
     def group(self, number: int, answers: int, most: int) -> Drawn:
         draw = random.Random(f"{self._seed}/{number}")
         row = draw.choice(self._rows)
-        places = list(range(len(row["lengths"])))
+        places = list(range(len(row.lengths)))
         draw.shuffle(places)
         found = []
         for place in (places[turn % len(places)] for turn in range(answers)):
-            verdict, length = row["verdicts"][place], min(row["lengths"][place], most)
-            passed, overlong = verdict == "accepted", bool(row["overlong"][place])
+            verdict, length = row.verdicts[place], min(row.lengths[place], most)
+            passed, overlong = verdict == "accepted", row.overlong[place]
             tests: float | None = float(self._config.tests) if passed else self._config.tests_failed
             if verdict in ("no_code", "overlong"):
                 tests = None
             found.append(Answer(length, overlong, passed, tests))
-        return Drawn(row["prompt_tokens"], found)
+        return Drawn(row.prompt_tokens or 0, found)
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def _rows(path: Path) -> list[GroupRecord]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError as error:
         raise ConfigError(f"workload.records = {path}: cannot be read ({error.strerror})") from None
-    names = ("lengths", "verdicts", "overlong", "prompt_tokens")
     try:
-        rows = [row for row in map(json.loads, lines) if row.get("lengths") and all(name in row for name in names)]
-    except (ValueError, AttributeError) as error:
+        rows = [row for row in (decode(line, GroupRecord) for line in lines) if _finished(row)]
+    except RecordError as error:
         raise ConfigError(f"workload.records = {path}: no lines of a run's environment.jsonl ({error})") from None
     if not rows:
         raise ConfigError(f"workload.records = {path}: no finished group is in it; give a run's environment.jsonl")
     return rows
+
+
+def _finished(row: GroupRecord) -> bool:
+    return 0 < len(row.lengths) == len(row.verdicts) == len(row.overlong) and row.prompt_tokens is not None
 
 
 def workload(config: WorkloadConfig, seed: int) -> Workload:

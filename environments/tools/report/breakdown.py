@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from typing import Any
+from collections.abc import Sequence
 
-from environments.tools.report.values import Rows
+from environments.livecode.records.schema import GroupRecord
+from environments.tools.report.values import Row, Rows
 
 
-def evaluation(record: dict[str, Any]) -> list[dict[str, Any]]:
+def evaluation(record: Row) -> Rows:
     """One evaluation's lines, one for each profile, with their parts by difficulty, kind, platform and month."""
     kept = ("set", "temperature", "n", "greedy", "problems", "correct", "total", "pass_at_1", "ci95", "overlong",
             "no_verdict", "mean_length", "weight_version", "verdicts", "without_known_bad", "cutoff",
@@ -19,24 +20,23 @@ def evaluation(record: dict[str, Any]) -> list[dict[str, Any]]:
     return [{name: one.get(name) for name in (*kept, "profile")} | {"by": one.get("by") or {}} for one in merged]
 
 
-def tables(groups: Rows) -> list[dict[str, Any]]:
+def tables(groups: Sequence[GroupRecord]) -> Rows:
     """Pass rates of all rollouts by difficulty, kind, source and month, verdicts, and why groups were left out."""
     found = []
     for title, key in (("difficulty", "difficulty"), ("kind", "kind"), ("source", "source"), ("month", "date")):
         cells: dict[str, list[int]] = defaultdict(lambda: [0, 0])
         for group in groups:
-            name = group.get(key)
-            if not isinstance(name, str) or not isinstance(group.get("verdicts"), list):
+            name = getattr(group, key)
+            if not isinstance(name, str):
                 continue
             cell = cells[name[:7] if key == "date" else name]
-            cell[0] += sum(verdict == "accepted" for verdict in group["verdicts"])
-            cell[1] += len(group["verdicts"])
+            cell[0] += sum(verdict == "accepted" for verdict in group.verdicts)
+            cell[1] += len(group.verdicts)
         if cells:
             rows = [[name, total, passed / total] for name, (passed, total) in sorted(cells.items()) if total]
             found.append({"title": f"Rollouts by {title}", "columns": [title, "rollouts", "passed"], "rows": rows})
-    lists = [group["verdicts"] for group in groups if isinstance(group.get("verdicts"), list)]
-    verdicts = Counter(str(verdict) for given in lists for verdict in given)
-    dropped = Counter(str(group.get("dropped") or "trained on") for group in groups)
+    verdicts = Counter(verdict for group in groups for verdict in group.verdicts)
+    dropped = Counter(group.dropped or "trained on" for group in groups)
     for title, counts in (("Verdicts", verdicts), ("Groups", dropped)):
         if counts:
             rows = [[name, count, count / counts.total()] for name, count in counts.most_common()]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from environments.livecode.records.schema import GroupRecord
 from environments.tools.report.values import Rows, lineage, number
 from trainer.metric_table import METRICS
 
@@ -137,12 +138,12 @@ def held_out(evaluations: Rows) -> list[dict[str, Any]]:
     return [_as_chart(LEARNING, "Held-out pass@1", "share, at one weight version each", series, False)]
 
 
-def left_out(groups: Rows) -> list[dict[str, Any]]:
+def left_out(groups: Sequence[GroupRecord]) -> Rows:
     """A chart of the groups that were left out, by reason, over weight versions."""
-    pairs = [(group.get("weight_version"), group.get("dropped")) for group in groups]
-    counts = Counter((version, reason) for version, reason in pairs if number(version) and isinstance(reason, str))
-    versions: list[float] = sorted({version for version, _ in pairs if number(version)})
-    reasons = sorted({reason for _, reason in counts if isinstance(reason, str)})
+    pairs = [(group.weight_version, group.dropped) for group in groups if group.weight_version is not None]
+    counts = Counter((version, reason) for version, reason in pairs if reason is not None)
+    versions = sorted({version for version, _ in pairs})
+    reasons = sorted({reason for _, reason in counts if reason is not None})
     if not reasons:
         return []
     series = [

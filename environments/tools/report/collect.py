@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from environments.common.run_folder import check
+import msgspec
+from msgspec import UNSET
+
 from environments.common.settings import ConfigError
+from environments.livecode.evaluation.samples import Sample
+from environments.livecode.records.schema import GroupRecord, RolloutRecord, VerdictRecord, tolerant
 from environments.tools.report.breakdown import evaluation, tables
 from environments.tools.report.charts import axes, curves, held_out, left_out, refused
 from environments.tools.report.code import tokens as coloured
 from environments.tools.report.groups import by_group, by_problem
+from environments.tools.report.records import RunRecords, parsed, read, read_records
 from environments.tools.report.story import overview, settings
 from environments.tools.report.timeline import timeline
 from environments.tools.report.token_data import (
@@ -28,11 +32,10 @@ from environments.tools.report.token_data import (
 from environments.tools.report.values import Row, Rows
 
 _OF_PROBLEMS = ".problems.jsonl"
-RECORDS = ("metrics", "environment", "environment_metrics", "evaluations")
 MAX_TEXT = 20_000  # characters of an answer that the page keeps: its beginning and its end
 
 
-def collect(run: Path, most_rollouts: int, now: float | None = None) -> dict[str, Any]:
+def collect(run: Path, most_rollouts: int, now: float | None = None) -> Row:
     """The page's data: `summary`'s, with `late`'s.
 
     Args:
@@ -44,24 +47,24 @@ def collect(run: Path, most_rollouts: int, now: float | None = None) -> dict[str
     damaged: Counter[str] = Counter()
     records = read_records(run, damaged)
     files = sorted((run / "rollouts").glob("*.jsonl"))
-    shown = [rollout(record) for record in _newest((read(path, damaged) for path in reversed(files)), most_rollouts)]
+    shown = shown_rollouts(_newest((read(path, damaged) for path in reversed(files)), most_rollouts))
     shown += samples(run / "evaluations", most_rollouts - len(shown), damaged)
-    if not (shown or any(records.values())):
+    if not (shown or records):
         raise ConfigError(
             f"report: {run}: none of metrics.jsonl, environment.jsonl, evaluations.jsonl, evaluations/ and rollouts/ "
             "is in it. Give a run's folder."
         )
     packed = {key_of(one["group"], one["index"]) for one in shown if one["packed"]}
-    rest = late(run, shown, records["environment"], read_trained(run, read, packed, damaged))
+    rest = late(run, shown, records.groups, read_trained(run, read, packed, damaged))
     return summary(run, records, damaged, time.time() if now is None else now) | rest
 
 
-def late(run: Path, shown: Rows, groups: Rows, trained: dict[str, Row], seen: int = 0) -> dict[str, Any]:
+def late(run: Path, shown: Rows, groups: Sequence[GroupRecord], trained: dict[str, Row], seen: int = 0) -> Row:
     """What the page reads when rollouts are looked at: {rollouts, groups, problems, tokens, vocabulary}.
 
     Args:
         shown: rollouts, the oldest first.
-        groups: rows of environment.jsonl.
+        groups: those of environment.jsonl.
         trained: what the trainer says of their tokens.
         seen: the number of groups, from the first on, whose problems are known already.
     """
@@ -76,21 +79,9 @@ def late(run: Path, shown: Rows, groups: Rows, trained: dict[str, Row], seen: in
     }
 
 
-def read_records(run: Path, damaged: Counter[str]) -> dict[str, Rows]:
-    """The rows of the run's records by file name: metrics, environment, environment_metrics, evaluations.
-
-    Raises:
-        ConfigError: not a run folder.
-    """
-    if not run.is_dir():
-        raise ConfigError(f"report: {run}: no such folder. Give the folder that env.run_dir or --run_dir names.")
-    check(run)
-    return {name: read(run / f"{name}.jsonl", damaged) for name in RECORDS}
-
-
-def summary(run: Path, records: dict[str, Rows], damaged: Counter[str], now: float) -> dict[str, Any]:
+def summary(run: Path, records: RunRecords, damaged: Counter[str], now: float) -> Row:
     """All of the page's data but the rollouts: {title, overview, axes, curves, evaluations, tables, timeline, ...}."""
-    metrics, groups, evaluations = (records[name] for name in ("metrics", "environment", "evaluations"))
+    metrics, groups, evaluations = records.metrics, records.groups, records.evaluations
     notes = [] if metrics or not groups else ["No step was trained yet."]
     if unfinished := len(list((run / "evaluations").glob("*.partial.jsonl"))):
         notes.append(f"Evaluations without a score yet, since they are not finished: {unfinished}.")
@@ -100,9 +91,9 @@ def summary(run: Path, records: dict[str, Rows], damaged: Counter[str], now: flo
         "axes": axes(metrics),
         "curves": [
             *held_out(evaluations),
-            *curves(metrics, records["environment_metrics"]),
+            *curves(metrics, records.environment_metrics),
             *left_out(groups),
-            *refused(records["environment_metrics"]),
+            *refused(records.environment_metrics),
         ],
         "evaluations": [graded for record in evaluations if "pass_at_1" in record for graded in evaluation(record)],
         "tables": tables(groups),
@@ -125,27 +116,6 @@ def under_way(run: Path) -> int:
     return count
 
 
-def read(path: Path, damaged: Counter[str]) -> Rows:
-    """The objects of a JSONL file; what is not one is counted under the file's name."""
-    if not path.is_file():
-        return []
-    with path.open("rb") as stream:
-        return [row for line in stream if (row := parsed(line, path, damaged)) is not None]
-
-
-def parsed(line: bytes, path: Path, damaged: Counter[str]) -> dict[str, Any] | None:
-    """The object in a line of a file; None, and counted, where it is none."""
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        row = None
-    if isinstance(row, dict):
-        return row
-    if line.strip():
-        damaged[path.name] += 1
-    return None
-
-
 def _newest(files: Iterable[Rows], most: int) -> Rows:
     kept: Rows = []
     for rows in files:
@@ -155,37 +125,45 @@ def _newest(files: Iterable[Rows], most: int) -> Rows:
     return kept
 
 
-def rollout(record: dict[str, Any]) -> dict[str, Any]:
-    """One rollout as the page shows it: texts cut in their middle, the program as coloured pieces."""
-    given = record.get("verdict")
-    verdict: dict[str, Any] = given if isinstance(given, dict) else {}
-    code = record.get("code")
+def rollout(record: RolloutRecord, origin: str = "training", graded: Mapping[str, VerdictRecord] | None = None) -> Row:
+    """One rollout as the page shows it: texts cut in their middle, the program as coloured pieces.
+
+    Args:
+        origin: training, or the evaluation that it is a sample of.
+        graded: of a sample, its verdicts by profile.
+    """
+    verdict = record.verdict or VerdictRecord()
     return {
-        "from": str(record.get("from", "training")),
-        "problem": str(record.get("problem_id", "")),
-        "status": str(record.get("status", "")),
-        "difficulty": str(record.get("difficulty") or "-"),
-        "score": record.get("score"),
-        "length": record.get("length"),
-        "version": _version(record.get("versions")),
-        "group": record.get("group_id"),
-        "index": record.get("index"),
-        "dropped": record.get("dropped"),
-        "spans": record.get("versions"),
+        "from": origin,
+        "problem": record.problem_id,
+        "status": record.status,
+        "difficulty": record.difficulty or "-",
+        "score": record.score,
+        "length": record.length,
+        "version": record.versions[0][0] if record.versions else None,
+        "group": record.group_id,
+        "index": record.index,
+        "dropped": record.dropped,
+        "spans": record.versions,
         "packed": of_record(record),
-        "finish": record.get("finish_reason"),
-        "graded": graded if isinstance(graded := record.get("graded"), list) else [],
-        "sample": record.get("sample"),
-        "passed": verdict.get("passed"),
-        "total": verdict.get("total"),
-        "failed": verdict.get("failed_test"),
-        "message": str(verdict.get("message") or ""),
-        "refused": _refused(verdict.get("attempts")),
-        "test": record.get("failing_test"),
-        "prompt": cut(str(record.get("prompt", ""))),
-        "answer": cut(str(record.get("completion", ""))),
-        "code": coloured(code[:MAX_TEXT]) if isinstance(code, str) else None,
+        "finish": record.finish_reason,
+        "graded": [[name, one.status] for name, one in (graded or {}).items()],
+        "sample": None if graded is None else record.index,
+        "passed": None if verdict.passed is UNSET else verdict.passed,
+        "total": None if verdict.total is UNSET else verdict.total,
+        "failed": None if verdict.failed_test is UNSET else verdict.failed_test,
+        "message": verdict.said or "",
+        "refused": _refused(verdict.attempts or {}),
+        "test": msgspec.to_builtins(record.failing_test) if record.failing_test else None,
+        "prompt": cut(record.prompt),
+        "answer": cut(record.completion),
+        "code": None if record.code is None else coloured(record.code[:MAX_TEXT]),
     }
+
+
+def shown_rollouts(rows: Rows) -> Rows:
+    """Rows of a file of rollouts/ as the page shows them; a field of another type counts as missing."""
+    return [rollout(one) for row in rows if (one := tolerant(row, RolloutRecord)) is not None]
 
 
 def samples(folder: Path, most: int, damaged: Counter[str]) -> Rows:
@@ -202,47 +180,44 @@ def samples(folder: Path, most: int, damaged: Counter[str]) -> Rows:
             position = 0
             for line in stream:
                 row = parsed(line, path, damaged)
-                if row and row.get("status") is not None and isinstance(row.get("index"), int):
-                    places.append((row["index"], path.name, str(row.get("problem")), position))
+                sample = tolerant(row, Sample) if row else None
+                if sample is not None and sample.status is not None:
+                    places.append((sample.index, path.name, sample.problem, position))
                 position += len(line)
     shown = []
-    known: dict[str, dict[str, Any]] = {}
-    for index, name, problem, position in sorted(places)[: max(most, 0)]:
-        told = name.removesuffix(".jsonl").removesuffix(".partial")
-        if told not in known:
-            known[told] = {str(row.get("id")): row for row in read(folder / f"{told}{_OF_PROBLEMS}", damaged)}
+    known: dict[str, dict[str, Row]] = {}
+    for _, name, problem, position in sorted(places)[: max(most, 0)]:
+        origin = name.removesuffix(".jsonl").removesuffix(".partial")
+        if origin not in known:
+            known[origin] = {str(row.get("id")): row for row in read(folder / f"{origin}{_OF_PROBLEMS}", damaged)}
         with (folder / name).open("rb") as stream:
             stream.seek(position)
-            sample = json.loads(stream.readline())
-        shown.append(rollout(_as_rollout(sample, told, index, known[told].get(problem, {}))))
+            sample = tolerant(json.loads(stream.readline()), Sample)
+        assert sample is not None  # as it was above
+        record = tolerant(known[origin].get(problem, {}), RolloutRecord) or RolloutRecord()
+        shown.append(rollout(_as_rollout(sample, record), origin, sample.verdicts))
     return shown
 
 
-def _as_rollout(sample: dict[str, Any], told: str, index: int, about: dict[str, Any]) -> dict[str, Any]:
-    """A sample in the form of a training rollout's record."""
-    given = sample.get("verdicts")
-    verdicts = {name: one for name, one in given.items() if isinstance(one, dict)} if isinstance(given, dict) else {}
-    return sample | {
-        "from": told,
-        "problem_id": sample.get("problem"),
-        "difficulty": about.get("difficulty"),
-        "prompt": about.get("prompt", ""),
-        "completion": sample.get("text", ""),
-        "verdict": next(iter(verdicts.values()), {"message": sample.get("message")}),
-        "graded": [[name, str(one.get("status"))] for name, one in verdicts.items()],
-        "sample": index,
-    }
+def _as_rollout(sample: Sample, about: RolloutRecord) -> RolloutRecord:
+    """A sample as a training rollout's record. about: difficulty and prompt of its problem."""
+    return msgspec.structs.replace(
+        about,
+        problem_id=sample.problem,
+        index=sample.index,
+        status=sample.status or "",
+        verdict=next(iter(sample.verdicts.values()), VerdictRecord(message=sample.message)),
+        failing_test=sample.failing_test,
+        finish_reason=sample.finish_reason,
+        length=sample.length,
+        completion=sample.text or "",
+        code=sample.code or None,
+    )
 
 
-def _refused(attempts: Any) -> str:
+def _refused(attempts: Mapping[str, int]) -> str:
     """Refused system calls by kind, for a person; empty where there were none."""
-    if not isinstance(attempts, dict):
-        return ""
-    return ", ".join(f"{str(kind).replace('_', ' ')} {count}" for kind, count in sorted(attempts.items()))
-
-
-def _version(spans: Any) -> Any:
-    return spans[0][0] if isinstance(spans, list) and spans and isinstance(spans[0], Sequence) and spans[0] else None
+    return ", ".join(f"{kind.replace('_', ' ')} {count}" for kind, count in sorted(attempts.items()))
 
 
 def cut(text: str) -> str:

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from environments.livecode.records.schema import GroupRecord
+from environments.tools.report.records import RunRecords
 from environments.tools.report.values import Row, Rows, number, numbers, plural
 
 FLAT = ("all_pass", "all_fail", "all_overlong", "finished_equal")
@@ -31,10 +34,11 @@ class Fault(NamedTuple):
     view: str
 
 
-def faults(metrics: Rows, environment: Rows, groups: Rows, evaluations: Rows, damaged: dict[str, int]) -> list[Fault]:
+def faults(records: RunRecords, damaged: dict[str, int]) -> list[Fault]:
     """Every fault that the records tell of, the worst first; an empty list where all went well."""
+    metrics, groups, environment = records.metrics, records.groups, records.environment_metrics
     found = [*restarts(metrics), *_groups(groups), *_steps(metrics), *_generation(environment), *_refused(environment)]
-    if lost := sum(numbers(evaluations, "no_verdict")):
+    if lost := sum(numbers(records.evaluations, "no_verdict")):
         found.append(Fault("bad", f"{plural(lost, 'sample')} of evaluations got no verdict", "#evaluations"))
     if damaged:
         files = ", ".join(f"{name} {count}" for name, count in damaged.items())
@@ -54,8 +58,8 @@ def restarts(metrics: Rows) -> list[Fault]:
     return [Fault("bad", text, "#time")]
 
 
-def _groups(groups: Rows) -> list[Fault]:
-    counts = Counter(reason for group in groups if isinstance(reason := group.get("dropped"), str))
+def _groups(groups: Sequence[GroupRecord]) -> list[Fault]:
+    counts = Counter(group.dropped for group in groups if group.dropped is not None)
     found = [
         Fault("note" if reason == "stopped" else "bad", f"{plural(counts[reason], 'group')} {sentence}", "#groups")
         for reason, sentence in OURS.items()

@@ -15,7 +15,8 @@ from jinja2 import Environment
 from markupsafe import Markup
 
 from environments.common.settings import ConfigError
-from environments.tools.report.collect import collect, read_records
+from environments.tools.report.collect import collect
+from environments.tools.report.records import read_records
 from environments.tools.report.timeline import write_trace
 
 ASSETS = files("environments.tools.report") / "assets"

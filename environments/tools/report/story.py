@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections import defaultdict
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from math import sqrt
 from pathlib import Path
@@ -13,7 +14,9 @@ from typing import Any
 import yaml
 
 from environments.livecode.evaluation.evaluate import EvaluationError, paired_difference
+from environments.livecode.records.schema import GroupRecord
 from environments.tools.report.faults import as_rows, faults
+from environments.tools.report.records import RunRecords
 from environments.tools.report.state import last_write, state
 from environments.tools.report.values import Row, Rows, duration, interval, lineage, number, numbers, share, text
 
@@ -27,14 +30,13 @@ PARTS_OF_A_STEP = (
 )
 
 
-def overview(run: Path, records: dict[str, Rows], damaged: dict[str, int], now: float) -> Row:
+def overview(run: Path, records: RunRecords, damaged: dict[str, int], now: float) -> Row:
     """{facts, state, headline, best, learning, time, faults, commands} for the page.
 
     Args:
-        records: rows of metrics, environment (groups), environment_metrics and evaluations.
         now: seconds since 1970.
     """
-    metrics, evaluations = records["metrics"], [row for row in records["evaluations"] if share(row.get("pass_at_1"))]
+    metrics, evaluations = records.metrics, [row for row in records.evaluations if share(row.get("pass_at_1"))]
     trainer, environment = settings(run, "trainer"), settings(run, "environment")
     told = state(run, metrics, trainer, bool(evaluations), now)
     sets = held_out(evaluations)
@@ -44,12 +46,10 @@ def overview(run: Path, records: dict[str, Rows], damaged: dict[str, int], now: 
         "headline": [headline(rows) for rows in sets],
         "best": best(run),
         "learning": [{"name": _set_name(rows[0]), "points": _points(rows)} for rows in sets],
-        "sampled": sampled(records["environment"]),
+        "sampled": sampled(records.groups),
         "time": time_parts(metrics),
-        "busy": _busy(records["environment_metrics"]),
-        "faults": as_rows(
-            faults(metrics, records["environment_metrics"], records["environment"], evaluations, damaged)
-        ),
+        "busy": _busy(records.environment_metrics),
+        "faults": as_rows(faults(records, damaged)),
         "commands": commands(run, trainer, told.kind, bool(metrics)),
     }
 
@@ -66,14 +66,16 @@ def settings(run: Path, name: str) -> Row:
     return {}
 
 
-def facts(run: Path, records: dict[str, Rows], trainer: Row, environment: Row) -> list[list[str]]:
+def facts(run: Path, records: RunRecords, trainer: Row, environment: Row) -> list[list[str]]:
     """[label, text] of what the run is; nothing of what its files do not tell."""
     objective, batch = (_part(trainer, name) for name in ("objective", "batch"))
     evaluated = settings(run, "evaluate")
     env = _part(environment, "env") or _part(evaluated, "env")
-    groups, metrics = records["environment"], records["metrics"]
-    begun = min((_begun(row) for row in (*groups, *metrics) if _dated(row)), default=None)
-    written = max((row["time"] for row in (*groups, *metrics) if _dated(row)), default=None) or last_write(run)
+    metrics = records.metrics
+    times = [(one.time, one.seconds or 0.0) for one in records.groups if one.time is not None]
+    times += [(row["time"], row.get("seconds_step") or 0.0) for row in metrics if _dated(row)]
+    begun = min((time - seconds for time, seconds in times), default=None)
+    written = max((time for time, _ in times), default=None) or last_write(run)
     size = ""
     if number(batch.get("rollouts")):
         size = f"{batch['rollouts']:.0f} rollouts, groups of {batch.get('group_size', '?')}"
@@ -137,16 +139,15 @@ def best(run: Path) -> Row | None:
     return kept | {"ci95": interval(found.get("ci95")), "set": str(found.get("set"))}
 
 
-def sampled(groups: Rows) -> list[list[float]]:
+def sampled(groups: Iterable[GroupRecord]) -> list[list[float]]:
     """[version, pass rate, low, high] of all rollouts by the weights that sampled them, flat groups included.
 
     The interval is the normal one of the groups' mean: rollouts of one problem are not independent.
     """
-    rates: dict[float, list[float]] = defaultdict(list)
+    rates: dict[int, list[float]] = defaultdict(list)
     for group in groups:
-        version, verdicts = group.get("weight_version"), group.get("verdicts")
-        if number(version) and isinstance(verdicts, list) and verdicts:
-            rates[version].append(sum(verdict == "accepted" for verdict in verdicts) / len(verdicts))
+        if group.weight_version is not None and (verdicts := group.verdicts):
+            rates[group.weight_version].append(sum(verdict == "accepted" for verdict in verdicts) / len(verdicts))
     points = []
     for version in sorted(rates):
         values, mean = rates[version], fmean(rates[version])
@@ -227,12 +228,7 @@ def _part(options: Row, name: str) -> Row:
 
 
 def _dated(row: Row) -> bool:
-    return number(row.get("time")) and all(number(row.get(name) or 0) for name in ("seconds", "seconds_step"))
-
-
-def _begun(row: Row) -> float:
-    """When what the row tells of began: a group or a step."""
-    return float(row["time"] - (row.get("seconds_step") or row.get("seconds") or 0))
+    return number(row.get("time")) and number(row.get("seconds_step") or 0)
 
 
 def _date(moment: float | None) -> str:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import heapq
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from environments.common.settings import ConfigError
+from environments.livecode.records.schema import GroupRecord
+from environments.tools.report.records import RunRecords
 from environments.tools.report.values import Row, Rows, number
 
 STEPS, GROUPS = 300, 1500
@@ -29,20 +31,22 @@ class Span(NamedTuple):
     label: str
 
 
-def timeline(metrics: Rows, groups: Rows, steps: int | None = STEPS, most_groups: int | None = GROUPS) -> Row:
+def timeline(
+    metrics: Rows, groups: Sequence[GroupRecord], steps: int | None = STEPS, most_groups: int | None = GROUPS
+) -> Row:
     """{begun, lanes: [{process, lane, spans: [[seconds after begun, seconds, what, label], ...]}]}; no lanes: no times.
 
     Args:
         metrics: rows in the order of the file; a step that was done again is there twice, as it happened.
-        groups: rows of environment.jsonl.
+        groups: those of environment.jsonl.
         steps, most_groups: how many of the newest are shown; None: all.
     """
-    timed = [row for row in metrics if _since(row, "seconds_step")][-steps if steps else None :]
-    late = [row for row in groups if _since(row, "seconds")][-most_groups if most_groups else None :]
+    timed = [row for row in metrics if _since(row)][-steps if steps else None :]
+    ended = [(*when, one) for one in groups if (when := _ended(one))][-most_groups if most_groups else None :]
     lanes = [
         ("Trainer", "step", [span for row in timed for span in _step(row)]),
         ("Generation servers", "paused", [span for row in timed for span in _pause(row)]),
-        *(("Environment", f"group {number + 1}", spans) for number, spans in enumerate(_beside(late))),
+        *(("Environment", f"group {number + 1}", spans) for number, spans in enumerate(_beside(ended))),
     ]
     lanes = [lane for lane in lanes if lane[2]]
     begun = min((span.start for _, _, spans in lanes for span in spans), default=0.0)
@@ -76,13 +80,13 @@ def trace(lines: Row) -> Row:
     return {"displayTimeUnit": "ms", "otherData": {"begun": lines["begun"]}, "traceEvents": events}
 
 
-def write_trace(records: dict[str, Rows], path: Path) -> None:
+def write_trace(records: RunRecords, path: Path) -> None:
     """Writes the trace of a whole run.
 
     Raises:
         ConfigError: a file that cannot be written, or records without times.
     """
-    lines = timeline(records["metrics"], records["environment"], None, None)
+    lines = timeline(records.metrics, records.groups, None, None)
     if not lines["lanes"]:
         raise ConfigError(f"--trace {path}: neither metrics.jsonl nor environment.jsonl holds a time: nothing to draw.")
     try:
@@ -91,8 +95,15 @@ def write_trace(records: dict[str, Rows], path: Path) -> None:
         raise ConfigError(f"--trace {path}: cannot be written ({error.strerror}). Give another file.") from None
 
 
-def _since(row: Row, seconds: str) -> bool:
-    return number(row.get("time")) and number(row.get(seconds)) and row[seconds] >= 0
+def _since(row: Row) -> bool:
+    return number(row.get("time")) and number(row.get("seconds_step")) and row["seconds_step"] >= 0
+
+
+def _ended(group: GroupRecord) -> tuple[float, float] | None:
+    """When it ended and how long it took; None where its record does not tell."""
+    if group.time is None or group.seconds is None or group.seconds < 0:
+        return None
+    return group.time, group.seconds
 
 
 def _step(row: Row) -> Iterator[Span]:
@@ -113,29 +124,28 @@ def _pause(row: Row) -> Iterator[Span]:
         yield Span(row["time"] - seconds, seconds, "paused", f"for the weights of step {row.get('step')}")
 
 
-def _group(row: Row) -> Iterator[Span]:
+def _group(end: float, whole: float, group: GroupRecord) -> Iterator[Span]:
     """Until the last token is there, and from then until its last verdict: others are judged meanwhile."""
-    begun, whole = row["time"] - row["seconds"], row["seconds"]
-    generated = row.get("seconds_generate")
-    tokens = min(max(generated, 0.0), whole) if number(generated) else whole
-    label = f"{row.get('problem_id')}, weights {row.get('weight_version')}"
-    if row.get("dropped"):
-        label += f", left out: {row['dropped']}"
+    generated = group.seconds_generate
+    tokens = whole if generated is None else min(max(generated, 0.0), whole)
+    label = f"{group.problem_id}, weights {group.weight_version}"
+    if group.dropped:
+        label += f", left out: {group.dropped}"
     if tokens > 0:
-        yield Span(begun, tokens, "generate", label)
+        yield Span(end - whole, tokens, "generate", label)
     if whole > tokens:
-        yield Span(begun + tokens, whole - tokens, "judge", label)
+        yield Span(end - whole + tokens, whole - tokens, "judge", label)
 
 
-def _beside(groups: Rows) -> list[list[Span]]:
+def _beside(ended: Sequence[tuple[float, float, GroupRecord]]) -> list[list[Span]]:
     """The groups' spans in as few lanes as they need not to lie upon each other."""
     lanes: dict[int, list[Span]] = defaultdict(list)
     free: list[tuple[float, int]] = []  # (when its last span ends, lane)
-    for row in sorted(groups, key=lambda row: row["time"] - row["seconds"]):
-        spans: list[Any] = list(_group(row))
+    for end, seconds, group in sorted(ended, key=lambda one: one[0] - one[1]):
+        spans = list(_group(end, seconds, group))
         if not spans:
             continue
         lane = heapq.heappop(free)[1] if free and free[0][0] <= spans[0].start else len(lanes)
         lanes[lane] += spans
-        heapq.heappush(free, (row["time"], lane))
+        heapq.heappush(free, (end, lane))
     return [lanes[lane] for lane in sorted(lanes)]

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from environments.common.packed import IDS, unpacked
+from environments.livecode.records.schema import RolloutRecord
 from environments.tools.report.values import Row, Rows, number, text
 from environments.tools.report.vocabulary import texts
 
@@ -20,10 +21,11 @@ _NUMBERS = ("step", "advantage", "ratio")
 _PACKED = ("old", "change", "flags")
 
 
-def of_record(record: Row) -> Row | None:
+def of_record(record: RolloutRecord) -> Row | None:
     """{ids, logprobs}, packed, of a rollout's record; None where it holds none."""
-    ids, logprobs = text(record.get("token_ids")), text(record.get("logprobs"))
-    return {"ids": ids, "logprobs": logprobs} if ids and logprobs else None
+    if not record.token_ids or not record.logprobs:
+        return None
+    return {"ids": record.token_ids, "logprobs": record.logprobs}
 
 
 def key_of(group: object, index: object) -> str:

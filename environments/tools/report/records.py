@@ -1,0 +1,75 @@
+"""The records of a run as they are read for the report; what is damaged is counted and left out."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from environments.common.run_folder import check
+from environments.common.settings import ConfigError
+from environments.livecode.records.schema import GroupRecord, tolerant
+from environments.tools.report.values import Row, Rows
+
+FILES = ("metrics", "environment", "environment_metrics", "evaluations")
+"""The files, without their ending."""
+
+
+@dataclass
+class RunRecords:
+    """What the run's processes have recorded so far: metrics.jsonl and so on; `groups` is environment.jsonl."""
+
+    metrics: Rows = field(default_factory=list)
+    groups: list[GroupRecord] = field(default_factory=list)
+    environment_metrics: Rows = field(default_factory=list)
+    evaluations: Rows = field(default_factory=list)
+
+    def add(self, name: str, rows: Iterable[Row]) -> None:
+        """Takes further rows of the file with this name."""
+        if name == "environment":
+            self.groups += [one for row in rows if (one := tolerant(row, GroupRecord)) is not None]
+        else:
+            found: Rows = getattr(self, name)
+            found += rows
+
+    def __bool__(self) -> bool:
+        """Whether any file holds a record."""
+        return bool(self.metrics or self.groups or self.environment_metrics or self.evaluations)
+
+
+def read_records(run: Path, damaged: Counter[str]) -> RunRecords:
+    """The run's records.
+
+    Raises:
+        ConfigError: not a run folder.
+    """
+    if not run.is_dir():
+        raise ConfigError(f"report: {run}: no such folder. Give the folder that env.run_dir or --run_dir names.")
+    check(run)
+    records = RunRecords()
+    for name in FILES:
+        records.add(name, read(run / f"{name}.jsonl", damaged))
+    return records
+
+
+def read(path: Path, damaged: Counter[str]) -> Rows:
+    """The objects of a JSONL file; what is not one is counted under the file's name."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as stream:
+        return [row for line in stream if (row := parsed(line, path, damaged)) is not None]
+
+
+def parsed(line: bytes, path: Path, damaged: Counter[str]) -> Row | None:
+    """The object in a line of a file; None, and counted, where it is none."""
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError):
+        row = None
+    if isinstance(row, dict):
+        return row
+    if line.strip():
+        damaged[path.name] += 1
+    return None
