@@ -57,6 +57,15 @@ PROGRAMS: dict[str, dict[str, Any]] = {
     ),
     "too_much_output": request("while True: print('x' * 10 ** 6)"),
     "leaves_early": request("import os\nos._exit(0)"),
+    "official_in_one_process": request(
+        "import math\nmath.n = getattr(math, 'n', 0) + 1\nprint(3 if math.n == 1 else 11)", semantics="official"
+    ),
+    "official_ends_in_a_later_test": request(
+        "a, b = input().split()\nif a == '5': 1 / 0\nprint(3)", semantics="official"
+    ),
+    "official_loops_in_a_later_test": request(
+        "a, b = input().split()\nwhile a == '5': pass\nprint(3)", semantics="official", time_limit_s=1.0
+    ),
     "segfault": request("import ctypes\nctypes.string_at(0)"),
     "leaves_a_file": request(
         "import os\nfor p in ('/tmp/left', '/dev/shm/left'):\n  assert not os.path.exists(p)\n  open(p, 'w').close()"

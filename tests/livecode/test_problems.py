@@ -101,6 +101,14 @@ def test_a_checker_travels_with_its_problem_to_the_judge(tmp_path: Path) -> None
     assert "checker" not in (tmp_path / "again.jsonl").read_text()
 
 
+def test_the_official_grader_runs_tests_in_the_problems_order(tmp_path: Path) -> None:
+    tests = [{"input": "1", "output": "1"}, {"input": "2", "output": "2"}]
+    (problem,) = load_problems(write(tmp_path, STDIN | {"tests": tests}))
+    for semantics, order in ((None, [1, 0]), ("official", None)):
+        request = judge_request(problem, "pass", time_limit_s=1, memory_limit_mb=64, order=[1, 0], semantics=semantics)
+        assert request["order"] == order
+
+
 def test_packed_private_tests_are_read(tmp_path: Path) -> None:
     private = packed(json.dumps([{"input": "5", "output": "6", "testtype": "functional"}]))
     (problem,) = load_problems(write(tmp_path, lcb_row(private)))

@@ -162,6 +162,7 @@ class ZygoteHandle:
         self.own_namespace = False
         self.loose: Loose | None = None  # its files, where it has no folders of its own
         self.reaped_s = 0.0  # CPU time of the processes that it waited for
+        self._watchdog: Watchdog | None = None  # of the process of all tests, once it has begun
         self.open = True
         self.status: int | None = None  # how it ended, where that is known
 
@@ -186,12 +187,18 @@ class ZygoteHandle:
             folder, shared, uid = message["loose"]
             self.loose = Loose(folder, shared, uid, since=time.time() - 1)
 
-    def watch(self, time_limit_s: float, memory_bytes: int, forked: bool = True) -> Watchdog:
-        """The clock of the next test, which begins now. forked: its processes are forks of the zygote's interpreter."""
+    def watch(self, time_limit_s: float, memory_bytes: int, forked: bool = True, lasting: bool = False) -> Watchdog:
+        """The clock of the next test, which begins now.
+
+        forked: its processes are forks of the zygote's interpreter. lasting: one runs all tests.
+        """
+        if self._watchdog is not None:
+            self._watchdog.next_test()
+            return self._watchdog
         own = self.own_namespace
         if not own and (fields := self._stat()):  # here it waits for its sweepers, too
             self.reaped_s = sum(map(int, fields[13:15])) / TICK
-        return Watchdog(
+        watch = Watchdog(
             self.proc,
             self.pid,
             own,
@@ -205,6 +212,8 @@ class ZygoteHandle:
             usage=self.usage,
             forked=forked,
         )
+        self._watchdog = watch if lasting else None
+        return watch
 
     def load(self, message: dict[str, Any], limit_s: float, files: Sequence[int] = ()) -> dict[str, Any] | None:
         """Have it compile the program: {"compiled", "message"}; a crash and too much CPU time are the source's.

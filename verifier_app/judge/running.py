@@ -67,7 +67,9 @@ def run_test(
     waits = request.language.waits_for_input(request.code)
     pump = ProcessIO(request.tests.inputs[index].encode("utf-8", "surrogatepass"), call, cap, waits, more)
     try:
-        ran = run_process(zygote, pump, limit, request.memory_limit_mb << 20, not request.language.own_processes)
+        memory, forked = request.memory_limit_mb << 20, not request.language.own_processes
+        tests = len(request.tests) if request.language.in_one_process(request) else 1
+        ran = run_process(zygote, pump, limit, memory, forked, tests)
         if ran is None:
             return None
         reason, ended, watch = ran
@@ -106,17 +108,20 @@ class Ran(NamedTuple):
     watch: Watchdog
 
 
-def run_process(zygote: ZygoteHandle, pump: ProcessIO, limit_s: float, memory: int, forked: bool) -> Ran | None:
+def run_process(
+    zygote: ZygoteHandle, pump: ProcessIO, limit_s: float, memory: int, forked: bool, tests: int = 1
+) -> Ran | None:
     """Run what the zygote holds once, fed and watched; None when the zygote died under it.
 
     Leaves a dirty or stopped zygote closed. memory: bytes. forked: as in Watchdog.
+    tests: how many the process runs one after the other.
 
     Raises:
         JudgeError: sandbox_failed: the process could not be confined, or its program not be started.
     """
-    watch = zygote.watch(limit_s, memory, forked)
+    watch = zygote.watch(limit_s, memory, forked, tests > 1)
     try:
-        zygote.channel.send_body(b"%d" % cpu_cap_s(limit_s), pump.child_fds)
+        zygote.channel.send_body(b"%d" % (cpu_cap_s(limit_s) * tests), pump.child_fds)
         pump.release_child()
         reason = pump.run(zygote.channel.fileno(), watch.seconds_left, watch.check, zygote.refusals)
         ended = None if reason else Ended(*zygote.channel.recv()[0])
@@ -132,7 +137,8 @@ def run_process(zygote: ZygoteHandle, pump: ProcessIO, limit_s: float, memory: i
         raise JudgeError("sandbox_failed", ended.complaint)
     if not ended.clean:
         zygote.close()
-    zygote.reaped_s += ended.cpu_s
+    if tests == 1:
+        zygote.reaped_s += ended.cpu_s
     pump.drain()
     return Ran(None, ended, watch)
 

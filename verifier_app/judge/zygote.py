@@ -3,6 +3,7 @@
 It is forked by the template (template.py), which was started before any test arrived. Messages from the judge:
 {"load": source, "fn_name": ..., "semantics": ...} once, with the file that was built of the source, if one was; then,
 for each test, its CPU limit in seconds, a bare number, with the test's descriptors (stdin, stdout, stderr, result).
+A program that runs all tests in one process gets the later ones' descriptors there (one_process.py).
 
 A page that zygote or child writes to after the fork is a page fault, mostly with a copy; so what runs between two tests
 is kept to few calls on few objects.
@@ -22,6 +23,7 @@ from verifier_app.judge.channel import Channel, ChannelClosed
 from verifier_app.judge.layers import syscalls
 from verifier_app.judge.layers.limits import MAX_OPEN_FILES
 from verifier_app.judge.layers.sandbox import PATH_FD
+from verifier_app.judge.one_process import OneProcess
 
 FIRST_FREE = 64
 
@@ -50,9 +52,10 @@ class Zygote:
         try:
             body, fds = self.channel.recv_body()
             self.channel.send(self._load(json.loads(body), fds))
+            run = OneProcess(self).run if self.program.one_process else self._run
             while True:
                 body, fds = self.channel.recv_body()
-                self.channel.send_body(self._run(int(body), fds))
+                self.channel.send_body(run(int(body), fds))
         except ChannelClosed:
             return
 
@@ -68,13 +71,21 @@ class Zygote:
         return {"compiled": problem is None, "message": (problem or "")[:300]}
 
     def _run(self, cpu_s: int, fds: list[int]) -> bytes:
-        """Fork, wait, sweep. The answer: status, CPU seconds, peak KB, clean folders, complaint."""
+        """Fork, wait, sweep, answer."""
         child = syscalls.fork()
         if child == 0:
-            self._child(cpu_s, fds)
+            self.enter(cpu_s, fds, self.kept_end)
+            self.program.run(self.alarm)
         for fd in fds:
             os.close(fd)
-        status, cpu, peak_kb = 0, 0.0, 0
+        return self.gather(child)
+
+    def gather(self, child: int, earlier_s: float = 0.0, lasting: bool = False) -> bytes:
+        """Wait for a test's process, sweep. The answer: status, CPU seconds, peak KB, clean folders, complaint.
+
+        earlier_s: CPU time of its tests before; lasting: it should have gone on.
+        """
+        status, cpu, peak_kb = 0, -earlier_s, 0
         waiting = True
         while True:
             pid, code, child_cpu, child_peak_kb = syscalls.wait_any()
@@ -90,17 +101,17 @@ class Zygote:
         if status:
             with contextlib.suppress(BlockingIOError):
                 complaint = json.dumps(os.read(self.complaints, 1000).decode())
-        clean = "true" if self.box.clean() else "false"
+        clean = "true" if not lasting and self.box.clean() else "false"
         return f"[{status},{cpu:.6f},{peak_kb},{clean},{complaint}]".encode()
 
-    def _child(self, cpu_s: int, fds: list[int]) -> None:
-        """In the forked child: descriptors, limits, identity, then the program. Never returns."""
+    def enter(self, cpu_s: int, fds: list[int], kept_end: int) -> None:
+        """In the forked child: descriptors, limits, identity."""
         try:
             for target, fd in enumerate(fds):
                 os.dup2(fd, target)
             # Nothing of ours is open in a test's process: an offset is shared by all that hold the description.
             os.closerange(len(fds), self.alarm)
-            os.closerange(self.kept_end, PATH_FD)
+            os.closerange(kept_end, PATH_FD)
             os.closerange(self.box.path_fds_end, MAX_OPEN_FILES)
             os.setsid()
             if self.box.limits_cpu:
@@ -109,4 +120,3 @@ class Zygote:
         except BaseException as error:
             os.write(self.alarm, f"{type(error).__name__}: {error}".encode()[:1000])
             os._exit(1)
-        self.program.run(self.alarm)

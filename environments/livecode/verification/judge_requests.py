@@ -97,6 +97,7 @@ def judge_request(
     """A verifier's request for one program: all tests, stop at the first that fails.
 
     `own_limits`: what the problem's own limits count.
+    `order`: in which the tests run; the official grader has its own, the problem's.
     `semantics`, `language` and `checker` are fields only where they are given: an earlier verifier knows none.
     """
     tests: Sequence[TestCase] = problem.tests
@@ -106,7 +107,7 @@ def judge_request(
         "fn_name": problem.fn_name,
         "tests": tests if isinstance(tests, StoredTests) else _judge_tests(problem),
         "tests_ref": None,
-        "order": order,
+        "order": None if semantics == "official" else order,
         "time_limit_s": time_limit_s,
         "memory_limit_mb": memory_limit_mb,
         "deadline_s": judging_s(len(tests), time_limit_s),

@@ -9,9 +9,11 @@ a module, its guest, which runs in the sandbox:
       .load(message, file)  takes the source, message["load"], or the file that was built of it (a descriptor, else -1);
                           what is wrong with the source, or None
       .call               whether descriptor 3 takes a result; else descriptor 1 is the output
+      .one_process        whether one process runs all tests of a rollout
       .run(alarm)         in a test's process, confined: runs the program on descriptors 0, 1 and 2 and never returns.
                           Closes alarm before anything untrusted runs; what is written to it is a fault of ours and no
-                          verdict
+                          verdict. With one_process run(alarm, another): at a test's end it calls another(), which
+                          is true when the descriptors are those of the next test
 
 A language with a compiler has its guest run twice: a first Program, loaded without source and file, compiles what its
 `run` reads from descriptor 0 and writes what it made to descriptor 3; all others are loaded with that file.
@@ -80,6 +82,10 @@ class Language:
     def usual(self) -> Warm:
         """What most of its programs need, to be started before the first of them is there."""
         raise NotImplementedError
+
+    def in_one_process(self, request: Request) -> bool:
+        """Whether its guest runs all tests of this request in one process."""
+        return False
 
     def compiler(self) -> Compiler | None:
         """The compiler's limits; None: each zygote compiles the source itself, by its guest's `load`.

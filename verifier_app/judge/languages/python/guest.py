@@ -99,8 +99,8 @@ class Program:
     """One program in its zygote, run in a fork of it for each test."""
 
     def __init__(self) -> None:
-        self.call = False
-        self.start: Callable[[], object] = _nothing  # runs the program and leaves
+        self.call = self.one_process = False
+        self.start: Callable[..., object] = _nothing  # runs the program and leaves
 
     def load(self, message: dict[str, Any], file: int) -> str | None:
         """Compile the source; what is wrong with it."""
@@ -129,15 +129,15 @@ class Program:
         code, problem = compile_program(lambda: official.compile_program(source, FILENAME, fn_name))
         if code is None:
             return problem
-        self.start = official.Program(code, main, source, fn_name).run
+        self.start, self.one_process = official.Program(code, main, source, fn_name).run, True
         return None
 
-    def run(self, alarm: int) -> None:
+    def run(self, alarm: int, *another: Callable[[], bool]) -> None:
         """In the forked child, confined. Never returns."""
         _signal.signal(_signal.SIGINT, _signal.default_int_handler)  # the zygote ignores it
         _random.Random.seed(random._inst)  # as os.fork does
         os.close(alarm)
-        self.start()
+        self.start(*another)
 
 
 def _nothing() -> None:

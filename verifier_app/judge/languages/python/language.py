@@ -38,6 +38,9 @@ class Python(Language):
     def warm(self, request: Request) -> Warm:
         return warm("numpy" in request.code, request.semantics == "official")
 
+    def in_one_process(self, request: Request) -> bool:
+        return request.semantics == "official"
+
     def usual(self) -> Warm:
         return PLAIN
 

@@ -12,15 +12,15 @@ That grader (lcb_runner/evaluation/testing_util.py) runs a program inside its ow
 - Output is what was printed to `sys.stdout`, a text object without a buffer, when the main thread ended. Descriptor 1,
   other threads, atexit and finalizers come to nothing.
 - Functions that could harm the grader are None: no fork, no process, no current folder, no removal of files, no quit.
-
-Not as there: tests do not share the process; what a program leaves in modules or in its Solution is gone in the next.
+- Its tests run in this one process: its top level runs once, before the first, and one Solution answers all calls, so
+  what a program leaves in a class, a module or a cache is there in the next test. After a test `sys.stdin`,
+  `sys.stdout` and `open` are as they were.
 """
 
 from __future__ import annotations
 
 import ast
 import builtins
-import contextlib
 import io
 import os
 import shutil
@@ -146,14 +146,15 @@ class Program:
     def __init__(self, code: types.CodeType, module: types.ModuleType, source: str, fn_name: str | None) -> None:
         self.code, self.module, self.fn_name = code, module, fn_name
         self.solution = "class Solution" in source if fn_name is not None else holds_a_solution(source)
+        self.function: Callable[[], object] | None = None
 
-    def run(self) -> None:
-        """Run it as that grader does and leave."""
+    def run(self, another: Callable[[], bool]) -> None:
+        """Run its tests as that grader does and leave. another: as in runner.py."""
         disarm(self.module.__dict__)
         if self.fn_name is None:
-            runner.run_to_text(self._printed)
+            runner.run_to_text(self._printed, another)
         else:
-            runner.run_to_value(self._function)
+            runner.run_to_value(self._function, another)
 
     def _function(self) -> Callable[..., Any]:
         exec(self.code, self.module.__dict__)
@@ -163,9 +164,12 @@ class Program:
 
     def _printed(self, text: str) -> str:
         """What the program prints on the text of a test. Raises what it raises, SystemExit excepted."""
-        exec(self.code, self.module.__dict__)
-        if self.solution:  # that grader makes one, and here it is inside the function
-            self.module.Solution()
+        if self.function is None:
+            exec(self.code, self.module.__dict__)
+            if self.solution:  # that grader makes one, and here it is inside the function
+                self.module.Solution()
+            self.function = self.module.__dict__[FUNCTION]
+        before = sys.stdin, sys.stdout, builtins.open
         imported: Any = sys.stdin
         lines: Iterator[str] = iter(text.split("\n"))
         imported.read = lambda *_: text
@@ -176,6 +180,10 @@ class Program:
         sys.stdin = Stdin(text)
         sys.stdout = printed
         builtins.open = _open(text)  # the program's own `open` came from builtins before
-        with contextlib.suppress(SystemExit):
-            self.module.__dict__[FUNCTION]()
+        try:
+            self.function()
+        except SystemExit:
+            pass
+        finally:
+            sys.stdin, sys.stdout, builtins.open = before
         return str(printed.getvalue())

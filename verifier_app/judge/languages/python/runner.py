@@ -24,6 +24,11 @@ ENCODING_RECURSION = 100_000
 EXIT_NO_VALUE = 97  # call mode: the program left before its function returned
 
 
+def no_other() -> bool:
+    """Whether another test follows, where each has a process of its own."""
+    return False
+
+
 def run_stdin(code: types.CodeType, module: types.ModuleType, writes_late: bool, respawned: str | None) -> None:
     """Run the program as __main__ and leave. SystemExit of any code is a normal end (LiveCodeBench).
 
@@ -52,22 +57,35 @@ def run_call(code: types.CodeType, module: types.ModuleType, fn_name: str) -> No
     run_to_value(define)
 
 
-def run_to_value(define: Callable[[], Callable[..., Any]]) -> None:
-    """Call what `define` gives with the arguments on descriptor 0, write the value to descriptor 3, and leave."""
+def run_to_value(define: Callable[[], Callable[..., Any]], another: Callable[[], bool] = no_other) -> None:
+    """Call what `define` gives with the arguments on descriptor 0, write the value to descriptor 3, and leave.
+
+    another: as a guest's `run` has it (languages/language.py); the same function is called for the next test.
+    """
     # the program may replace the modules' names
-    write, exit_now, loads, deeper, longer = os.write, os._exit, json.loads, sys.setrecursionlimit, _any_digits
-    status = EXIT_NO_VALUE
+    exit_now, loads, limit, deeper, longer = (
+        os._exit, json.loads, sys.getrecursionlimit, sys.setrecursionlimit, _any_digits,
+    )  # fmt: skip
+    text_of, nothing, write, encoded, close, now_closed = _text_of, _to_nothing, _write, encode, _close, _closed
+    status, function = EXIT_NO_VALUE, None
+    closed: list[int] = []  # what the program closed stays so in its next test
     try:
-        with open(0, "rb", closefd=False) as file:
-            text = file.read().decode("utf-8", "surrogatepass")
-        with longer():
-            arguments = [loads(line) for line in argument_lines(text)]
-        _to_nothing(0)
-        value = define()(*arguments)
-        deeper(ENCODING_RECURSION)  # the program may have chosen less
-        data = memoryview(encode(value))
-        while data:
-            data = data[write(RESULT_FD, data) :]
+        while True:
+            text = text_of(0)
+            with longer():
+                arguments = [loads(line) for line in argument_lines(text)]
+            nothing(0)
+            close(*closed)
+            if function is None:
+                function = define()
+            value = function(*arguments)
+            chosen = limit()
+            deeper(ENCODING_RECURSION)  # the program may have chosen less
+            write(RESULT_FD, encoded(value))
+            closed = now_closed()
+            if not another():
+                break
+            deeper(chosen)
         status = 0
     except SystemExit:
         os.write(2, b"\nSystemExit: the program left before its function returned\n")
@@ -76,31 +94,70 @@ def run_to_value(define: Callable[[], Callable[..., Any]]) -> None:
     exit_now(status)
 
 
-def run_to_text(printed: Callable[[str], str]) -> None:
+def run_to_text(printed: Callable[[str], str], another: Callable[[], bool] = no_other) -> None:
     """Run what `printed` runs on the text of descriptor 0, write what it returns to descriptor 1, and leave.
 
-    The program itself finds both descriptors empty.
+    The program itself finds both descriptors empty. another: as in `run_to_value`.
     """
-    write, exit_now, status = os.write, os._exit, EXIT_EXCEPTION
+    exit_now, text_of, nothing, write, dup = os._exit, _text_of, _to_nothing, _write, os.dup
+    close, now_closed = _close, _closed
+    status = EXIT_EXCEPTION
+    closed: list[int] = []
     try:
-        with open(0, "rb", closefd=False) as file:
-            text = file.read().decode("utf-8", "surrogatepass")
-        out = os.dup(1)
-        _to_nothing(0, 1)
-        data = memoryview(printed(text).encode("utf-8", "surrogatepass"))
-        while data:
-            data = data[write(out, data) :]
+        while True:
+            text = text_of(0)
+            out = dup(1)
+            nothing(0, 1)
+            close(*closed)
+            write(out, printed(text).encode("utf-8", "surrogatepass"))
+            close(out)
+            closed = now_closed()
+            if not another():
+                break
         status = 0
     except BaseException:
         status = report()
     exit_now(status)
 
 
-def _to_nothing(*descriptors: int) -> None:
-    null = os.open(os.devnull, os.O_RDWR)
+def _closed(fstat: Callable[[int], object] = os.fstat) -> list[int]:
+    """Which of the standard descriptors are closed."""
+    found = []
+    for fd in (0, 1, 2):
+        try:
+            fstat(fd)
+        except OSError:
+            found.append(fd)
+    return found
+
+
+def _close(*descriptors: int, close: Callable[[int], None] = os.close) -> None:
     for fd in descriptors:
-        os.dup2(null, fd)
-    os.close(null)
+        close(fd)
+
+
+def _text_of(fd: int, opened: Callable[..., Any] = open) -> str:
+    with opened(fd, "rb", closefd=False) as file:
+        text: str = file.read().decode("utf-8", "surrogatepass")
+    return text
+
+
+def _write(fd: int, data: bytes, write: Callable[[int, Any], int] = os.write) -> None:
+    left = memoryview(data)
+    while left:
+        left = left[write(fd, left) :]
+
+
+def _to_nothing(
+    *descriptors: int,
+    opened: Callable[..., int] = os.open,
+    dup2: Callable[[int, int], int] = os.dup2,
+    close: Callable[[int], None] = os.close,
+) -> None:
+    null = opened("/dev/null", os.O_RDWR)
+    for fd in descriptors:
+        dup2(null, fd)
+    close(null)
 
 
 @contextlib.contextmanager
