@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
+import tempfile
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,6 +76,14 @@ class _ByGroup(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
     """The scheduler of `make test`."""
     return _ByGroup(config, log)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """The folder of the session's server of forks, see tests/support/forked.py; its workers find it as well."""
+    if not hasattr(config, "workerinput"):
+        folder = tempfile.mkdtemp(prefix="atropos-forks-", suffix=f"-{os.getpid()}")
+        os.environ["TEST_FORKS"] = folder
+        config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
 
 
 @pytest.hookimpl(wrapper=True)

@@ -13,6 +13,7 @@ import pytest
 from environments.livecode.problems.load import load_problems
 from environments.livecode.problems.problem import Problem
 from environments.livecode.verification.judge_requests import judge_request
+from tests.support.forked import completed
 from verifier_app.judge import verify
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -43,7 +44,7 @@ def installed(name: str, target: Path) -> dict[str, str]:
 def test_the_environment_is_found_by_its_name_and_asks_its_own_way(tmp_path: Path) -> None:
     env = installed("environment", tmp_path)
     command = [sys.executable, "-m", "environments.cli", "run-env", "terse", "--help"]
-    shown = subprocess.run(command, env=env, capture_output=True, text=True, check=True, timeout=120).stdout
+    shown = completed(command, **env).stdout
     assert "--env.group-size" in shown or "--env.group_size" in shown
     code = (
         "import json, sys\n"
@@ -53,7 +54,7 @@ def test_the_environment_is_found_by_its_name_and_asks_its_own_way(tmp_path: Pat
         "print(json.dumps([TersePrompts.chat(None, problem) for problem in load_problems(sys.argv[1])]))"
     )
     problems = str(EXAMPLES / "own_problems" / "problems.jsonl")
-    done = subprocess.run([sys.executable, "-c", code, problems], env=env, capture_output=True, text=True, timeout=120)
+    done = completed([sys.executable, "-c", code, problems], **env)
     assert done.returncode == 0, done.stderr
     asked = [chat[0]["content"] for chat in json.loads(done.stdout)]
     assert asked[0] == (

@@ -11,8 +11,11 @@ import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from tests.support.forked import Forked
 
 ROOT = Path(__file__).resolve().parents[2]
 NAME = "somebody/Tiny"
@@ -90,10 +93,11 @@ def hub() -> Iterator[tuple[str, type[Hub]]]:
 def run(url: str, home: Path, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
     given = {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     plain = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    return subprocess.run(
-        [sys.executable, *words], env=plain | given | variables, cwd=ROOT, capture_output=True, text=True, check=False,
-        timeout=120,
-    )  # fmt: skip
+    kind = subprocess.Popen if words[0] == "-c" else Forked  # a few modules alone, or torch as well
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with kind([sys.executable, *words], env=plain | given | variables, cwd=ROOT, **pipes) as process:
+        out, error = process.communicate(timeout=280)
+    return subprocess.CompletedProcess(words, process.returncode, out, error)
 
 
 FOLDER = """

@@ -10,6 +10,7 @@ import json
 import os
 import random
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -23,6 +24,7 @@ import psutil
 
 from environments.common.errors import BAD_INPUT
 from environments.launch.processes import Child, free_port, tail
+from tests.support.forked import Forked
 from tests.support.proxy import Proxy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +38,15 @@ AWAY_S = 0.2  # from a death to the restart, unless a fault says otherwise
 def lines(path: Path) -> list[dict[str, Any]]:
     """The objects of a JSONL file."""
     return [json.loads(line) for line in path.read_bytes().splitlines()] if path.exists() else []
+
+
+class ForkedChild(Child):
+    """A child that need not import torch first: what is started again is there in a moment."""
+
+    def _start(self) -> None:
+        self.started = time.monotonic()
+        streams: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": self._log_file, "stderr": subprocess.STDOUT}
+        self.process = Forked(self._argv, env=self._env, **streams)
 
 
 @dataclass
@@ -181,7 +192,8 @@ class Loop:
         """Starts a process by its command; the environment only where the servers that it checks first answer."""
         part = self.parts[name]
         part.starts += 1
-        part.child = Child(name, part.argv, self.folder / "logs" / f"{name}.log", part.env)
+        kind = ForkedChild if part.argv[0] == sys.executable and name not in ("api", "verifier") else Child
+        part.child = kind(name, part.argv, self.folder / "logs" / f"{name}.log", part.env)
         ready = {"api": "/health", "policy": "/health", "verifier": "/health"}.get(name)
         if part.starts == 1 and ready:
             part.child.wait_ready(self.urls[name] + ready, 600.0)
@@ -208,7 +220,7 @@ class Loop:
     def pid(self, name: str) -> int:
         """Of a process; of "rank-0" and "rank-1" those of the trainer, "judges" is a job for `judges`."""
         if name.startswith("rank-"):
-            ranks = [one for one in children(self._pid("trainer")) if environ(one).get("RANK") == name[5:]]
+            ranks = [one for one in children(self._pid("trainer")) if one.name() == name]
             return ranks[0].pid if ranks else self._pid("trainer")
         return self._pid(name)
 
@@ -320,15 +332,6 @@ def words(process: psutil.Process) -> list[str]:
         return line
     except (psutil.NoSuchProcess, psutil.AccessDenied):
         return []
-
-
-def environ(process: psutil.Process) -> dict[str, str]:
-    """Its variables."""
-    try:
-        variables: dict[str, str] = process.environ()
-        return variables
-    except (psutil.NoSuchProcess, psutil.AccessDenied):
-        return {}
 
 
 def with_children(pid: int, number: signal.Signals) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import subprocess
 import sys
 import threading
@@ -21,6 +20,7 @@ from environments.common.settings import ConfigError
 from environments.launch.processes import free_port
 from environments.launch.serve_model import ServeConfig, serve_command
 from tests.served import Served
+from tests.support.forked import completed
 from trainer.weight_sync.vllm_routes import WeightServer, WeightSyncError, check_all
 
 # What serve-model does before it becomes vLLM: here it becomes a server that is ready after a while.
@@ -136,10 +136,8 @@ def test_no_request_is_logged_by_the_trainer(smollm2: Path, tmp_path: Path) -> N
     vllm = healthy(free_port())
     main = str(Path(__file__).resolve().parents[2] / "trainer" / "main.py")
     flags = ["--model", str(smollm2), "--run_dir", str(tmp_path / "run"), "--weights.servers", vllm.url]
-    done = subprocess.run(
-        [sys.executable, main, *flags, "--api.url", vllm.url, "--checkpoint.export", "false"],
-        capture_output=True, text=True, check=False, env={**os.environ, "COLUMNS": "200"},
-    )  # fmt: skip
+    words = [sys.executable, main, *flags, "--api.url", vllm.url, "--checkpoint.export", "false"]
+    done = completed(words, COLUMNS="200")
     vllm.stop()
     assert done.returncode == 1
     assert f"{vllm.url}/contract" in done.stderr.splitlines()[-1]

@@ -14,6 +14,7 @@ import pytest
 
 from environments.common.settings import BAD_INPUT_NOTE
 from environments.launch.supervise import Restarts, Stop, supervise
+from tests.support.forked import completed
 
 COUNT = "import pathlib, sys; p = pathlib.Path(sys.argv[1]); p.write_text(p.read_text() + 'x' if p.exists() else 'x');"
 
@@ -111,9 +112,7 @@ def test_a_trainer_with_wrong_options_is_not_tried_again(tmp_path: Path) -> None
     trainer = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "1", "--standalone",
                "trainer/main.py", "--model", str(tmp_path), "--run_dir", str(tmp_path), "--steps", "0"]  # fmt: skip
     words = ["-m", "environments.cli", "supervise", "--name", "trainer", "--", *trainer]
-    done = subprocess.run(
-        [sys.executable, *words], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False
-    )
+    done = completed([sys.executable, *words])
     assert done.returncode == 2
     assert "trainer: exit code 2: bad input, not started again" in done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith("error ")] == [

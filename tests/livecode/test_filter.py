@@ -22,6 +22,7 @@ from environments.livecode.problems.load import load_problems, save_problems
 from environments.livecode.problems.problem import Problem, TestCase
 from environments.livecode.problems.sampler import LearnableSampler
 from environments.livecode.problems.stored_tests import SCHEMA, write_rows
+from tests.support.forked import Forked
 from verifier_app.judge.store import TestStore, encode_tests
 
 RIGHT, WRONG = "```python\nprint(int(input()) + 1)\n```", "```python\nprint(0)\n```"
@@ -124,7 +125,7 @@ def test_a_death_loses_no_sample(generation: Any, model_dir: Path, split: Path) 
 
     generation.script = script
     argv = words(generation, model_dir, split, "--env.max_concurrent_rollouts", "8")
-    process = subprocess.Popen([sys.executable, "-m", "environments.cli", *argv], stderr=subprocess.PIPE)
+    process = Forked([sys.executable, "-m", "environments.cli", *argv], stderr=subprocess.PIPE)
     kept = split.with_name("train-filtered") / "samples"
     try:
         until = time.monotonic() + 120

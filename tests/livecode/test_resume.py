@@ -25,6 +25,7 @@ from environments.livecode.problems.sampler import build_sampler, load_set
 from environments.livecode.recovery.progress import DiskFull, ProgressError
 from environments.livecode.recovery.progress_file import NAME, reading
 from tests.livecode.test_environment import RIGHT, WRONG, Alternate, config, groups_of, lines, serving, settled, until
+from tests.support.forked import Forked
 
 __all__ = ["config"]  # the fixture
 STEPS = 12
@@ -79,7 +80,7 @@ def test_kill_minus_nine_at_any_write_loses_skips_and_repeats_nothing(
     options = tmp_path / "options.json"
     options.write_text(config.model_dump_json(exclude={"env": {"max_token_length"}}))
     draw = random.Random(seed)
-    with subprocess.Popen(
+    with Forked(
         [sys.executable, "-m", "tests.livecode.mortal"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as lives:
         assert lives.stdin is not None

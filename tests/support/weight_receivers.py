@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import json
 import os
-import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -154,13 +153,12 @@ class Receiver:
         self.port = port or free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self._process = forked(serve, self.port, workers, backend, hang_at, die_in_chunk)
-        threading.Thread(target=self._process.join, daemon=True).start()
         while True:
             try:
                 httpx.get(f"{self.url}/health", timeout=5.0, trust_env=False)
                 break
             except httpx.TransportError:
-                assert self._process.is_alive(), f"the stand-in server ended with {self._process.exitcode}"
+                assert self._process.poll() is None, f"the stand-in server ended with {self._process.returncode}"
                 time.sleep(0.05)
 
     def state(self) -> dict[str, Any]:

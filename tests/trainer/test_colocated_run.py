@@ -6,10 +6,9 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 
-from tests.support.forked import forked
+from tests.support.forked import Forked, forked
 from tests.support.policy_server import Engine
 from tests.trainer.test_colocated import UPDATE, Recorded
 from tests.trainer.test_run import STEPS, api_server, post_groups, trainer_words
@@ -26,10 +25,10 @@ def run(words: list[str]) -> None:
     sys.exit(main(words))
 
 
-def until(condition: Callable[[], object], trainer: BaseProcess) -> None:
+def until(condition: Callable[[], object], trainer: Forked) -> None:
     end = time.monotonic() + 200
     while not condition():
-        assert trainer.is_alive()
+        assert trainer.poll() is None
         assert time.monotonic() < end
         time.sleep(0.01)
 
@@ -61,7 +60,7 @@ def test_a_run_takes_turns_and_one_killed_while_vllm_sleeps_wakes_it_at_its_next
             post_groups(url, model, 2, 2 * STEPS)
             trainer = forked(run, words)
             trainer.join(200)
-            assert trainer.exitcode == 0
+            assert trainer.returncode == 0
         finally:
             trainer.kill()
             vllm.served.stop()

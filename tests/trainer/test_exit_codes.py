@@ -33,8 +33,8 @@ print([name for name in ("torch", "transformers", "vllm", "atroposlib") if name 
 """
 
 
-def start(folder: Path, *flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    return completed(folder, main, list(flags), **variables)
+def start(*flags: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    return completed(main, list(flags), **variables)
 
 
 @pytest.mark.parametrize(
@@ -57,7 +57,7 @@ def test_a_run_folder_of_another_format_is_one_line_before_the_model_is_read(tmp
     run.mkdir()
     (run / "run.json").write_text('{"format": 99}')
     words = ["--model", str(tmp_path / "no-model"), "--run_dir", str(run)]
-    done = start(tmp_path, *words, **{BAD_INPUT_NOTE: str(tmp_path / "note")})
+    done = start(*words, **{BAD_INPUT_NOTE: str(tmp_path / "note")})
     assert done.returncode == 2, done.stderr
     assert [line for line in done.stderr.splitlines() if "error" in line] == [
         f"error {run}: a run folder of format 99, this version reads 1. Use the version that wrote it, or give "
@@ -69,7 +69,7 @@ def test_a_run_folder_of_another_format_is_one_line_before_the_model_is_read(tmp
 
 def test_a_run_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = start(tmp_path, "--model", "m", "--run_dir", str(tmp_path / "file" / "run"))
+    done = start("--model", "m", "--run_dir", str(tmp_path / "file" / "run"))
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"error run_dir {tmp_path}/file/run: cannot be written (")
 
@@ -81,20 +81,20 @@ def test_servers_and_api_are_asked_before_the_model_is_read(tmp_path: Path) -> N
     (model / "config.json").write_text("{}")
     save_file({"weight": torch.zeros(2)}, model / "model.safetensors")  # of no model that could be built
     where = ["--model", str(model), "--run_dir", str(tmp_path / "run"), "--checkpoint.export", "false"]
-    done = start(tmp_path, *where, "--weights.servers", "http://127.0.0.1:9", "--weights.wait_s", "0")
+    done = start(*where, "--weights.servers", "http://127.0.0.1:9", "--weights.wait_s", "0")
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith("error weights to http://127.0.0.1:9, phase health: ")
     with api_server(tmp_path) as url:
-        done = start(tmp_path, *where, "--api.url", f"{url}/nothing-here")
+        done = start(*where, "--api.url", f"{url}/nothing-here")
         assert done.stderr.splitlines()[-1].startswith(f"error POST {url}/nothing-here/contract answered HTTP 404")
         httpx.post(f"{url}/ack", json={"checkpoint_step": 3}, trust_env=False).raise_for_status()
-        done = start(tmp_path, *where, "--api.url", url)
+        done = start(*where, "--api.url", url)
         assert done.returncode == 2
         last = done.stderr.splitlines()[-1]
         assert last.startswith(f"error {url}/rollback refuses: step 0 is before the acknowledged checkpoint of step 3")
         assert last.endswith("or start `atropos run-api` with another --journal")
     with api_server(tmp_path / "other") as url:
-        done = start(tmp_path, *where, "--api.url", url)
+        done = start(*where, "--api.url", url)
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"error model {model}: cannot be loaded: ")
 
@@ -104,13 +104,7 @@ def test_supervise_does_not_start_bad_input_again(tmp_path: Path) -> None:
     run.mkdir()
     (run / "run.json").write_text('{"format": 99}')
     words = ["supervise", "--name", "trainer", "--", sys.executable, str(ROOT / "trainer" / "main.py")]
-    done = subprocess.run(
-        [sys.executable, "-m", "environments.cli", *words, "--model", "m", "--run_dir", str(run)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = completed([sys.executable, "-m", "environments.cli", *words, "--model", "m", "--run_dir", run])
     assert done.returncode == 2
     assert done.stderr.count("a run folder of format 99") == 1
     assert done.stderr.splitlines()[-1].startswith("trainer: exit code 2: bad input, not started again")

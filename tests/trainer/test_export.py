@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import pytest
 from transformers import AutoConfig, GenerationConfig
 
 from environments.common.files import ordinary_mode
+from tests.support.forked import completed
 from tests.trainer.test_run import ROOT, api_server
 from trainer.data.api_client import AtroposClient
 from trainer.model.export import ExportError, check_export, save_hf
@@ -85,9 +85,7 @@ def test_an_export_that_cannot_be_written_is_found_before_training(models: dict[
         check_export(tmp_path / "export", models["llama"])
     assert caught.value.exit_code == 2
     words = ["--model", str(models["llama"]), "--run_dir", str(tmp_path / "run"), "--api.url", "http://127.0.0.1:9"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "trainer" / "main.py"), *words], capture_output=True, text=True, check=False
-    )
+    done = completed([sys.executable, ROOT / "trainer" / "main.py", *words])
     assert done.returncode == 2
     assert done.stderr.splitlines()[-1].startswith(f"error tokenizer_source {models['llama']}: no tokenizer files")
 

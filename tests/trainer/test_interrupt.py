@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.forked import Forked, completed
 from tests.trainer.test_run import ROOT, STEPS, api_server, free_port, losses, post_groups
 from trainer.launch import OPTIONS, split
 
@@ -71,21 +72,17 @@ def test_ctrl_c_under_supervise_and_the_launcher_saves_and_says_how_to_go_on(
     words = [sys.executable, "-m", "environments.cli", "supervise", "--name", "trainer", "--", *launch]
     with api_server(tmp_path) as url:
         post_groups(url, models["qwen3"], 0, 2)
-        command = subprocess.Popen(
-            [*words, *options(url, models["qwen3"], run)],
-            cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        )  # fmt: skip
+        command = Forked([*words, *options(url, models["qwen3"], run)], cwd=ROOT, stderr=subprocess.PIPE, text=True)
         try:
             while not (run / "metrics.jsonl").exists():
-                assert command.poll() is None
+                assert command.poll() is None, command.communicate()[1]
                 time.sleep(0.1)
             os.killpg(command.pid, signal.SIGINT)  # as a terminal does
             errors = command.communicate(timeout=120)[1]
         finally:
             command.kill()
         post_groups(url, models["qwen3"], 2, 6)
-        again = [sys.executable, "trainer/main.py", *options(url, models["qwen3"], run)]
-        done = subprocess.run(again, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+        done = completed([sys.executable, "trainer/main.py", *options(url, models["qwen3"], run)])
     assert "Ctrl-C: ending the step and saving, at most 600 s; Ctrl-C again leaves at once" in errors
     assert "saved after step 1 of 3; the same command resumes" in errors.splitlines()[-1], errors
     assert "Traceback" not in errors

@@ -29,7 +29,7 @@ def run(case: str, model: Path, receiver: Receiver, folder: Path) -> tuple[list[
         rank.join(120)
         rank.kill()
         rank.join()
-    return [rank.exitcode for rank in ranks], [(folder / f"stderr-{rank}.txt").read_text() for rank in range(2)]
+    return [rank.returncode for rank in ranks], [(folder / f"stderr-{rank}.txt").read_text() for rank in range(2)]
 
 
 def test_what_two_ranks_hold_is_sent_whole(receiver: Receiver, models: dict[str, Path], tmp_path: Path) -> None:

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import math
 import shutil
-import subprocess
 import sys
 import zlib
 from pathlib import Path
@@ -17,8 +16,8 @@ import pytest
 import torch
 
 from environments.common.errors import ConfigError
-from tests.support.forked import Ranks
-from tests.trainer.test_run import ROOT, api_server, post_groups, trainer_words
+from tests.support.forked import Ranks, completed
+from tests.trainer.test_run import api_server, post_groups, trainer_words
 from tests.trainer.two_ranks import whole
 from trainer.checkpoints import Checkpoints
 from trainer.config import OptimizerConfig, TrainerConfig
@@ -176,7 +175,7 @@ def test_groups_that_other_options_drop_are_named(copied: Path, capsys: pytest.C
 def test_two_ranks_take_their_step_again_bit_for_bit(models: dict[str, Path], tmp_path: Path) -> None:
     run = train(tmp_path, models["qwen3"], 2, ())
     command = [sys.executable, "-m", "environments.cli", "replay", str(run), "--step", "3"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    done = completed(command)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "are the same bit for bit" in done.stdout
     as_if = [str(run), "--step", "3", "--objective.name", "gspo"]

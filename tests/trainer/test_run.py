@@ -24,6 +24,7 @@ from tokenizers.models import WordLevel
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
 
 from environments.livecode.atropos_compat import encode_group
+from tests.support.forked import Forked
 from tests.trainer.conftest import VOCABULARY, make_groups
 from trainer.tracking import run_id
 
@@ -124,7 +125,7 @@ def start_trainer(
     packages: str = "",
 ) -> subprocess.Popen[str]:
     launcher = ["-m", "torch.distributed.run", "--nproc-per-node", str(ranks), "--master-port", str(free_port())]
-    return subprocess.Popen(
+    return Forked(
         [sys.executable, *launcher, str(program), *trainer_words(url, model, run_dir, *flags)],
         cwd=run_dir.parent,
         env={**os.environ, "PYTHONPATH": packages},

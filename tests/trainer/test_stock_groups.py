@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import math
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,8 +15,9 @@ import pytest
 from atroposlib.envs.base import BaseEnv, BaseEnvConfig, ScoredDataItem
 from atroposlib.envs.server_handling.server_baseline import APIServerConfig
 
+from tests.support.forked import completed
 from tests.trainer.conftest import VOCABULARY
-from tests.trainer.test_run import ROOT, api_server
+from tests.trainer.test_run import api_server
 from trainer.data.advantages import cross_check
 from trainer.data.api_client import AtroposClient
 from trainer.data.scored_groups import BatchError, Reading, parse_group
@@ -159,17 +159,15 @@ async def test_two_stock_environments_are_trained_on(models: dict[str, Path], sm
     words = [f"--{name}={value}" for name, value in options.items()]
     with api_server(tmp_path) as url:
         words += [f"--model={models['llama']}", f"--run_dir={run}", f"--api.url={url}"]
-        trainer = await asyncio.create_subprocess_exec(
-            *(sys.executable, "trainer/main.py", *words), cwd=ROOT, stderr=subprocess.PIPE
-        )
+        trainer = asyncio.create_task(asyncio.to_thread(completed, [sys.executable, "trainer/main.py", *words]))
         environments = [environment(kind, url, smollm2) for kind in (Plain, Whole)]
         feeding = [asyncio.create_task(one.env_manager()) for one in environments]
-        _, errors = await trainer.communicate()
+        done = await trainer
         for task in [*feeding, *(worker for one in environments for worker in one.workers)]:
             task.cancel()
             with contextlib.suppress(asyncio.CancelledError, Exception):
                 await task
-    assert trainer.returncode == 0, errors.decode()
+    assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert all(math.isfinite(row["loss"]) and row["grad_norm"] > 0 for row in rows)
