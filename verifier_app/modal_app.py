@@ -18,21 +18,25 @@ from typing import Any
 import modal
 
 from verifier_app.container import TESTS_DIR, judge_all
-from verifier_app.judge.languages.python.packages import PACKAGES
 
 APP, VOLUME = "livecode-verifier", "livecode-tests"
 OPTIONS: dict[str, Any] = {}
-PACKAGES_PINNED: list[str] = []
+PYTHON_PACKAGES: list[str] = []
+DEBIAN_PACKAGES: list[str] = []
 TIMEOUT_S = ""
 GO = ("__init__.py", "container.py", "modal_app.py")  # beside the judge
 
 if modal.is_local():
+    from verifier_app.judge.languages.registry import find
     from verifier_app.settings import modal_settings
 
     settings = modal_settings()
+    needs = [find(name).image() for name in settings.language_names]
+    DEBIAN_PACKAGES = [name for need in needs for name in need.debian]
+    # pinned: programs must meet the same here and there
+    PYTHON_PACKAGES = [f"{name}=={version(name)}" for need in needs for name in need.python]
     APP, VOLUME = settings.app, settings.volume
     TIMEOUT_S = str(settings.timeout_s)  # a container does not learn it otherwise
-    PACKAGES_PINNED = [f"{name}=={version(name)}" for name in PACKAGES]  # programs must meet the same here and there
     OPTIONS = {
         "cpu": (settings.cpu, settings.cpu_limit),
         "memory": (settings.memory_mb, settings.memory_limit_mb),
@@ -53,10 +57,12 @@ def _stays_here(path: Path) -> bool:
     return path.suffix != ".py" or not (inside[0] == "judge" or path.name in GO)
 
 
+# not debian_slim, which installs compilers whatever the languages are
+image = modal.Image.from_registry(f"python:{sys.version_info.major}.{sys.version_info.minor}-slim-bookworm")
+if DEBIAN_PACKAGES:
+    image = image.apt_install(*DEBIAN_PACKAGES)
 image = (
-    # not debian_slim, which installs compilers: programs are to be Python, and the image small
-    modal.Image.from_registry(f"python:{sys.version_info.major}.{sys.version_info.minor}-slim-bookworm")
-    .uv_pip_install(*PACKAGES_PINNED)
+    image.uv_pip_install(*PYTHON_PACKAGES)
     .env({"VERIFIER_TIMEOUT_S": TIMEOUT_S})
     .add_local_python_source(
         "verifier_app", ignore=_stays_here

@@ -6,10 +6,11 @@ import ipaddress
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from verifier_app.judge.default_limits import MEMORY_LIMIT_MB
+from verifier_app.judge.languages.registry import DEFAULT, LANGUAGES
 
 
 class ServerSettings(BaseSettings):
@@ -66,6 +67,9 @@ class ModalSettings(BaseSettings):
 
     app: str = Field("livecode-verifier", pattern=r"^[A-Za-z0-9_.-]{1,63}$", description="Name of the app.")
     volume: str = Field("livecode-tests", pattern=r"^[A-Za-z0-9_.-]{1,63}$", description="Volume of the test sets.")
+    languages: str = Field(
+        "python", description="Languages that the image can judge, with commas between them: python,cpp adds g++."
+    )
     cpu: float = Field(1.0, gt=0, le=16, description="Cores that a container reserves.")
     cpu_limit: float = Field(2.0, gt=0, le=16, description="Cores that a container may use.")
     memory_mb: int = Field(1024, ge=256, description="MiB that a container reserves.")
@@ -88,6 +92,22 @@ class ModalSettings(BaseSettings):
         description="Containers at the same time, idle ones included; a workspace of the Starter plan has 100.",
     )
     scaledown_window_s: int = Field(60, ge=2, le=1200, description="Seconds before an idle container is given back.")
+
+    @property
+    def language_names(self) -> list[str]:
+        """The languages, each once."""
+        return list(dict.fromkeys(name.strip() for name in self.languages.split(",")))
+
+    @field_validator("languages")
+    @classmethod
+    def _has_languages(cls, given: str) -> str:
+        names = [name.strip() for name in given.split(",")]
+        unknown = [name for name in names if name not in LANGUAGES]
+        if unknown:  # a language of another package is not among the files that travel
+            raise ValueError(f"{unknown[0]!r}: an image has {', '.join(LANGUAGES)}; give these with commas")
+        if DEFAULT not in names:
+            raise ValueError(f"without {DEFAULT}, which checkers and the environment's self-test need; add it")
+        return given
 
     @model_validator(mode="after")
     def _fits(self) -> ModalSettings:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from tests.gvisor.programs import FORK_BOMB, PROGRAMS
-from tests.support.gvisor import inside, needs_gvisor
+from tests.support.gvisor import judged, needs_gvisor
 from verifier_app.judge import Judge
 
 pytestmark = needs_gvisor
@@ -30,19 +26,6 @@ LAYERS = {  # root without CAP_SYS_ADMIN makes its namespaces in a user namespac
     "docker": NAMESPACES | {"uid", "user_namespace"},
     "none": NAMESPACES | {"user_namespace"},
 }
-
-
-def judged(folder: Path, capabilities: str, requests: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """name -> verdict in a container with these capabilities; beside them how often its open socket was reached."""
-    shared = folder / "shared"
-    shared.mkdir()
-    (shared / "requests").write_text(json.dumps(requests))
-    command = [sys.executable, "-m", "tests.gvisor.judged_inside", str(shared / "requests"), str(shared / "answers")]
-    done = subprocess.run(
-        inside(folder / "bundle", capabilities, command, shared=[shared]), capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return dict(json.loads((shared / "answers").read_text()))
 
 
 @pytest.fixture(scope="module")

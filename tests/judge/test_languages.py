@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import ast
+import json
 import os
+import resource
 import struct
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +21,7 @@ from verifier_app import judge as package
 from verifier_app.container import judge_all
 from verifier_app.judge import Judge, JudgeError, TestStore, loading
 from verifier_app.judge.languages.cpp import language as cpp
-from verifier_app.judge.languages.cpp.guest import loaded_bytes
+from verifier_app.judge.languages.cpp.guest import loaded_bytes, lower
 from verifier_app.judge.languages.language import Compiler
 from verifier_app.judge.pool import JudgePool
 from verifier_app.judge.process_io import sealed_file
@@ -94,11 +98,10 @@ def test_a_missing_compiler_is_no_verdict_and_names_the_fix(
     monkeypatch.setenv("VERIFIER_CXX", named)
     error = fault(judge)
     assert error.kind == "language_missing"
-    assert f"VERIFIER_CXX = {named!r} is no program; install g++" in error.message
+    assert f"VERIFIER_CXX = {named!r} is no program; install g++ or set" in error.message
     (answer,) = judge_all([request()])
     assert (answer["error"]["kind"], "verdict" in answer) == ("language_missing", False)
-    assert "Modal has no compilers" in answer["error"]["message"]
-    assert "env.verifier local or http" in answer["error"]["message"]
+    assert "On Modal: deploy with VERIFIER_LANGUAGES=python,cpp" in answer["error"]["message"]
 
 
 @needs_compiler
@@ -269,6 +272,35 @@ def test_a_failed_test_stops_and_the_given_order_is_kept(judge: Judge) -> None:
     verdict = judge.verify(request('#include <cstdio>\nint main() { puts("11"); }', order=[1, 2, 0]))
     assert [test["index"] for test in verdict["tests"]] == [1, 2]
     assert verdict["failed_test"] == 2
+
+
+THREADS = """
+#include <pthread.h>
+#include <cstdio>
+void* one(void* n) { return n; }
+int main() { pthread_t t[64]; long made = 0; for (auto& each : t) made += !pthread_create(&each, nullptr, one, nullptr);
+  for (auto& each : t) pthread_join(each, nullptr); printf("%ld", made); }
+"""
+LOW_STACK = """
+import json, resource, sys
+resource.setrlimit(resource.RLIMIT_STACK, (256 << 20, 256 << 20))
+from verifier_app.judge import Judge
+with Judge() as judge:
+    print(judge.verify(json.load(sys.stdin))["status"])
+"""
+
+
+@needs_compiler
+def test_sixty_four_threads_start_where_the_stack_has_a_hard_limit() -> None:
+    given = json.dumps(request(THREADS, tests=[{"input": "", "output": "64"}], memory_limit_mb=64))
+    root = Path(package.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", LOW_STACK], input=given, capture_output=True, text=True, cwd=root)
+    assert done.stdout == "accepted\n", done.stderr
+
+
+def test_the_lower_of_two_limits_is_the_one_that_there_is() -> None:
+    none = resource.RLIM_INFINITY
+    assert [lower(3, 5), lower(none, 5), lower(5, none), lower(none, none)] == [3, 5, 5, none]
 
 
 def elf(segments: list[tuple[int, int]], size: int = 56) -> bytes:

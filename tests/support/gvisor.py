@@ -14,6 +14,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -95,3 +96,16 @@ def inside(
     (folder / "config.json").write_text(json.dumps(description))
     flags = ["--rootless", "--network=none", "--overlay2=root:memory", "--host-uds=open", f"--root={folder / 'state'}"]
     return [str(runsc), *flags, "run", f"--bundle={folder}", f"test-{abs(hash(folder))}"]
+
+
+def judged(folder: Path, capabilities: str, requests: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """name -> verdict in a container with these capabilities; beside them how often its open socket was reached."""
+    shared = folder / "shared"
+    shared.mkdir()
+    (shared / "requests").write_text(json.dumps(requests))
+    command = [sys.executable, "-m", "tests.gvisor.judged_inside", str(shared / "requests"), str(shared / "answers")]
+    done = subprocess.run(
+        inside(folder / "bundle", capabilities, command, shared=[shared]), capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return dict(json.loads((shared / "answers").read_text()))

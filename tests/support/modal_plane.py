@@ -98,6 +98,7 @@ class ControlPlane(Deployments):
         self.url = ""
         self.socket = folder / "door" / "socket"
         self.denied: tuple[str, ...] = ()  # groups of system calls that containers are refused
+        self.variables: dict[str, str] = {}  # more of a container's environment
         self.capabilities: str | None = None  # of containers inside gVisor; None: they run on this machine's kernel
         self.faults: deque[str] = deque()
         self.running = 0
@@ -198,6 +199,7 @@ class ControlPlane(Deployments):
             # what Modal mounts at the path of the definition is this folder here
             "VERIFIER_TESTS_DIR": str(self.volume_path(volume.volume_id)),
             **self.image_variables(),
+            **self.variables,
         }
         log = (root / "log").open("wb")
         process = await asyncio.create_subprocess_exec(

@@ -98,7 +98,7 @@ async def test_busy_overloaded_and_broken_answers_are_tried_again_and_counted_by
         ("bad_request", VerifierError),
         ("test_set_corrupt", VerifierError),
         ("too_large", VerifierError),
-        ("language_missing", VerifierError),
+        ("language_missing", VerifierUnusable),
         ("weak_isolation", VerifierUnusable),  # so would every other request end: the run does
         ("unauthorized", VerifierUnusable),
     ],

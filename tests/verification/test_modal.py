@@ -136,6 +136,7 @@ def test_the_deploying_commands_settings_become_the_definition(tmp_path: Path) -
             plane, "modal", "deploy", "-m", "verifier_app",
             VERIFIER_APP="mine", VERIFIER_VOLUME="sets", VERIFIER_MAX_CONTAINERS="40", VERIFIER_BUFFER_CONTAINERS="4",
             VERIFIER_MIN_CONTAINERS="2", VERIFIER_MEMORY_LIMIT_MB="8192", VERIFIER_TIMEOUT_S="1200",
+            VERIFIER_LANGUAGES="python, cpp",
         )  # fmt: skip
         assert done.returncode == 0, done.stderr
         function = plane.functions[plane.published[plane.apps["mine"]]["verify"]]
@@ -143,6 +144,10 @@ def test_the_deploying_commands_settings_become_the_definition(tmp_path: Path) -
     assert (pool.min_containers, pool.max_containers, pool.buffer_containers) == (2, 40, 4)
     assert (function.resources.memory_mb_max, function.timeout_secs) == (8192, 1200)
     assert list(plane.volumes) == ["sets"]
+    (installed,) = [
+        line for image in plane.images.values() for line in image.dockerfile_commands if "apt-get in" in line
+    ]
+    assert installed.split()[-1] == "g++"
 
 
 def test_the_command_without_a_flag_deploys_the_same_definition_by_the_same_settings(tmp_path: Path) -> None:
@@ -179,6 +184,8 @@ def test_the_literal_command_is_answered_with_the_one_to_run(plane: ControlPlane
         ({"VERIFIER_MAX_CONTAINERS": "many"}, "VERIFIER_MAX_CONTAINERS = 'many': "),
         ({"VERIFIER_MIN_CONTAINERS": "9", "VERIFIER_MAX_CONTAINERS": "3"}, "min_containers 9: above max_containers 3"),
         ({"VERIFIER_APP": "a b"}, "VERIFIER_APP = 'a b': "),
+        ({"VERIFIER_LANGUAGES": "python,sh"}, "VERIFIER_LANGUAGES = 'python,sh': 'sh': an image has python, cpp; give"),
+        ({"VERIFIER_LANGUAGES": "cpp"}, "VERIFIER_LANGUAGES = 'cpp': without python, which checkers and"),
     ],
 )
 def test_a_wrong_setting_is_one_line_and_nothing_is_deployed(
@@ -375,6 +382,18 @@ async def test_a_host_without_strong_isolation_ends_the_run_with_the_reason(plan
                 await verifier.self_test()
     finally:
         plane.denied = ()
+
+
+async def test_a_language_that_the_image_lacks_ends_the_run_with_the_command_at_its_first_program(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(plane.variables, "VERIFIER_CXX", "no-compiler")
+    before = plane.started
+    async with modal_verifier() as verifier:
+        await verifier.self_test()
+        with pytest.raises(VerifierUnusable, match=r"language_missing: .* deploy with VERIFIER_LANGUAGES=python,cpp"):
+            await verifier.verify(REQUEST | {"code": "int main() {}", "language": "cpp"})
+    assert (plane.started - before, verifier.causes) == (3, {})
 
 
 @pytest.mark.parametrize("fault", ["unavailable", "killed", "slow_start"])

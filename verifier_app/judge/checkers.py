@@ -222,7 +222,7 @@ class Checker:
             memory_limit_mb=MEMORY_LIMIT_MB,
             deadline_s=None,
             semantics="process",
-            language=registry.find("python"),
+            language=registry.find(registry.OF_CHECKERS),
         )
         self._spawn, self._run = spawn, run
         self._zygote: ZygoteHandle | None = None

@@ -11,7 +11,14 @@ from typing import Any, Self
 
 from environments.common.retry import Failure, Retry, RetryLater
 from environments.livecode.problems.problem import ProblemError
-from environments.livecode.verification.base import DeadlineExceeded, JudgeFault, Unreachable, Verdict, VerifierError
+from environments.livecode.verification.base import (
+    DeadlineExceeded,
+    JudgeFault,
+    Unreachable,
+    Verdict,
+    VerifierError,
+    VerifierUnusable,
+)
 from environments.livecode.verification.judge_requests import wait_s
 from environments.livecode.verification.uploads import TestSetUploads
 from verifier_app.judge import JudgeError
@@ -101,6 +108,7 @@ async def with_retries(
 
     Raises:
         JudgeFault: the judge failed at this program.
+        VerifierUnusable: this machine lacks the program's language.
         VerifierError: a fault that retries cannot fix, or that five tries did not fix.
         DeadlineExceeded: `deadline_s` passed.
     """
@@ -111,6 +119,8 @@ async def with_retries(
         except JudgeError as error:
             if error.kind == "judge_fault":
                 raise JudgeFault(str(error)) from error
+            if error.kind == "language_missing":
+                raise VerifierUnusable(str(error)) from error
             if error.kind in PERMANENT:
                 raise VerifierError(str(error)) from error
             raise RetryLater(str(error)) from error

@@ -28,7 +28,8 @@ logger = logging.getLogger(__name__)
 
 BACKOFF_S = (0.1, 5.0)  # first and longest pause between two tries
 SANDBOXES_IN_A_ROW = 12  # that did not start, and no verdict between them: the place cannot judge
-UNUSABLE = frozenset({"unauthorized", "weak_isolation"})  # faults that every further request meets too
+# faults that every further request meets too
+UNUSABLE = frozenset({"unauthorized", "weak_isolation", "language_missing"})
 
 
 class RetryVerification(RetryLater):

@@ -63,6 +63,14 @@ class Compiler:
     most_bytes: int
 
 
+@dataclass(frozen=True)
+class Image:
+    """What a container image that has Python needs for a language: names of Debian's packages, and of Python's."""
+
+    debian: tuple[str, ...] = ()
+    python: tuple[str, ...] = ()
+
+
 class Language:
     """The judge's half. Stateless: one object serves all requests.
 
@@ -86,6 +94,10 @@ class Language:
     def in_one_process(self, request: Request) -> bool:
         """Whether its guest runs all tests of this request in one process."""
         return False
+
+    def image(self) -> Image:
+        """What an image needs so that its programs can be judged there."""
+        return Image()
 
     def compiler(self) -> Compiler | None:
         """The compiler's limits; None: each zygote compiles the source itself, by its guest's `load`.

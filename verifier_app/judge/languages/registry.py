@@ -12,6 +12,7 @@ from verifier_app.judge.protocol import JudgeError, bad_request, shown
 
 GROUP = "livecode.languages"
 DEFAULT = "python"
+OF_CHECKERS = "python"
 LANGUAGES = {
     "python": "verifier_app.judge.languages.python.language:Python",
     "cpp": "verifier_app.judge.languages.cpp.language:Cpp",

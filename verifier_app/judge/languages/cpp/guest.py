@@ -1,8 +1,9 @@
 """C++, the sandboxed half: the compiler in a sandbox of its own, then the program that it made, once for each test.
 
 A program is executed from a file in memory that is closed when it begins: no path leads to it, and its process holds no
-descriptor but those of its test. Its stack may grow to the memory limit, as on a contest's server. The address space
-has room for threads beyond that limit; what is really held is the watchdog's, or the kernel's, to bound.
+descriptor but those of its test. Its stack may grow to the memory limit, as on a contest's server; gVisor maps the
+whole stack when a program starts, and at most 128 MB. The address space has room for threads beyond the memory limit;
+what is really held is the watchdog's, or the kernel's, to bound.
 """
 
 from __future__ import annotations
@@ -25,19 +26,24 @@ OPTIONS = (
 STACK_BYTES = 0
 RESULT_FD = 3
 SOURCE, PROGRAM = "solution.cpp", "solution"
-ROOM_FOR_THREADS = MAX_TASKS * (4 << 20)  # of address space: the C library gives each a stack of 2 MB
+THREAD_STACK_BYTES = 2 << 20  # the C library's, where the main thread's stack has no limit; else the same as that
+MAPPED_STACK_BYTES = 128 << 20  # gVisor's most; without a limit its stack has 8 MB
+BESIDE_BYTES = 2 << 20  # of address space, for each thread
 EXIT_REFUSED = 1
 # the interpreter ignores them, and what is ignored stays so over exec
 _RESET = (_signal.SIGINT, _signal.SIGPIPE, _signal.SIGXFSZ)
 _ELF64, _LOADED = b"\x7fELF\x02\x01", 1
 _compiler = ""
+_most_stack = resource.RLIM_INFINITY
 
 
 def preload(setup: Setup) -> None:
     """Nothing is loaded; setup.modules names the compiler."""
-    global _compiler
+    global _compiler, _most_stack
     [_compiler] = setup.modules
     sys.path[:] = [path for path in sys.path if path not in setup.homes]
+    if not stack_grows():
+        _most_stack = MAPPED_STACK_BYTES
 
 
 class Program:
@@ -77,13 +83,28 @@ class Program:
         if self.loaded_bytes > space != resource.RLIM_INFINITY:  # the kernel would kill it without a word
             os.write(2, f"std::bad_alloc: {self.loaded_bytes >> 20} MB of static data".encode())
             os._exit(EXIT_REFUSED)
+        _, stack = resource.getrlimit(resource.RLIMIT_STACK)
+        stack = lower(stack, _most_stack)
         if space != resource.RLIM_INFINITY:
-            space += ROOM_FOR_THREADS
-            space = space if hard == resource.RLIM_INFINITY else min(space, hard)
+            of_thread = THREAD_STACK_BYTES if stack == resource.RLIM_INFINITY else stack
+            space = lower(space + MAX_TASKS * (of_thread + BESIDE_BYTES), hard)
         resource.setrlimit(resource.RLIMIT_AS, (space, space))
-        _, most = resource.getrlimit(resource.RLIMIT_STACK)
-        resource.setrlimit(resource.RLIMIT_STACK, (most, most))
+        resource.setrlimit(resource.RLIMIT_STACK, (stack, stack))
         os.execve(self.file, [PROGRAM], os.environ)
+
+
+def lower(one: int, other: int) -> int:
+    """The lower of two limits, of which either may be none."""
+    return min((limit for limit in (one, other) if limit != resource.RLIM_INFINITY), default=resource.RLIM_INFINITY)
+
+
+def stack_grows() -> bool:
+    """Whether the kernel maps a stack as it is used: this process's is then smaller than it may become."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_STACK)
+    with open("/proc/self/maps", encoding="ascii", errors="replace") as file:
+        ranges = [line.split()[0].split("-") for line in file if line.rstrip().endswith("[stack]")]
+    mapped = sum(int(end, 16) - int(start, 16) for start, end in ranges)
+    return mapped < lower(soft, 8 << 20)
 
 
 def compile_to(fd: int, alarm: int) -> int:

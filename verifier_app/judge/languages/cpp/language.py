@@ -7,7 +7,7 @@ import re
 import shutil
 from typing import TYPE_CHECKING
 
-from verifier_app.judge.languages.language import Compiler, Language, Warm
+from verifier_app.judge.languages.language import Compiler, Image, Language, Warm
 from verifier_app.judge.protocol import JudgeError
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ def compiler_path() -> str:
     path = shutil.which(named or "g++", path="/usr/local/bin:/usr/bin:/bin")
     if path is None:
         what = f"{COMPILER} = {named!r} is no program" if named else "no g++ in /usr/local/bin, /usr/bin or /bin"
-        fix = f"install g++, set {COMPILER} to its path, or judge where it is (env.verifier local or http)"
-        raise JudgeError("language_missing", f"language 'cpp': {what}; {fix}. The image on Modal has no compilers")
+        fix = f"install g++ or set {COMPILER} to its path. On Modal: deploy with VERIFIER_LANGUAGES=python,cpp"
+        raise JudgeError("language_missing", f"language 'cpp': {what}; {fix}")
     return os.path.realpath(path)
 
 
@@ -56,6 +56,9 @@ class Cpp(Language):
             environment=(("MALLOC_ARENA_MAX", "1"),),
             readable=(prefix,) if outside else (),
         )
+
+    def image(self) -> Image:
+        return Image(debian=("g++",))
 
     def compiler(self) -> Compiler:
         compiler_path()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from verifier_app.judge.languages.language import Language, Warm
-from verifier_app.judge.languages.python.packages import entries
+from verifier_app.judge.languages.language import Image, Language, Warm
+from verifier_app.judge.languages.python.packages import PACKAGES, entries
 
 if TYPE_CHECKING:
     from verifier_app.judge.protocol import Request
@@ -43,6 +43,9 @@ class Python(Language):
 
     def usual(self) -> Warm:
         return PLAIN
+
+    def image(self) -> Image:
+        return Image(python=PACKAGES)
 
     def waits_for_input(self, source: str) -> bool:
         return any(word in source for word in WAITING)
