@@ -38,7 +38,9 @@ def found(folder: Path, capabilities: str, cases: list[Case]) -> dict[str, Any]:
         case.name: {"code": case.code.replace("JUDGE", judging.__file__), "tests": case.tests, **case.fields}
         for case in cases
     }
-    verdicts: dict[str, Any] = judged(folder, capabilities, requests)["verdicts"]
+    answers = judged(folder, capabilities, requests)
+    assert answers["left"] == 0
+    verdicts: dict[str, Any] = answers["verdicts"]
     for case in cases:
         verdict = verdicts[case.name]
         assert verdict["status"] in OWN_ENDS.get(case.name, case.statuses), (case.name, verdict)

@@ -43,14 +43,16 @@ def test_programs_get_this_kernels_verdict_behind_every_layer(
     isolation = found["verdicts"]["right"]["isolation"]
     assert (isolation["level"], set(isolation["layers"])) == ("strong", LAYERS[capabilities])
     assert isolation["missing"].keys() == {"landlock", "RLIMIT_MSGQUEUE", *({"uid"} - LAYERS[capabilities])}
-    assert found["visitors"] == 0
+    assert (found["visitors"], found["left"]) == (0, 0)
 
 
 @pytest.mark.slow(reason="a fork costs tens of milliseconds in gVisor, and a bomb forks for seconds")
 def test_a_fork_bomb_fails_and_the_next_program_is_judged_as_ever(tmp_path: Path) -> None:
     right = PROGRAMS["right"] | {"time_limit_s": 30.0}
     bombs = {"bomb": FORK_BOMB, "right": right, "bomb_again": FORK_BOMB, "right_again": right}
-    found = judged(tmp_path, "docker", bombs)["verdicts"]
+    answers = judged(tmp_path, "docker", bombs)
+    assert answers["left"] == 0
+    found = answers["verdicts"]
     for name in ("bomb", "bomb_again"):
         assert found[name]["status"] in ("runtime_error", "time_limit_exceeded", "memory_limit_exceeded")
     for name in ("right", "right_again"):

@@ -168,10 +168,11 @@ def _start(setup: Setup, guest: Any, fd: int) -> HostCapabilities:
     syscalls.default_signals(_KEPT_SIGNALS)
     Limits(["rlimits"]).lower(resource.RLIMIT_CORE, 0)
     syscalls.prctl(syscalls.PR_SET_DUMPABLE, 0)
-    syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     guest.preload(setup)
     ground = HostCapabilities(setup.folders, setup.packages, setup.deny, setup.readable)
     ground.prepare()
+    if not ground.pid:
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
     gc.collect()
     gc.freeze()
     return ground

@@ -146,13 +146,17 @@ class HostCapabilities:
     def fork_in_namespace(self) -> int:
         """fork(2) whose child is pid 1 of a new pid namespace; this process itself stays as it is.
 
-        A process between the two unshares, forks and leaves; its child comes to this process, a subreaper, and waits at
-        the gate until it has: a parent-death signal set before would be the middle one's.
+        A process between the two unshares, forks and leaves; its child comes to this process, a subreaper for so long,
+        and waits at the gate until it has: a parent-death signal set before would be the middle one's. This process
+        is no subreaper when it forks, nor later: to one that was, gVisor hands what a dead pid 1 leaves, and kills
+        nothing of it.
         """
         told, tell = os.pipe()
         gate, opener = os.pipe()
+        adopted, adopt = os.pipe()
         middle = os.fork()
         if middle == 0:
+            os.close(adopt)
             try:
                 syscalls.unshare(syscalls.CLONE_NEWPID)
                 pid = os.fork()
@@ -161,15 +165,20 @@ class HostCapabilities:
                 os._exit(1)
             if pid:
                 os.write(tell, str(pid).encode())
+                os.read(adopted, 1)
                 os._exit(0)
             os.close(opener)
             os.read(gate, 1)
-            for fd in (told, tell, gate):
+            for fd in (told, tell, gate, adopted):
                 os.close(fd)
             return 0
         os.close(tell)
         answer = os.read(told, 200).decode()
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 1)
+        os.close(adopted)
+        os.close(adopt)
         _, status = os.waitpid(middle, 0)
+        syscalls.prctl(syscalls.PR_SET_CHILD_SUBREAPER, 0)
         for fd in (told, gate, opener):
             os.close(fd)
         if status:
