@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-import numpy as np
 
 from environments.api_server.store import Entry, new_id
-from environments.common import group_bytes
-from environments.common.errors import LivecodeError
-from environments.common.group_bytes import UNREADABLE, GroupBytesError, UnpackedGroup
+from environments.common import group_bytes, scored_group
+from environments.common.group_bytes import UNREADABLE, GroupBytesError
+from environments.common.scored_group import GroupError
 
 STOCK_FIELDS = (
     *("advantages", "ref_logprobs", "messages", "generation_params", "inference_logprobs", "overrides"),
@@ -20,41 +19,8 @@ STOCK_FIELDS = (
 """Fields that a stock server always serves, null where the sender left them out."""
 
 
-PROMPT_MASK = group_bytes.MASKED
-"""Entry of `masks` on what is not trained; elsewhere the mask holds the token's id."""
 LONGEST_ID = 200
 """Characters of a group's id."""
-LARGEST = 3.4e38
-Number = Annotated[float, msgspec.Meta(ge=-LARGEST, le=LARGEST)]
-"""The trainer computes in float32, where a larger one is infinite."""
-Token = Annotated[int, msgspec.Meta(ge=0, le=2**31 - 1)]
-Mask = Annotated[int, msgspec.Meta(ge=PROMPT_MASK, le=2**31 - 1)]
-
-
-class GroupError(LivecodeError, ValueError):
-    """A group that nobody could train on; the message names field, value and fix."""
-
-
-class Wire(msgspec.Struct, kw_only=True):
-    """What of a group is looked at."""
-
-    tokens: list[list[Token]]
-    masks: list[list[Mask]]
-    scores: list[Number]
-    advantages: list[list[Number]] | None = None
-    ref_logprobs: list[list[Number]] | None = None
-    inference_logprobs: list[list[Number]] | None = None
-    overrides: list[dict[str, Any]] | None = None
-    group_overrides: dict[str, Any] | None = None
-    messages: list[list[dict[str, Any]]] | None = None
-    env_id: Token | None = None
-
-
-class Described(Wire, kw_only=True):
-    """The fields beside the numbers that come in binary form."""
-
-    tokens: None = None  # type: ignore[assignment]
-    masks: None = None  # type: ignore[assignment]
 
 
 class Named(msgspec.Struct):
@@ -65,8 +31,6 @@ class Named(msgspec.Struct):
 
 _named = msgspec.json.Decoder(Named | None)
 _groups = msgspec.json.Decoder(list[msgspec.Raw])
-_group = msgspec.json.Decoder(Wire)
-_described = msgspec.json.Decoder(Described)
 _keys = msgspec.json.Decoder(dict[str, msgspec.Raw])
 
 
@@ -89,86 +53,15 @@ def parse_packed(body: bytes, most: int) -> list[Entry]:
     """
     try:
         group = group_bytes.unpack(body, most)
-        described = _described.decode(group.rest)
     except GroupBytesError as error:
         raise GroupError(f"the body: {error}") from None
-    except UNREADABLE as error:
-        raise GroupError(f"{error}: send the fields of Atropos' ScoredData, numbers finite") from None
-    _check_sizes(described, len(group.tokens))
-    for index, row in enumerate(group.tokens):
-        _check_runs(index, group, row)
-    for name, rows in group.reals.items():
-        for index, row in enumerate(rows):
-            if not (np.abs(row) <= LARGEST).all():
-                raise GroupError(f"{name}[{index}]: a number that is not finite in float32; send finite ones")
-    return [Entry(_group_id(described.group_overrides), len(group.tokens), group.env_id, body)]
-
-
-def _check_runs(index: int, group: UnpackedGroup, tokens: np.ndarray[Any, Any]) -> None:
-    """As `_check_mask`, of a mask that can hold nothing else than -100 and the tokens' ids."""
-    given = sum(group.runs[index][::2])
-    if given == len(tokens):
-        raise no_sampled_token(index, given)
-    if not group.runs[index][0]:
-        raise GroupError(f"masks[{index}][0]: a sampled token needs one before it; begin with a masked run")
-    if tokens.min() < 0:
-        raise GroupError(f"tokens[{index}]: {tokens.min()} is no token id; send ids of 0 or more")
-
-
-def _check_sizes(wire: Wire, size: int) -> None:
-    if not size:
-        raise GroupError("tokens: empty; send at least one rollout")
-    for name in ("masks", "scores", "advantages", "ref_logprobs", "inference_logprobs", "overrides", "messages"):
-        column = getattr(wire, name)
-        if column is None or (not column and name not in ("masks", "scores")):
-            continue  # Atropos' own base class sends an empty list for a column that it does not have
-        if len(column) != size:
-            raise GroupError(f"{name}: {len(column)} entries for {size} rollouts; send one each")
-    for index, messages in enumerate(wire.messages or []):
-        if any("role" not in message or "content" not in message for message in messages):
-            raise GroupError(f"messages[{index}]: a message without role or content; send both")
-
-
-def no_sampled_token(index: int, tokens: int) -> GroupError:
-    """The refusal of a rollout that nothing can be learned from."""
-    return GroupError(
-        f"masks[{index}]: no sampled token among {tokens}; send a completion of one token or more, with its ids in the "
-        "mask"
-    )
+    named = scored_group.described(group).group_overrides
+    return [Entry(_group_id(named), len(group.tokens), group.env_id, body)]
 
 
 def _entry(raw: bytes) -> Entry:
-    try:
-        wire = _group.decode(raw)
-    except UNREADABLE as error:
-        raise GroupError(f"{error}: send the fields of Atropos' ScoredData, numbers finite") from None
-    size = len(wire.tokens)
-    _check_sizes(wire, size)
-    for name in ("masks", "inference_logprobs", "ref_logprobs"):
-        for index, row in enumerate(getattr(wire, name) or []):
-            if len(row) != len(wire.tokens[index]):
-                raise GroupError(
-                    f"{name}[{index}]: {len(row)} entries for {len(wire.tokens[index])} tokens; send one for each token"
-                )
-    for index, (tokens, mask) in enumerate(zip(wire.tokens, wire.masks, strict=True)):
-        _check_mask(index, tokens, mask)
-    return Entry(_group_id(wire.group_overrides), size, wire.env_id, raw)
-
-
-def _check_mask(index: int, tokens: list[int], mask: list[int]) -> None:
-    """A mask is -100 on what is given and the token's id on what was sampled."""
-    given = mask.count(PROMPT_MASK)
-    if given == len(mask):
-        raise no_sampled_token(index, len(mask))
-    if mask[0] != PROMPT_MASK:
-        raise GroupError(f"masks[{index}][0] is {mask[0]}: a sampled token needs one before it; send -100 there")
-    if mask[:given].count(PROMPT_MASK) == given and mask[given:] == tokens[given:]:
-        return
-    for place, (token, entry) in enumerate(zip(tokens, mask, strict=True)):
-        if entry not in (PROMPT_MASK, token):
-            raise GroupError(
-                f"masks[{index}][{place}] is {entry}: send -100 for what is given, or the token's id, here {token}"
-            )
+    group = scored_group.decode(raw)
+    return Entry(_group_id(group.group_overrides), len(group.tokens), group.env_id, raw)
 
 
 def _group_id(named: dict[str, Any] | None) -> str:

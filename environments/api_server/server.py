@@ -29,7 +29,7 @@ from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Count
 
 from environments.api_server.contracts import Contracts
 from environments.api_server.gauges import measure
-from environments.api_server.group_checks import GroupError, parse, parse_packed, stock_form
+from environments.api_server.group_checks import parse, parse_packed, stock_form
 from environments.api_server.hold import Hold
 from environments.api_server.request_bodies import Bodies
 from environments.api_server.requests import (
@@ -46,6 +46,7 @@ from environments.api_server.stock_state import show
 from environments.api_server.store import Entry, Lease, StepError, Store, Unwritable
 from environments.common import group_bytes
 from environments.common.group_bytes import MEDIA_TYPE
+from environments.common.scored_group import GroupError
 from verifier_app.judge.protocol import printable
 
 log = logging.getLogger(__name__)

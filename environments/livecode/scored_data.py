@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
+
 from environments.common.group_bytes import MASKED
+from environments.common.scored_group import GroupFacts, RolloutFacts
 from environments.livecode.pipeline import JudgedGroup
 
 _PROMPT_LOGPROB = 1.0  # Atropos' filler where nothing was sampled
@@ -22,18 +25,17 @@ def as_scored_data(group: JudgedGroup, *, temperature: float, context: int) -> d
         "scores": group.scores,
         "inference_logprobs": [[_PROMPT_LOGPROB] * len(prompt) + list(sample.logprobs) for sample in samples],
         "overrides": [
-            {
-                "set_advantage_to_zero": rollout.overlong,
-                "finish_reason": rollout.sample.finish_reason,
-                "versions": [list(span) for span in rollout.sample.versions],
-                "verdict": rollout.status,
-            }
+            msgspec.to_builtins(
+                RolloutFacts(
+                    set_advantage_to_zero=rollout.overlong,
+                    finish_reason="length" if rollout.overlong else "stop",
+                    versions=rollout.sample.versions,
+                    verdict=rollout.status,
+                )
+            )
             for rollout in group.rollouts
         ],
-        "group_overrides": {
-            "group_id": group.group_id,
-            "problem_id": group.problem.id,
-            "temperature": temperature,
-            "context": context,
-        },
+        "group_overrides": msgspec.to_builtins(
+            GroupFacts(group_id=group.group_id, problem_id=group.problem.id, temperature=temperature, context=context)
+        ),
     }
