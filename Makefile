@@ -7,8 +7,9 @@ VENV   ?= .venv
 DEVICE ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L >/dev/null 2>&1 && echo gpu || echo cpu)
 STEPS  ?=
 SEED   ?=
-# Processes that share the tests; 0: one process runs them all, which is what a debugger wants.
-WORKERS ?= 2
+# Processes that share the tests: one more than two cores, since many tests wait for a limit or a server. 0: one process
+# runs them all, which is what a debugger wants.
+WORKERS ?= 3
 # A seed: the tests run in an order drawn by it.
 SHUFFLE ?=
 ARGS   ?=

@@ -37,15 +37,27 @@ GROUPS = {
         "tests/judge/test_pool.py",
         "tests/judge/test_watch_totals.py",
     ),
-    # They share the server of forks, and the world of two ranks that the session starts.
-    "ranks": tuple(
-        f"tests/trainer/test_{name}.py"
-        for name in "adapter checkpoints exit_codes masked_ranks nccl_ranks objective_ranks parallel ranks replay "
-        "run_weights weights_nccl".split()
-    ),
+    # They read what one world of two ranks computed.
+    "ranks": tuple(f"tests/trainer/test_{name}.py" for name in ("adapter", "checkpoints", "parallel", "stored_adamw")),
 }
 # What takes longest begins first: the workers then end together.
-FIRST = ("vllm", "tests/adversarial/", "tests/faults/", "machine", "tests/trainer/test_run.py", "ranks")
+FIRST = (
+    "vllm",
+    "tests/faults/test_storm.py",
+    "machine",
+    "tests/adversarial/",
+    "tests/verification/test_modal.py",
+    "tests/trainer/test_budget.py",
+    "ranks",
+    "tests/api/test_deaths.py",
+    "tests/faults/",
+    "tests/trainer/test_replay.py",
+    "tests/trainer/test_run.py",
+    "tests/trainer/test_weights_nccl.py",
+    "tests/livecode/test_busy_servers.py",
+    "tests/livecode/test_resume.py",
+    "tests/report/test_access.py",
+)
 
 
 @dataclass(frozen=True)

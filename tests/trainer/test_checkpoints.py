@@ -257,7 +257,6 @@ def test_an_export_in_bf16_says_so_in_its_configuration(
     assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == torch.bfloat16
 
 
-@pytest.mark.slow  # two commands that import torch and transformers each: half a minute
 def test_the_export_command_writes_the_checkpoint_that_is_asked_for(
     alone: Parallel, models: dict[str, Path], tmp_path: Path
 ) -> None:

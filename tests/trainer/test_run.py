@@ -194,18 +194,13 @@ def test_sigterm_saves_and_the_resumed_run_equals_the_uninterrupted_one(
     ("flags", "message"),
     [
         (["--checkpoint.resume", "latest"], "error checkpoint 'latest': "),
-        *(
-            pytest.param(*case, marks=pytest.mark.slow)  # ten seconds each to start two ranks
-            for case in (
-                (
-                    ["--weights.servers", "http://127.0.0.1:9", "--weights.wait_s", "1"],
-                    "error weights to http://127.0.0.1:9, phase health: ",
-                ),
-                (["--init_from.run", "elsewhere"], "error checkpoint 'best': elsewhere/checkpoints has none"),
-                (["--model", "elsewhere"], "error model elsewhere: no config.json there"),
-                (["--memory_gib", "0.0001"], "error batch.max_tokens = 64, batch.context = 64 of "),
-            )
+        (
+            ["--weights.servers", "http://127.0.0.1:9", "--weights.wait_s", "1"],
+            "error weights to http://127.0.0.1:9, phase health: ",
         ),
+        (["--init_from.run", "elsewhere"], "error checkpoint 'best': elsewhere/checkpoints has none"),
+        (["--model", "elsewhere"], "error model elsewhere: no model there (no config.json)"),
+        (["--memory_gib", "0.0001"], "error batch.max_tokens = 64, batch.context = 64 of "),
     ],
 )
 def test_what_is_missing_is_said_once_and_ends_every_rank(
