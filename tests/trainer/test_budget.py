@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import random
 import re
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from math import prod
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -22,8 +24,10 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
 
+from benchmarks import memory
 from benchmarks.memory import CASES, options, run
 from environments.common.settings import load
+from tests.support.forked import Forked
 from tests.trainer.conftest import make_groups
 from trainer.budget import BudgetConfig, main
 from trainer.config import Recompute, TrainerConfig
@@ -67,7 +71,8 @@ SLOW = (
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=[pytest.mark.slow] if name in SLOW else []) for name in CASES]
 )
-def test_the_prediction_is_what_a_real_step_takes(name: str, tmp_path: Path) -> None:
+def test_the_prediction_is_what_a_real_step_takes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory, "subprocess", SimpleNamespace(PIPE=subprocess.PIPE, Popen=Forked))
     found = run(name, tmp_path)
     for phase in ("old", "train", "update", *(["reference"] if CASES[name].reference != "none" else [])):
         assert found[f"predicted {phase}"] == pytest.approx(found[phase], rel=0.1), phase
