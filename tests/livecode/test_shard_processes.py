@@ -17,10 +17,8 @@ import httpx
 import pytest
 
 from environments.api_server.shards import shares
-from environments.common.errors import BAD_INPUT
 from environments.common.shards import Shard, folders
 from environments.launch.processes import free_port
-from environments.livecode.config import RunConfig
 from environments.livecode.problems.load import save_problems
 from environments.livecode.problems.sampler import build_sampler, load_set
 from environments.livecode.recovery.progress_file import reading
@@ -251,33 +249,43 @@ def _was_evaluated_once_by_the_first(run: Path, servers: Servers, trainer: Train
 def test_a_second_process_of_a_shard_and_a_shard_of_another_run_end_at_once_with_the_reason(
     options: dict[str, Any], servers: Servers, tmp_path: Path
 ) -> None:
-    def start(name: str, **changes: Any) -> subprocess.Popen[str]:
-        path = tmp_path / f"{name}.json"
-        RunConfig.model_validate(options | {"env": options["env"] | changes})
-        path.write_text(json.dumps(options | {"env": options["env"] | changes}))
-        argv = [sys.executable, "-m", "environments.cli", "run-env", "livecode", "serve", "--config", str(path)]
-        return subprocess.Popen(argv, stderr=subprocess.PIPE, text=True)
-
     trainer = Trainer(options["env"]["rollout_server_url"], tmp_path / "run", servers)
-    trainer.stop.set()  # it has registered; nobody trains
-    trainer.http.post("/lease", json={"step": 0})
-    first = start("first", shard="0/2")
+    trainer.stop.set()  # it has registered and asked for its first batch; nobody trains
+    trainer.thread.join()
+    trainer.http.post("/lease", json={"step": 0}).raise_for_status()
+    first = Lives(options, 0, tmp_path, 0, deaths=0)
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"shard": f"0/{SHARDS}"}, "another environment is running there"),
+        ({"shard": f"0/{SHARDS}", "run_dir": str(tmp_path / "a")}, f"0-of-{SHARDS} is this shard's folder"),
+        ({"shard": "1/2", "run_dir": str(tmp_path / "b")}, f"this run has {SHARDS} shards"),
+        ({"shard": f"1/{SHARDS}", "seed": 5, "run_dir": str(tmp_path / "c")}, "env.seed differs from shard 0/3's"),
+        ({"shard": None, "run_dir": str(tmp_path / "d")}, "env.shard is empty: shards feed this run"),
+    ]
     try:
-        until(lambda: (tmp_path / "run" / "shards" / "0-of-2" / "progress.db").exists())
         until(lambda: trainer.http.get("/status").json().get("shards") is not None)
-        wrong = [
-            (start("same", shard="0/2"), "another environment is running there"),
-            (start("elsewhere", shard="0/2", run_dir=str(tmp_path / "a")), "0-of-2 is this shard's folder"),
-            (start("count", shard="1/3", run_dir=str(tmp_path / "b")), "this run has 2 shards"),
-            (start("seed", shard="1/2", seed=5, run_dir=str(tmp_path / "c")), "env.seed differs from shard 0/2's"),
-            (start("many", shard="0/5", run_dir=str(tmp_path / "d")), "this run has 2 shards"),
-        ]
-        for process, reason in wrong:
-            said = process.communicate(timeout=120)[1]
-            assert process.returncode == BAD_INPUT, said
-            assert reason in said.splitlines()[-1]
-        assert first.poll() is None
+        said = _ends_of(options, tmp_path, [changes for changes, _ in wrong])
+        for line, (_, reason) in zip(said, wrong, strict=True):
+            assert line.startswith("ConfigError: ")
+            assert reason in line
+        assert first.codes == []  # it runs on
     finally:
-        first.kill()
-        first.communicate()
+        assert first.process is not None
+        first.process.kill()
+        first.thread.join()
         trainer.close()
+
+
+def _ends_of(options: dict[str, Any], folder: Path, changes: list[dict[str, Any]]) -> list[str]:
+    """The last words of environments that end by themselves, started one after the other."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "tests.livecode.mortal"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    ) as lives:  # fmt: skip
+        lines_in = ""
+        for number, change in enumerate(changes):
+            path = folder / f"wrong-{number}.json"
+            path.write_text(json.dumps(options | {"env": options["env"] | change}))
+            lines_in += f"0 0 {path}\n"
+        said, errors = lives.communicate(lines_in, timeout=200)
+        assert said.split() == ["99"] * len(changes), errors
+        return [line for line in errors.splitlines() if "Error: " in line]
