@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from environments.api_server.shards import count_of, shares
+from environments.api_server.shards import count_of, shard_of, shares
 
 if TYPE_CHECKING:
     from environments.api_server.store import Entry, Store
@@ -40,7 +40,7 @@ def _shares_of(waiting: Iterable[Entry], envs: Envs, left: list[int]) -> list[En
     chosen = []
     for entry in waiting:
         shard = _shard(entry, envs)
-        if left[shard]:
+        if shard is not None and left[shard]:
             left[shard] -= 1
             chosen.append(entry)
     return None if any(left) else chosen
@@ -51,7 +51,8 @@ def queued_by_shard(store: Store) -> list[int]:
     counts = [0] * count_of(store.envs)
     queued = [*store.waiting.values(), *(entry for lease in list(store.again) for entry in lease.entries)]
     for entry in queued if counts else ():
-        counts[_shard(entry, store.envs)] += 1
+        if (shard := _shard(entry, store.envs)) is not None:
+            counts[shard] += 1
     return counts
 
 
@@ -68,6 +69,7 @@ def ready_with(entry: Entry, buffers: Mapping[int, Sequence[Entry]], envs: Envs)
     return [] if left else chosen
 
 
-def _shard(entry: Entry, envs: Envs) -> int:
-    assert entry.env_id is not None, "the server takes no other groups"
-    return int(envs[entry.env_id]["shard"]["index"])
+def _shard(entry: Entry, envs: Envs) -> int | None:
+    """None: it came before the first shard, from a sender that had not registered, and stays where it is."""
+    shard = shard_of(envs[entry.env_id]) if entry.env_id is not None and entry.env_id < len(envs) else None
+    return shard.index if shard else None

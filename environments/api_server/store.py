@@ -123,9 +123,9 @@ class Store:
         if self.knows(entry.group_id):
             return "duplicate"
         ready = ready_with(entry, self.buffers, self.envs)
-        env = self.envs[entry.env_id] if entry.env_id is not None and entry.env_id < len(self.envs) else {}
-        if env.get("shard") and not env.get("sent"):
-            self._set_env(entry.env_id, sent=True)  # type: ignore[arg-type]
+        env = entry.env_id
+        if env is not None and env < len(self.envs) and not self.envs[env].get("sent"):
+            self._set_env(env, sent=True)
         if self.journal is not None:
             entry.number = self.journal.add(entry.group_id, entry.size, entry.env_id, self.raw(entry), ready)
             entry.raw = None
