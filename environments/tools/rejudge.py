@@ -337,9 +337,8 @@ def rejudge_run(
             return await rejudge(programs, problems, verifier, rules, results, tick)
 
     found = asyncio.run(work())
-    for path in [own / "environment.jsonl" for own in folders(run)]:
-        if path.is_file():
-            compare_groups(found, read_lines(path, GroupRecord), env.overlong_baseline)
+    for path in filter(Path.is_file, (own / "environment.jsonl" for own in folders(run))):
+        compare_groups(found, read_lines(path, GroupRecord), env.overlong_baseline)
     rows = [json.dumps(msgspec.to_builtins(one)) + "\n" for one in found.changed]
     (out / "changed.jsonl").write_text("".join(rows), encoding="utf-8")
     return found
@@ -348,5 +347,4 @@ def rejudge_run(
 def _options(run: Path, out: Path, words: Sequence[str]) -> RunConfig:
     own = run / "config" / "environment.yaml"
     begin = ["--config", str(own)] if own.is_file() and "--config" not in words else []
-    words = [*begin, *words, "--env.run_dir", str(out), "--env.shard", ""]
-    return load_run_config(None, words, leave_out=("process",))
+    return load_run_config(None, [*begin, *words, "--env.run_dir", str(out), "--env.shard", ""], leave_out=("process",))

@@ -23,7 +23,7 @@ from environments.livecode.problems.load import save_problems
 from environments.livecode.problems.sampler import build_sampler, load_set
 from environments.livecode.recovery.progress_file import reading
 from environments.tools.audit import audit
-from environments.tools.report.collect import read_records
+from environments.tools.report.records import read_records
 from tests.livecode.conftest import Generation
 from tests.livecode.test_environment import RIGHT, WRONG, lines, problem
 from tests.livecode.test_training_evaluation import held_out
@@ -239,10 +239,10 @@ def _was_evaluated_once_by_the_first(run: Path, servers: Servers, trainer: Train
     assert set(servers.evaluated) == {"0", str(EVERY), str(STEPS)}  # none while another version was served
     assert any(held and held.endswith("are being evaluated") for held in trainer.held)
     merged = read_records(run, Counter())
-    assert len(merged["environment"]) == sum(len(lines(folder / "environment.jsonl")) for folder in folders(run))
+    assert len(merged.groups) == sum(len(lines(folder / "environment.jsonl")) for folder in folders(run))
     rows = [row for folder in folders(run) for row in lines(folder / "environment_metrics.jsonl")]
     assert {row["shard"] for row in rows} == {f"{index}/{SHARDS}" for index in range(SHARDS)}
-    steps = [row["step"] for row in merged["environment_metrics"]]
+    steps = [row["step"] for row in merged.environment_metrics]
     assert steps == sorted(set(steps))
 
 

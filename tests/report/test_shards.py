@@ -11,7 +11,8 @@ from typing import Any
 from environments.common.shards import Shard
 from environments.tools.audit import audit
 from environments.tools.rejudge import recorded
-from environments.tools.report.collect import collect, read_records
+from environments.tools.report.collect import collect
+from environments.tools.report.records import read_records
 from environments.tools.report.shards import merged
 from environments.tools.watch_records import Watched
 from tests.livecode.test_environment import lines
@@ -55,13 +56,13 @@ def test_a_watched_run_grows_by_what_each_shard_writes(tmp_path: Path) -> None:
     run = divided(make_run(tmp_path / "whole", steps=4), tmp_path / "divided")
     watched = Watched(run)
     assert watched.look()
-    before = len(watched.records["environment"])
+    before = len(watched.records.groups)
     assert before == 4 * 6
     path = run / "shards" / SHARDS[2].name / "environment.jsonl"
     with path.open("a") as file:
         file.write(json.dumps(lines(path)[-1] | {"group_id": "new"}) + "\n")
     assert watched.look()
-    assert [row["group_id"] for row in watched.records["environment"][before:]] == ["new"]
+    assert [one.group_id for one in watched.records.groups[before:]] == ["new"]
     assert not watched.look()
 
 
@@ -100,7 +101,7 @@ def test_metrics_of_a_divided_run_are_read_from_every_shard(tmp_path: Path) -> N
         folder = tmp_path / "shards" / shard.name
         folder.mkdir(parents=True)
         (folder / "environment_metrics.jsonl").write_text(json.dumps(row(0, str(shard), 2)) + "\n")
-    assert read_records(tmp_path, Counter())["environment_metrics"] == [{"step": 0, "groups": 6}]
+    assert read_records(tmp_path, Counter()).environment_metrics == [{"step": 0, "groups": 6}]
 
 
 def test_the_audit_of_a_run_takes_every_shards_folder(tmp_path: Path) -> None:
