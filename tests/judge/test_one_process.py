@@ -161,6 +161,12 @@ def test_a_process_holds_no_socket_but_its_own(strong: Judge) -> None:
     assert official(strong, SOCKET + "print(n if len(mine) == 1 else mine)")["status"] == RIGHT
 
 
+def test_the_socket_is_not_in_the_sandboxes_network(strong: Judge) -> None:
+    code = "with open('/proc/net/unix') as f: print(len(f.readlines()))"
+    verdict = official(strong, code, count=1)  # the head line alone
+    assert verdict["status"] == RIGHT or "net_namespace" not in verdict["isolation"]["layers"]
+
+
 def test_a_hundred_tests_are_one_process(strong: Judge) -> None:
     code = "import math\nmath.n = getattr(math, 'n', 0) + 1\nprint(math.n)"
     verdict = official(strong, code, count=100)

@@ -54,6 +54,7 @@ class TemplateHandle:
     def __init__(self, warm: Warm, deny: tuple[str, ...] = ()) -> None:
         ours, theirs = socket.socketpair()
         self.channel = Channel(ours)
+        self.one_process = warm.one_process
         self._lock = threading.Lock()
         self.broken = False  # it did not answer in time: what it does now is not known
         home = str(Path(__file__).resolve().parents[2])
@@ -66,6 +67,7 @@ class TemplateHandle:
             "packages": warm.packages(folders),
             "readable": list(warm.readable),
             "modules": list(warm.modules),
+            "one_process": warm.one_process,
             "deny": list(deny),
         }
         try:
@@ -190,7 +192,7 @@ class ZygoteHandle:
     def watch(self, time_limit_s: float, memory_bytes: int, forked: bool = True, lasting: bool = False) -> Watchdog:
         """The clock of the next test, which begins now.
 
-        forked: its processes are forks of the zygote's interpreter. lasting: one runs all tests.
+        forked: its processes are forks of the zygote's interpreter. lasting: this one runs the next tests, too.
         """
         if self._watchdog is not None:
             self._watchdog.next_test()

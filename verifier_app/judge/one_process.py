@@ -26,10 +26,9 @@ _CPUCLOCK_SCHED = 2
 class OneProcess:
     """The process of the tests, as its zygote sees it."""
 
-    def __init__(self, zygote: Zygote) -> None:
-        self._zygote = zygote
-        self._pid = 0  # 0: it has not begun, or has ended
-        self._socket: socket.socket | None = None
+    def __init__(self, zygote: Zygote, ours: socket.socket, theirs: socket.socket) -> None:
+        self._zygote, self._ours, self._theirs = zygote, ours, theirs
+        self._pid = 0  # it has not begun
         self._earlier_s = 0.0  # CPU time of the tests before
 
     def run(self, cpu_s: int, fds: list[int]) -> bytes:
@@ -37,35 +36,29 @@ class OneProcess:
         if not self._pid:
             self._start(cpu_s, fds)
         else:
-            assert self._socket is not None
             with contextlib.suppress(OSError):  # it is gone: how it ended is this test's end
-                self._socket.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+                self._ours.sendmsg([b"."], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
         for fd in fds:
             os.close(fd)
         return self._answer()
 
     def _start(self, cpu_s: int, fds: list[int]) -> None:
         zygote = self._zygote
-        self._socket, theirs = socket.socketpair()
-        end = fcntl.fcntl(theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, zygote.kept_end)
-        theirs.close()
-        self._pid, self._earlier_s = os.fork(), 0.0
+        self._pid = os.fork()
         if self._pid == 0:
+            end = fcntl.fcntl(self._theirs.fileno(), fcntl.F_DUPFD_CLOEXEC, zygote.kept_end)
             zygote.enter(cpu_s, fds, end + 1)
             zygote.program.run(zygote.alarm, next_test(socket.socket(fileno=end)))
-        os.close(end)
+        self._theirs.close()
 
     def _answer(self) -> bytes:
         """Wait until the test or the process has ended."""
-        assert self._socket is not None
         pid, zygote, earlier_s = self._pid, self._zygote, self._earlier_s
         try:
-            ended = not os.read(self._socket.fileno(), 1)
+            ended = not os.read(self._ours.fileno(), 1)
         except OSError:
             ended = True
         if ended:
-            self._pid = 0
-            self._socket.close()
             return zygote.gather(pid, earlier_s, lasting=True)
         self._earlier_s = max(earlier_s, cpu_time_s(pid))
         named_so = zygote.box.own_proc or not zygote.box.ground.pid  # or /proc has another process under this number

@@ -68,7 +68,7 @@ def run_test(
     pump = ProcessIO(request.tests.inputs[index].encode("utf-8", "surrogatepass"), call, cap, waits, more)
     try:
         memory, forked = request.memory_limit_mb << 20, not request.language.own_processes
-        tests = len(request.tests) if request.language.in_one_process(request) else 1
+        tests = len(request.tests) if zygote.template.one_process else 1
         ran = run_process(zygote, pump, limit, memory, forked, tests)
         if ran is None:
             return None

@@ -13,6 +13,7 @@ import json
 import os
 import resource
 import signal
+import socket
 import sys
 import time
 from importlib import import_module
@@ -37,8 +38,8 @@ _KEPT_SIGNALS = frozenset(
 class Template:
     """The template's loop."""
 
-    def __init__(self, channel: Channel, ground: HostCapabilities, guest: Any) -> None:
-        self.channel, self.ground, self.guest = channel, ground, guest
+    def __init__(self, channel: Channel, ground: HostCapabilities, guest: Any, one_process: bool = False) -> None:
+        self.channel, self.ground, self.guest, self.one_process = channel, ground, guest, one_process
         self.zygotes: dict[int, tuple[int, str | None, str | None]] = {}  # pid -> uid, scratch folder, memory group
         self.count = 0
 
@@ -103,6 +104,7 @@ class Template:
     ) -> None:
         """The forked half of spawn: confine, tell the judge, serve."""
         syscalls.prctl(syscalls.PR_SET_PDEATHSIG, signal.SIGKILL)
+        ends = socket.socketpair() if self.one_process else None  # here, or the sandbox's network would list it
         try:
             box = Sandbox(self.ground, config["memory_mb"], uid, scratch, group)
         except Exception as error:  # whatever it is, the judge's answer must name it
@@ -116,7 +118,7 @@ class Template:
         channel.send(ready | {"notices": box.notices >= 0}, fds + box.tmpfs)
         if box.notices >= 0:  # the judge's alone: when it hangs up, nobody listens
             os.close(box.notices)
-        Zygote(channel, self.guest.Program(), box).serve()
+        Zygote(channel, self.guest.Program(), box, ends).serve()
 
     @property
     def _groups(self) -> MemoryGroups:
@@ -153,7 +155,7 @@ def main(argument: str) -> None:
         channel.send({"failed": f"{type(error).__name__}: {error}"})
         return
     channel.send({"started": os.getpid()})
-    Template(channel, ground, guest).serve()
+    Template(channel, ground, guest, setup.one_process).serve()
 
 
 def _start(setup: Setup, guest: Any, fd: int) -> HostCapabilities:

@@ -31,11 +31,13 @@ FIRST_FREE = 64
 class Zygote:
     """The loop of one rollout's zygote.
 
-    program: a guest's Program (languages/language.py).
+    program: a guest's Program (languages/language.py). ends: of the socket to the process of all tests, where one runs
+    them.
     """
 
-    def __init__(self, channel: Channel, program: Any, box: Any) -> None:
+    def __init__(self, channel: Channel, program: Any, box: Any, ends: Any = None) -> None:
         self.channel = channel
+        self.ends = ends
         self.program = program
         self.box = box
         self.pipes: tuple[int, ...] = ()  # descriptors that a test's process has to own
@@ -52,7 +54,7 @@ class Zygote:
         try:
             body, fds = self.channel.recv_body()
             self.channel.send(self._load(json.loads(body), fds))
-            run = OneProcess(self).run if self.program.one_process else self._run
+            run = OneProcess(self, *self.ends).run if self.ends else self._run
             while True:
                 body, fds = self.channel.recv_body()
                 self.channel.send_body(run(int(body), fds))

@@ -9,11 +9,10 @@ a module, its guest, which runs in the sandbox:
       .load(message, file)  takes the source, message["load"], or the file that was built of it (a descriptor, else -1);
                           what is wrong with the source, or None
       .call               whether descriptor 3 takes a result; else descriptor 1 is the output
-      .one_process        whether one process runs all tests of a rollout
       .run(alarm)         in a test's process, confined: runs the program on descriptors 0, 1 and 2 and never returns.
                           Closes alarm before anything untrusted runs; what is written to it is a fault of ours and no
-                          verdict. With one_process run(alarm, another): at a test's end it calls another(), which
-                          is true when the descriptors are those of the next test
+                          verdict. Where Warm has one_process, run(alarm, another): at a test's end it calls another(),
+                          which is true when the descriptors are those of the next test
 
 A language with a compiler has its guest run twice: a first Program, loaded without source and file, compiles what its
 `run` reads from descriptor 0 and writes what it made to descriptor 3; all others are loaded with that file.
@@ -41,6 +40,7 @@ class Warm:
     guest: the module of the language's sandboxed half. modules: what its preload imports. environment: more variables,
     as pairs. packages: of the interpreter's package folders, the names that programs see. readable: folders beyond the
     system's that the private root needs. homes: folders that the guest is imported from, if not the judge's own.
+    one_process: whether one process runs all tests of a rollout, one after the other.
     """
 
     guest: str
@@ -49,6 +49,7 @@ class Warm:
     packages: Callable[[Sequence[str]], list[str]] = field(default=no_packages, compare=False)
     readable: tuple[str, ...] = ()
     homes: tuple[str, ...] = ()
+    one_process: bool = False
 
 
 @dataclass(frozen=True)
@@ -90,10 +91,6 @@ class Language:
     def usual(self) -> Warm:
         """What most of its programs need, to be started before the first of them is there."""
         raise NotImplementedError
-
-    def in_one_process(self, request: Request) -> bool:
-        """Whether its guest runs all tests of this request in one process."""
-        return False
 
     def image(self) -> Image:
         """What an image needs so that its programs can be judged there."""

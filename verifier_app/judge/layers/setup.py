@@ -10,7 +10,8 @@ class Setup:
 
     homes: folders that our own modules are imported from. folders: the interpreter's package folders; packages: the
     names in them that programs see. readable: more folders that the private root has. modules: for the guest's preload.
-    deny: system calls that are refused to the sandbox's own setup.
+    one_process: whether one process runs all tests of a rollout. deny: system calls that are refused to the sandbox's
+    own setup.
     """
 
     def __init__(self, config: dict[str, Any]) -> None:
@@ -20,4 +21,5 @@ class Setup:
         self.packages: list[str] = config["packages"]
         self.readable: list[str] = config["readable"]
         self.modules: list[str] = config["modules"]
+        self.one_process: bool = config["one_process"]
         self.deny: list[str] = config["deny"]

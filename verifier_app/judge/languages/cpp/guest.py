@@ -49,8 +49,6 @@ def preload(setup: Setup) -> None:
 class Program:
     """The compiler, before there is a built file; then the program."""
 
-    one_process = False
-
     def __init__(self) -> None:
         self.file = -1
         self.call = True  # the compiler's result goes to descriptor 3

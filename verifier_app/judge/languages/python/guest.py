@@ -99,7 +99,7 @@ class Program:
     """One program in its zygote, run in a fork of it for each test."""
 
     def __init__(self) -> None:
-        self.call = self.one_process = False
+        self.call = False
         self.start: Callable[..., object] = _nothing  # runs the program and leaves
 
     def load(self, message: dict[str, Any], file: int) -> str | None:
@@ -129,7 +129,7 @@ class Program:
         code, problem = compile_program(lambda: official.compile_program(source, FILENAME, fn_name))
         if code is None:
             return problem
-        self.start, self.one_process = official.Program(code, main, source, fn_name).run, True
+        self.start = official.Program(code, main, source, fn_name).run
         return None
 
     def run(self, alarm: int, *another: Callable[[], bool]) -> None:

@@ -24,7 +24,7 @@ PLAIN = Warm(GUEST, MODULES, ENVIRONMENT, entries)
 def warm(numpy: bool = False, official: bool = False) -> Warm:
     """An interpreter with the usual imports, and with numpy and what the official semantics need."""
     more = (*(("numpy",) if numpy else ()), *((OFFICIAL,) if official else ()))
-    return Warm(GUEST, MODULES + more, ENVIRONMENT, entries) if more else PLAIN
+    return Warm(GUEST, MODULES + more, ENVIRONMENT, entries, one_process=official) if more else PLAIN
 
 
 class Python(Language):
@@ -37,9 +37,6 @@ class Python(Language):
 
     def warm(self, request: Request) -> Warm:
         return warm("numpy" in request.code, request.semantics == "official")
-
-    def in_one_process(self, request: Request) -> bool:
-        return request.semantics == "official"
 
     def usual(self) -> Warm:
         return PLAIN
