@@ -176,8 +176,8 @@ def measure(
     }  # fmt: skip
 
 
-def main() -> None:
-    """Command line."""
+def parsed() -> argparse.Namespace:
+    """The command line's options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--groups", type=int, default=4)
@@ -186,7 +186,12 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, default=None, help="where the journal lies; default: the system's")
     parser.add_argument("--before", type=Path, default=None, help="a checkout to compare with")
     parser.add_argument("--out", type=Path, default=None)
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Command line."""
+    options = parsed()
     groups = [make_group(number, options.rollouts, options.tokens) for number in range(options.groups)]
     bodies = {form: encode(groups, form) for form in FORMS}
     tokens = options.groups * options.rollouts * options.tokens / 1e6

@@ -142,15 +142,13 @@ def table(found: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def main(arguments: list[str]) -> int:
-    """Command line; the exit code is 1 if a section failed."""
-    missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
-    if missing:
-        print(f"gpu_check needs {', '.join(missing)}: pip install {' '.join(missing)}", file=sys.stderr)
-        return 2
+def parsed(arguments: list[str]) -> argparse.Namespace:
+    """The command line's options, checked; `only`, `skip`, `shape` and `context` are lists."""
     import torch
 
-    cuda = torch.cuda.is_available()
+    from benchmarks.trainer import activate_flash
+    from benchmarks.workload import SHAPES
+
     names = [section.name for section in sections()]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cuda")
@@ -162,26 +160,37 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--flash", choices=["FA3", "FA4"], help="attention kernel that torch activates; its package")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
-    only, skip = ([name for name in text.split(",") if name] for text in (options.only, options.skip))
-    for name in (*only, *skip):
+    on_gpu = options.device == "cuda"
+    options.only, options.skip = ([name for name in text.split(",") if name] for text in (options.only, options.skip))
+    for name in (*options.only, *options.skip):
         if name not in names:
             parser.error(f"section {name}: choose from {', '.join(names)}")
-    if options.device == "cuda" and not cuda:
+    if on_gpu and not torch.cuda.is_available():
         parser.error("torch sees no GPU here: run this on a machine with one, or give --device cpu")
-    if options.device == "cuda" and torch.cuda.get_device_capability() < (8, 0):
+    if on_gpu and torch.cuda.get_device_capability() < (8, 0):
         parser.error(f"{torch.cuda.get_device_name()}: flash attention needs compute capability 8.0 or newer")
-    from benchmarks.gpu_harness import Check
-    from benchmarks.trainer import activate_flash
-    from benchmarks.workload import SHAPES, command, machine, versions
-
     activate_flash(parser, options.flash)
-    on_gpu = options.device == "cuda"
-    device = torch.device("cuda", 0) if on_gpu else torch.device("cpu")
-    shapes = (options.shape or ("Qwen3-0.6B,Qwen3-1.7B,Qwen3-4B" if on_gpu else "tiny")).split(",")
-    for shape in shapes:
+    options.shape = (options.shape or ("Qwen3-0.6B,Qwen3-1.7B,Qwen3-4B" if on_gpu else "tiny")).split(",")
+    for shape in options.shape:
         if shape not in SHAPES:
             parser.error(f"--shape {shape}: choose from {', '.join(SHAPES)}")
-    contexts = [int(one) for one in (options.context or ("8192,32768" if on_gpu else "1024")).split(",")]
+    options.context = [int(one) for one in (options.context or ("8192,32768" if on_gpu else "1024")).split(",")]
+    return options
+
+
+def main(arguments: list[str]) -> int:
+    """Command line; the exit code is 1 if a section failed."""
+    missing = [package for module, package in PACKAGES.items() if importlib.util.find_spec(module) is None]
+    if missing:
+        print(f"gpu_check needs {', '.join(missing)}: pip install {' '.join(missing)}", file=sys.stderr)
+        return 2
+    import torch
+
+    from benchmarks.gpu_harness import Check
+    from benchmarks.workload import command, machine, versions
+
+    options = parsed(arguments)
+    device = torch.device("cuda", 0) if options.device == "cuda" else torch.device("cpu")
     began = time.perf_counter()
     described = {
         "machine": machine(device),
@@ -197,10 +206,10 @@ def main(arguments: list[str]) -> int:
             options.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
     with tempfile.TemporaryDirectory() as folder:
-        check = Check(device, Path(folder), shapes, contexts, max(contexts) * 5 // 4)
+        check = Check(device, Path(folder), options.shape, options.context, max(options.context) * 5 // 4)
         check.deadline = time.monotonic() + 60 * options.minutes
         with check.opened:
-            found = run(check, [section for section in sections() if section.name in only], skip, keep)
+            found = run(check, [section for section in sections() if section.name in options.only], options.skip, keep)
     print(table(found), end="")
     return int(any(row["status"] == "failed" for row in found.values()))
 

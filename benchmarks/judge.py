@@ -190,34 +190,39 @@ def idle_memory_mb(judge: Judge) -> tuple[float, float]:
         zygote.close()
 
 
+def rounds_of(judge: Judge, rounds: int) -> dict[str, float]:
+    """Medians over the rounds: CPU and wall ms per test, and seconds."""
+    found: dict[str, list[float]] = {}
+
+    def note(name: str, value: float) -> None:
+        found.setdefault(name, []).append(value)
+
+    for _ in range(rounds):
+        note("fresh", 1000 * measure(lambda: fresh_interpreters(20))[0] / 20)
+        for count in (20, 200):
+            times = 200 // count
+            note(f"inprocess{count}", 1000 * measure(partial(in_processes, count, times))[0] / 200)
+            cpu, wall = measure(partial(rollouts, judge, count, times))
+            note(f"judge{count}", 1000 * cpu / 200)
+            note(f"judge{count}_wall", 1000 * wall / 200)
+        note("floor", fork_floor())
+        one, two = asyncio.run(pooled(1, 20)), asyncio.run(pooled(2, 20))
+        note("speedup", one / two)
+        note("big", big_input(judge))
+        note("late", back_after_limit(judge))
+    return {name: statistics.median(values) for name, values in found.items()}
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
-    found: dict[str, list[float]] = {}
-
-    def note(name: str, value: float) -> None:
-        found.setdefault(name, []).append(value)
-
     with Judge() as judge:
         verdict = judge.verify({"code": CODE, "tests": tests(1)})
-        for _ in range(arguments.rounds):
-            note("fresh", 1000 * measure(lambda: fresh_interpreters(20))[0] / 20)
-            for count in (20, 200):
-                times = 200 // count
-                note(f"inprocess{count}", 1000 * measure(partial(in_processes, count, times))[0] / 200)
-                cpu, wall = measure(partial(rollouts, judge, count, times))
-                note(f"judge{count}", 1000 * cpu / 200)
-                note(f"judge{count}_wall", 1000 * wall / 200)
-            note("floor", fork_floor())
-            one, two = asyncio.run(pooled(1, 20)), asyncio.run(pooled(2, 20))
-            note("speedup", one / two)
-            note("big", big_input(judge))
-            note("late", back_after_limit(judge))
+        middle = rounds_of(judge, arguments.rounds)
         template_mb, zygote_mb = idle_memory_mb(judge)
-    middle = {name: statistics.median(values) for name, values in found.items()}
     # what each further test costs: 200-test rollouts less the fixed part that 20-test ones show
     fixed = (middle["judge20"] - middle["judge200"]) * 200 / 9
     result = {

@@ -143,32 +143,37 @@ def measure(
                     f"{said - begun:5.0f} s: {asked['running']} in flight, {sum(asked['kinds'].values())} answered, "
                     f"environment {rss_mb(run.pid('environment')):.0f} MB, API {api_peak:.0f} MB"
                 )
-        found = run.finish()
-        asked = run.asked()
-        lines = [json.loads(line) for line in (folder / "run" / "environment.jsonl").read_text().splitlines()]
-        finished = [line for line in lines if line["dropped"] not in ("stopped", "lost_inflight")]
-        statuses: dict[str, int] = {}
-        for line in finished:
-            for status in line["verdicts"]:
-                statuses[status] = statuses.get(status, 0) + 1
-        trainer = folder / "trainer.json"
-        return {
-            "rollouts_in_flight": {"most": asked["peak"], "mean": round(sum(flying) / len(flying))},
-            "seconds": round(seconds),
-            "answers": sum(asked["kinds"].values()),
-            "answer_tokens_mean": round(asked["tokens"] / max(1, sum(asked["kinds"].values()))),
-            "answers_received_mb": round(asked["sent_bytes"] / 1e6),
-            "cut_at_the_limit": asked["kinds"].get("overlong", 0),
-            "groups": len(finished),
-            "groups_sent": sum(line["sent"] for line in lines),
-            "verdicts": statuses,
-            "trainer": json.loads(trainer.read_text()) if trainer.exists() else {},
-            "api_peak_mb": round(api_peak),
-            **{name: value for name, value in found.items() if name != "series"},
-            "series": thin(found["series"], 60),
-        }
+        return result(folder, run, flying, seconds, api_peak)
     finally:
         run.stop()
+
+
+def result(folder: Path, run: Run, flying: list[int], seconds: float, api_peak_mb: float) -> dict[str, Any]:
+    """What a run has to show; it ends here. flying: rollouts in flight, once a second."""
+    found = run.finish()
+    asked = run.asked()
+    lines = [json.loads(line) for line in (folder / "run" / "environment.jsonl").read_text().splitlines()]
+    finished = [line for line in lines if line["dropped"] not in ("stopped", "lost_inflight")]
+    statuses: dict[str, int] = {}
+    for line in finished:
+        for status in line["verdicts"]:
+            statuses[status] = statuses.get(status, 0) + 1
+    trainer = folder / "trainer.json"
+    return {
+        "rollouts_in_flight": {"most": asked["peak"], "mean": round(sum(flying) / len(flying))},
+        "seconds": round(seconds),
+        "answers": sum(asked["kinds"].values()),
+        "answer_tokens_mean": round(asked["tokens"] / max(1, sum(asked["kinds"].values()))),
+        "answers_received_mb": round(asked["sent_bytes"] / 1e6),
+        "cut_at_the_limit": asked["kinds"].get("overlong", 0),
+        "groups": len(finished),
+        "groups_sent": sum(line["sent"] for line in lines),
+        "verdicts": statuses,
+        "trainer": json.loads(trainer.read_text()) if trainer.exists() else {},
+        "api_peak_mb": round(api_peak_mb),
+        **{name: value for name, value in found.items() if name != "series"},
+        "series": thin(found["series"], 60),
+    }
 
 
 def ended(folder: Path) -> int:

@@ -28,7 +28,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PretrainedConfig,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from benchmarks.memory_logprobs import logprobs
 from trainer.config import TrainerConfig
@@ -42,7 +49,7 @@ from trainer.planning.fit import setup
 from trainer.planning.flops import step_flops
 from trainer.planning.live_bytes import LiveBytes
 from trainer.planning.timeline import plan
-from trainer.step import accumulate_gradient, prepare, set_old_logprobs, set_reference_logprobs
+from trainer.step import OptimizerBatch, accumulate_gradient, prepare, set_old_logprobs, set_reference_logprobs
 
 MIB = 2**20
 ROOT = Path(__file__).resolve().parents[1]
@@ -168,14 +175,66 @@ def groups(case: Case) -> list[ScoredGroup]:
     ]
 
 
+def peaks_of_step(
+    live: LiveBytes,
+    sent: list[ScoredGroup],
+    config: TrainerConfig,
+    parallel: Parallel,
+    policy: Policy,
+    optimizer: PolicyOptimizer,
+    reference: Reference | None,
+) -> tuple[OptimizerBatch, dict[str, float]]:
+    """One step: its only part, and the peak of each phase in bytes."""
+    peaks: dict[str, float] = {}
+    with live:
+        batch = prepare(sent, config, parallel)
+        [part] = batch.parts
+        live.reset_peak()
+        if reference is not None:
+            set_reference_logprobs(batch, reference)
+        peaks["reference"] = live.peak
+        live.reset_peak()
+        set_old_logprobs(batch, policy, config, parallel)
+        peaks["old"] = live.peak
+        live.reset_peak()
+        accumulate_gradient(part, policy, config, parallel, Metrics())
+        peaks["train"] = live.peak
+        live.reset_peak()
+        optimizer.step()
+        if reference is not None:
+            reference.follow()
+        peaks["update"] = live.peak
+    return part, peaks
+
+
+def predicted(
+    case: Case, model: PretrainedConfig, config: TrainerConfig, parallel: Parallel, part: OptimizerBatch
+) -> dict[str, float]:
+    """The plan's peaks of the same phases in bytes, and the step's operations."""
+    [layout, *_] = (micro.layout for micro in part.micro_batches)
+    assert len(part.micro_batches) == case.groups
+    chosen = replace(setup(config, parallel.world_size, cuda=False), micro_batches=case.groups)
+    budget = plan(model, chosen, layout, len(part.micro_batches[0].target))
+    phases = {moment.phase: moment.total for moment in budget.phases}
+    return {
+        "predicted reference": phases.get("reference's log-probabilities", 0.0),
+        "predicted old": phases["old log-probabilities"],
+        "predicted train": max(size for name, size in phases.items() if "ward" in name),
+        "predicted update": phases["update"],
+        "flops": sum(
+            step_flops(model, micro.layout, len(micro.target), backward=True, recompute=False)
+            for micro in part.micro_batches
+        ),
+    }
+
+
 def step(case: Case, folder: Path, parallel: Parallel) -> dict[str, float]:
     """Peaks of a step's phases in bytes, predicted and measured, and a further one's CPU seconds.
 
     The step is one after the first. Gloo's thread lets go of a collective's tensors when it is scheduled, which adds to
     a peak and never takes from it: over several ranks the least of five steps is what a step takes.
     """
-    config, batch_groups = options(folder, case), groups(case)
-    model = AutoConfig.from_pretrained(folder)
+    config, sent = options(folder, case), groups(case)
     policy = Policy(
         folder,
         parallel,
@@ -191,45 +250,13 @@ def step(case: Case, folder: Path, parallel: Parallel) -> dict[str, float]:
         live.count([*reference.own.parameters(), *reference.own.buffers()])
     steps: list[dict[str, float]] = []
     for _ in range(2 if case.ranks == 1 else 6):
-        peaks = {}
-        with live:
-            batch = prepare(batch_groups, config, parallel)
-            [part] = batch.parts
-            live.reset_peak()
-            if reference is not None:
-                set_reference_logprobs(batch, reference)
-            peaks["reference"] = live.peak
-            live.reset_peak()
-            set_old_logprobs(batch, policy, config, parallel)
-            peaks["old"] = live.peak
-            live.reset_peak()
-            accumulate_gradient(part, policy, config, parallel, Metrics())
-            peaks["train"] = live.peak
-            live.reset_peak()
-            optimizer.step()
-            if reference is not None:
-                reference.follow()
-            peaks["update"] = live.peak
-        steps.append(dict(peaks))
+        part, peaks = peaks_of_step(live, sent, config, parallel, policy, optimizer, reference)
+        steps.append(peaks)
     found: dict[str, float] = {phase: min(peaks[phase] for peaks in steps[1:]) for phase in steps[0]}
     started = time.process_time()
     accumulate_gradient(part, policy, config, parallel, Metrics())
     found["seconds"] = time.process_time() - started
-    [layout, *_] = (micro.layout for micro in part.micro_batches)
-    trained = len(part.micro_batches[0].target)
-    assert len(part.micro_batches) == case.groups
-    chosen = replace(setup(config, parallel.world_size, cuda=False), micro_batches=case.groups)
-    budget = plan(model, chosen, layout, trained)
-    phases = {moment.phase: moment.total for moment in budget.phases}
-    found["predicted reference"] = phases.get("reference's log-probabilities", 0.0)
-    found["predicted old"] = phases["old log-probabilities"]
-    found["predicted train"] = max(size for name, size in phases.items() if "ward" in name)
-    found["predicted update"] = phases["update"]
-    found["flops"] = sum(
-        step_flops(model, micro.layout, len(micro.target), backward=True, recompute=False)
-        for micro in part.micro_batches
-    )
-    return found
+    return found | predicted(case, AutoConfig.from_pretrained(folder), config, parallel, part)
 
 
 def run(name: str, folder: Path) -> dict[str, float]:

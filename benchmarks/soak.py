@@ -99,6 +99,28 @@ class Verdicts:
         return sum(self.statuses.values()) - self.statuses["no_code"] - self.statuses["overlong"]
 
 
+def sample(
+    run: Run, verdicts: Verdicts, tracker: Tracker, points: list[dict[str, Any]], say: Callable[[str], None],
+    *, seconds: float, target: int, every_s: float, limit_s: float,
+) -> None:  # fmt: skip
+    """Adds a point to `points` every so often, until the run was long enough or its limit."""
+    while not verdicts.count():
+        run.family.check()
+        time.sleep(0.5)
+    began, spoke = time.monotonic(), 0.0
+    while True:
+        time.sleep(every_s)
+        run.family.check()
+        now, done = time.monotonic() - began, verdicts.count()
+        points.append(point(run, tracker, now, done))
+        if time.monotonic() - spoke > 15:
+            spoke = time.monotonic()
+            memory = ", ".join(f"{name} {value:.0f}" for name, value in points[-1]["rss_mb"].items())
+            say(f"{now:5.0f} s: {done} verifications, {points[-1]['processes']} processes, MB: {memory}")
+        if (now >= seconds and done >= target) or now >= limit_s:
+            return
+
+
 def soak(
     folder: Path, script: Script, *, seconds: float, target: int, model: Path = MODEL, every_s: float = EVERY_S,
     limit_s: float | None = None, rollouts: int = 64, problems: int = 200,
@@ -115,27 +137,14 @@ def soak(
         folder, rollouts, script, variables={"WITH_REFERENCE": str(folder / "reference.json")},
         time_limit_s=TIME_S, memory_limit_mb=MEMORY_MB, max_staleness=4,
     )  # fmt: skip
-    verdicts, points, stopped, measured = Verdicts(folder / "run" / "environment.jsonl"), [], False, {}
+    verdicts, stopped = Verdicts(folder / "run" / "environment.jsonl"), False
+    points: list[dict[str, Any]] = []
     tracker = Tracker([child.process.pid for child in run.family.children], MARK.decode())
     say("starting")
-    limit_s, said = limit_s or 3 * seconds, 0.0
+    limits = {"seconds": seconds, "every_s": every_s, "limit_s": limit_s or 3 * seconds}
     try:
         try:
-            while not verdicts.count():
-                run.family.check()
-                time.sleep(0.5)
-            began = time.monotonic()
-            while True:
-                time.sleep(every_s)
-                run.family.check()
-                now, done = time.monotonic() - began, verdicts.count()
-                points.append(point(run, tracker, now, done))
-                if time.monotonic() - said > 15:
-                    said = time.monotonic()
-                    memory = ", ".join(f"{name} {value:.0f}" for name, value in points[-1]["rss_mb"].items())
-                    say(f"{now:5.0f} s: {done} verifications, {points[-1]['processes']} processes, MB: {memory}")
-                if (now >= seconds and done >= target) or now >= limit_s:
-                    break
+            sample(run, verdicts, tracker, points, say, target=target, **limits)
         except KeyboardInterrupt:
             stopped = True
             say("stopping")

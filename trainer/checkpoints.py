@@ -189,11 +189,7 @@ class Checkpoints:
             _check_shapes(path, meta, _shapes(policy))
             if optimizer is not None:
                 _check_moments(path, meta.get("moments", "fp32"), optimizer.config.moments)
-            if reference is not None and reference.state() and not meta.get("reference"):
-                raise UnusableCheckpoint(
-                    f"checkpoint {path} has no running mean of the policy, which objective.reference ema resumes from; "
-                    "set objective.reference to none or frozen, or begin another run with init_from"
-                )
+            _check_reference(path, meta, reference)
         state = _state(policy, optimizer, reference)  # a mean's own shards are in it, and are read into
         try:
             dcp.load(state, checkpoint_id=path, process_group=self._group)
@@ -288,6 +284,14 @@ def _check_adapter(path: Path, theirs: dict[str, Any] | None, ours: dict[str, An
         raise UnusableCheckpoint(
             f"checkpoint {path} is an adapter of another base: the weights in `model` are not those that the run began "
             "with; set `model` to the folder that it began with"
+        )
+
+
+def _check_reference(path: Path, meta: dict[str, Any], reference: Reference | None) -> None:
+    if reference is not None and reference.state() and not meta.get("reference"):
+        raise UnusableCheckpoint(
+            f"checkpoint {path} has no running mean of the policy, which objective.reference ema resumes from; "
+            "set objective.reference to none or frozen, or begin another run with init_from"
         )
 
 

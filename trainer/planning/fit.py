@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,60 +106,79 @@ def tokens_per_second(token: float, gpus: int, peak: float, mfu: float) -> float
 
 def fixes(model: PretrainedConfig, config: TrainerConfig, world_size: int, memory: float, cuda: bool) -> list[Fix]:
     """Changes that make the configuration fit into `memory` bytes, each by itself; else those that do it together."""
+    search = _Search(model, world_size, memory, cuda)
+    return search.alone(config) or search.together(config)
 
-    def fits(changed: TrainerConfig, ranks: int = world_size) -> bool:
-        return plan(model, setup(changed, ranks, cuda=cuda)).needed <= memory
 
-    def first(candidates: Iterator[tuple[TrainerConfig, int, str]]) -> list[Fix]:
-        return next(([Fix(*one)] for one in candidates if fits(one[0], one[1])), [])
+@dataclass(frozen=True)
+class _Search:
+    model: PretrainedConfig
+    world_size: int
+    memory: float
+    cuda: bool
 
-    def more_gpus(start: TrainerConfig, text: str) -> Iterator[tuple[TrainerConfig, int, str]]:
-        ranks = world_size * 2
-        while ranks <= MOST_GPUS:
-            yield start, ranks, f"{text}start {ranks} ranks"
-            ranks *= 2
-
-    batch, found = config.batch, []
-    chunks = [chunk for chunk in (config.logprob_chunk >> n for n in range(1, 20)) if chunk >= LEAST_CHUNK]
-    modes = {"none": ["selective", "full"], "selective": ["full"], "full": []}[config.activation_checkpointing]
-    found += first((_with(config, logprob_chunk=n), world_size, f"set logprob_chunk to {n}") for n in chunks)
-    found += first(
-        (_with(config, activation_checkpointing=mode), world_size, f"set activation_checkpointing to {mode}")
-        for mode in modes
-    )
-    tokens = _largest(batch.context, batch.max_tokens, lambda n: fits(_with(config, max_tokens=n)))
-    if tokens:
-        found.append(Fix(_with(config, max_tokens=tokens), world_size, f"set batch.max_tokens to {tokens}"))
-    if found:
+    def alone(self, config: TrainerConfig) -> list[Fix]:
+        """Of each option its mildest change that is enough."""
+        batch = config.batch
+        chunks = [chunk for chunk in (config.logprob_chunk >> n for n in range(1, 20)) if chunk >= LEAST_CHUNK]
+        modes = {"none": ["selective", "full"], "selective": ["full"], "full": []}[config.activation_checkpointing]
+        found = self._first((_with(config, logprob_chunk=n), f"set logprob_chunk to {n}") for n in chunks)
+        found += self._first(
+            (_with(config, activation_checkpointing=mode), f"set activation_checkpointing to {mode}") for mode in modes
+        )
+        tokens = _largest(batch.context, batch.max_tokens, lambda n: self._fits(_with(config, max_tokens=n)))
+        if tokens:
+            found.append(Fix(_with(config, max_tokens=tokens), self.world_size, f"set batch.max_tokens to {tokens}"))
         return found
-    least = _with(
-        config,
-        logprob_chunk=min(config.logprob_chunk, LEAST_CHUNK),
-        activation_checkpointing="full",
-        max_tokens=batch.context,
-    )
-    settings = f"activation_checkpointing full, logprob_chunk {least.logprob_chunk}"
-    whole = f"{settings}, batch.max_tokens {batch.context}"
-    found = first(iter([(least, world_size, f"set {whole}")]))
-    if found:
-        return found
-    for start, text in ((config, "set "), (least, f"set {whole}, ")):
-        found = [
-            fix
-            for levers in _levers(start)
-            for fix in first((changed, world_size, text + words) for changed, words in levers)
-        ]
+
+    def together(self, config: TrainerConfig) -> list[Fix]:
+        """All of them at once; where that is too little the optimizer's state or more GPUs; else a shorter context."""
+        batch = config.batch
+        least = _with(
+            config,
+            logprob_chunk=min(config.logprob_chunk, LEAST_CHUNK),
+            activation_checkpointing="full",
+            max_tokens=batch.context,
+        )
+        settings = f"activation_checkpointing full, logprob_chunk {least.logprob_chunk}"
+        whole = f"{settings}, batch.max_tokens {batch.context}"
+        found = self._first([(least, f"set {whole}")])
         if found:
-            break
-    found += first(more_gpus(config, "")) or first(more_gpus(least, f"set {whole} and "))
+            return found
+        for start, text in ((config, "set "), (least, f"set {whole}, ")):
+            found = [
+                fix
+                for levers in _levers(start)
+                for fix in self._first((changed, text + words) for changed, words in levers)
+            ]
+            if found:
+                break
+        found += self._more_gpus(config, "") or self._more_gpus(least, f"set {whole} and ")
+        if found:
+            return found
 
-    def shorter(context: int) -> TrainerConfig:
-        return _with(least, context=context, max_tokens=context)
+        def shorter(context: int) -> TrainerConfig:
+            return _with(least, context=context, max_tokens=context)
 
-    context = None if found else _largest(CONTEXT_STEP, batch.context, lambda n: fits(shorter(n)))
-    if context:
-        found.append(Fix(shorter(context), world_size, f"set {settings}, batch.context and batch.max_tokens {context}"))
-    return found
+        context = _largest(CONTEXT_STEP, batch.context, lambda n: self._fits(shorter(n)))
+        if not context:
+            return []
+        words = f"set {settings}, batch.context and batch.max_tokens {context}"
+        return [Fix(shorter(context), self.world_size, words)]
+
+    def _fits(self, changed: TrainerConfig, ranks: int | None = None) -> bool:
+        return plan(self.model, setup(changed, ranks or self.world_size, cuda=self.cuda)).needed <= self.memory
+
+    def _first(self, candidates: Iterable[tuple[TrainerConfig, str]]) -> list[Fix]:
+        return next(([Fix(one, self.world_size, text)] for one, text in candidates if self._fits(one)), [])
+
+    def _more_gpus(self, start: TrainerConfig, text: str) -> list[Fix]:
+        ranks = self.world_size * 2
+        while ranks <= MOST_GPUS:
+            if self._fits(start, ranks):
+                return [Fix(start, ranks, f"{text}start {ranks} ranks")]
+            ranks *= 2
+        return []
 
 
 def _levers(config: TrainerConfig) -> list[list[tuple[TrainerConfig, str]]]:

@@ -260,32 +260,7 @@ class _Timeline:
         parts["log-probabilities"] = self.tail.backward
         yield self._moment("backward of log-probabilities", gradients, parts)
         for block in range(last, -1, -1):
-            reduced = FP32 * self.trained[block + 1] if block < last else 0
-            own = {
-                "gradients of the head": self.head_grad,
-                "layer checkpoints": self.block.kept * block,
-            }
-            yield self._moment(
-                "backward of blocks",
-                gradients,
-                {
-                    **self._whole(block, buffers=1 if block else 0),
-                    **own,
-                    "one block recomputed, its gradients": self.block.backward,
-                    "gradient reduction": reduced,
-                },
-            )
-            # Its weights are given back before the buffer to reduce is made.
-            yield self._moment(
-                "backward of blocks",
-                gradients,
-                {
-                    **self._whole(block - 1),
-                    **own,
-                    "activations outside of blocks": self.hidden,
-                    "gradient reduction": self._reduction(self.trained[block]),
-                },
-            )
+            yield from self._backward_of_block(block, gradients)
             if not before:
                 gradients += FP32 * self.trained[block] / self.world
         yield self._moment(
@@ -302,6 +277,30 @@ class _Timeline:
             "backward of the embedding",
             gradients,
             {"gradient reduction": self._reduction(self.root_trained)},
+        )
+
+    def _backward_of_block(self, block: int, gradients: float) -> Iterator[PhaseMemory]:
+        own = {"gradients of the head": self.head_grad, "layer checkpoints": self.block.kept * block}
+        yield self._moment(
+            "backward of blocks",
+            gradients,
+            {
+                **self._whole(block, buffers=1 if block else 0),
+                **own,
+                "one block recomputed, its gradients": self.block.backward,
+                "gradient reduction": FP32 * self.trained[block + 1] if block < len(self.blocks) - 1 else 0,
+            },
+        )
+        # Its weights are given back before the buffer to reduce is made.
+        yield self._moment(
+            "backward of blocks",
+            gradients,
+            {
+                **self._whole(block - 1),
+                **own,
+                "activations outside of blocks": self.hidden,
+                "gradient reduction": self._reduction(self.trained[block]),
+            },
         )
 
     def _reduction(self, entries: int) -> float:

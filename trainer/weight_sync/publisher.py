@@ -88,8 +88,8 @@ def make_publisher(
     """The publisher of `weights.backend`, on every rank.
 
     folder: where `disk` writes. initial: the model folder that the servers started with. adapter: with a rank, its
-    adapter is sent alone. Raises NcclUnavailable when
-    this machine cannot use `nccl`, ConfigError where `weights.servers_from` cannot be read.
+    adapter is sent alone. Raises NcclUnavailable when this machine cannot use `nccl`, ConfigError where
+    `weights.servers_from` cannot be read.
     """
     if config.backend == "colocated":
         dtype = DTYPES[config.dtype]
@@ -102,33 +102,16 @@ def make_publisher(
             deadline_s=config.deadline_s,
         )
     servers = named(config, parallel)
-    if config.backend == "nccl":
-        return NcclPublisher(
-            servers,
-            parallel,
-            dtype=config.dtype,
-            pause_mode=config.pause_mode,
-            deadline_s=config.deadline_s,
-            address=config.nccl_address,
-        )
-    if adapter is not None and adapter.rank and initial is not None:
-        return AdapterPublisher(
-            servers,
-            folder,
-            adapter,
-            initial,
-            parallel=parallel,
-            dtype=config.dtype,
-            pause_mode=config.pause_mode,
-            deadline_s=config.deadline_s,
-        )
     options: dict[str, Any] = {
         "parallel": parallel,
         "dtype": config.dtype,
         "pause_mode": config.pause_mode,
         "deadline_s": config.deadline_s,
-        "initial": initial,
     }
+    if config.backend == "nccl":
+        return NcclPublisher(servers, address=config.nccl_address, **options)
+    if adapter is not None and adapter.rank and initial is not None:
+        return AdapterPublisher(servers, folder, adapter, initial, **options)
     if config.full_every > 1:
-        return DeltaPublisher(servers, folder, full_every=config.full_every, **options)
-    return DiskPublisher(servers, folder, **options)
+        return DeltaPublisher(servers, folder, full_every=config.full_every, initial=initial, **options)
+    return DiskPublisher(servers, folder, initial=initial, **options)

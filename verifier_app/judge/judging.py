@@ -48,6 +48,8 @@ class Judging:
     results: list[TestResult] = field(default_factory=list)
     isolation: dict[str, Any] = field(default_factory=dict)
     attempts: dict[str, int] | None = None  # None: this kernel does not tell
+    started: float = field(default_factory=time.monotonic)
+    starved_s: float = 0.0  # of the time since, which is not the program's
 
     def tried(self, zygote: ZygoteHandle) -> None:
         """Add up what the kernel refused the program."""
@@ -55,6 +57,29 @@ class Judging:
             self.attempts = self.attempts or {}
             for kind, count in zygote.refusals.take().items():
                 self.attempts[kind] = self.attempts.get(kind, 0) + count
+
+    def late(self, index: int) -> str | None:
+        """The message of a rollout whose own time is over before this test; None: it has time.
+
+        Raises:
+            JudgeError: host_overloaded.
+        """
+        deadline_s = self.request.deadline_s
+        if deadline_s is None:
+            return None
+        spent = time.monotonic() - self.started
+        if spent - self.starved_s > deadline_s:
+            return f"the rollout's deadline of {deadline_s:g} s passed before test {index}"
+        if spent > deadline_s * 10:
+            raise JudgeError("host_overloaded", f"{spent:.0f} s passed, most of them waiting for a core")
+        return None
+
+    def check(self, result: TestResult, checker: Checker) -> None:
+        """Have the checker decide about a test's output."""
+        before = checker.seconds
+        result.status, result.message = checker.check(result.index, result.output)
+        self.starved_s += checker.seconds - before
+        result.output = result.output[: self.request.keep_output_bytes]  # not those of all tests until the end
 
     def verdict(self, status: str | None = None, message: str = "") -> Verdict:
         """Plain JSON types. The first failure in running order decides, unless `status` says otherwise."""
@@ -165,25 +190,20 @@ class Judge:
 
     def _judge(self, request: Request) -> Verdict:
         rollout = Judging(request)
-        started = time.monotonic()
-        starved = 0.0
         zygote: ZygoteHandle | None = None
         loader = ProgramLoader(request, self._zygote)
         checker = None if request.checker is None else Checker(request, self._zygote, run_test)
         try:
             for index in request.order:
-                if request.deadline_s is not None:
-                    spent = time.monotonic() - started
-                    if spent - starved > request.deadline_s:
-                        message = f"the rollout's deadline of {request.deadline_s:g} s passed before test {index}"
-                        return rollout.verdict("time_limit_exceeded", message)
-                    if spent > request.deadline_s * 10:
-                        raise JudgeError("host_overloaded", f"{spent:.0f} s passed, most of them waiting for a core")
+                message = rollout.late(index)
+                if message is not None:
+                    return rollout.verdict("time_limit_exceeded", message)
                 for attempt in (1, 2):
                     if zygote is None or not zygote.open:
                         began = time.monotonic()
                         zygote, complaint = loader.load()
-                        starved += time.monotonic() - began - loader.compiled_s  # the rest is not the program's time
+                        # all but compiling is not the program's time
+                        rollout.starved_s += time.monotonic() - began - loader.compiled_s
                         rollout.isolation = zygote.report
                         rollout.tried(zygote)
                         if complaint is not None:
@@ -201,12 +221,9 @@ class Judge:
                 assert zygote is not None
                 assert result is not None
                 rollout.tried(zygote)
-                starved += result.wall_s - result.fair_s
+                rollout.starved_s += result.wall_s - result.fair_s
                 if checker is not None and result.status == UNCHECKED:
-                    before = checker.seconds
-                    result.status, result.message = checker.check(index, result.output)
-                    starved += checker.seconds - before
-                    result.output = result.output[: request.keep_output_bytes]  # not those of all tests until the end
+                    rollout.check(result, checker)
                 rollout.results.append(result)
                 if result.status != "accepted" and request.stop_at_first_failure:
                     break

@@ -235,6 +235,34 @@ def _language(request: dict[str, Any]) -> tuple[Language, str]:
     return language, semantics or language.semantics[0]
 
 
+def _tests(request: dict[str, Any], store: Any) -> TestSet:
+    """The request's own tests, or those that it names in the store."""
+    inline, reference = request.get("tests"), request.get("tests_ref")
+    if (inline is None) == (reference is None):
+        state = "and tests_ref are both missing" if inline is None else "and tests_ref are both given"
+        raise bad_request("tests", state, "give exactly one of them")
+    if inline is not None:
+        return TestSet(inline)
+    sha, count = check_reference(reference)
+    if store is None:
+        raise JudgeError("test_set_missing", f"{sha}: no store: pass one or set VERIFIER_TESTS_DIR")
+    found: TestSet = store.get(sha, count)
+    return found
+
+
+def _order(order: Any, count: int) -> Sequence[int]:
+    """Indices of the tests as they run; None: as they are given."""
+    if order is None:
+        return range(count)
+    if (
+        not isinstance(order, list)
+        or any(isinstance(i, bool) or not isinstance(i, int) for i in order)
+        or sorted(order) != list(range(count))
+    ):
+        raise bad_request("order", "is not a permutation of the tests", f"give each of 0..{count - 1} once")
+    return order
+
+
 def parse_request(request: Any, store: Any) -> Request:
     """Check a request; `store` (get(sha256, count) -> TestSet) resolves tests_ref. Raises JudgeError."""
     if not isinstance(request, dict):
@@ -248,26 +276,8 @@ def parse_request(request: Any, store: Any) -> Request:
     fn_name = request.get("fn_name")
     if fn_name is not None and not (isinstance(fn_name, str) and fn_name.isidentifier()):
         raise bad_request("fn_name", f"is {shown(fn_name)}", "give a Python identifier, or null for stdin")
-    inline, reference = request.get("tests"), request.get("tests_ref")
-    if (inline is None) == (reference is None):
-        state = "and tests_ref are both missing" if inline is None else "and tests_ref are both given"
-        raise bad_request("tests", state, "give exactly one of them")
-    if inline is not None:
-        tests = TestSet(inline)
-    else:
-        sha, count = check_reference(reference)
-        if store is None:
-            raise JudgeError("test_set_missing", f"{sha}: no store: pass one or set VERIFIER_TESTS_DIR")
-        tests = store.get(sha, count)
-    order = request.get("order")
-    if order is None:
-        order = range(len(tests))
-    elif (
-        not isinstance(order, list)
-        or any(isinstance(i, bool) or not isinstance(i, int) for i in order)
-        or sorted(order) != list(range(len(tests)))
-    ):
-        raise bad_request("order", "is not a permutation of the tests", f"give each of 0..{len(tests) - 1} once")
+    tests = _tests(request, store)
+    order = _order(request.get("order"), len(tests))
     stop = request.get("stop_at_first_failure", True)
     if not isinstance(stop, bool):
         raise bad_request("stop_at_first_failure", f"is {shown(stop)}", "give true or false")

@@ -49,6 +49,21 @@ def _spawn(module: Any) -> None:
 
 
 def _meet_at_pipes(module: Any) -> None:
+    connection = _piped_connection(module)
+    listener = _piped_listener(module, connection)
+    over_sockets = module.SocketListener, module.SocketClient
+
+    def listen(address: Any, family: str, backlog: int = 1) -> Any:
+        piped = family == "AF_UNIX" and isinstance(address, str)
+        return (listener if piped else over_sockets[0])(address, family, backlog)
+
+    def connect(address: Any) -> Any:
+        return connection(*_knock(address)) if isinstance(address, str) else over_sockets[1](address)
+
+    module.SocketListener, module.SocketClient = listen, connect
+
+
+def _piped_connection(module: Any) -> Any:
     class PipedConnection(module.Connection):  # type: ignore[misc]
         """A connection that reads from one pipe and writes to another."""
 
@@ -65,6 +80,10 @@ def _meet_at_pipes(module: Any) -> None:
             while left:
                 left = left[os.write(self._writer, left) :]
 
+    return PipedConnection
+
+
+def _piped_listener(module: Any, connection: Any) -> Any:
     class PipedListener:
         """What SocketListener is to Listener."""
 
@@ -74,13 +93,13 @@ def _meet_at_pipes(module: Any) -> None:
             self._unlink = module.util.Finalize(self, os.unlink, args=(address,), exitpriority=0)
             self._door = os.open(address, os.O_RDWR | os.O_CLOEXEC)  # for writing too: it never ends
 
-        def accept(self) -> PipedConnection:
+        def accept(self) -> Any:
             pipe = f"{self._address}.{os.read(self._door, NAME_BYTES).decode()}"
             reader = os.open(f"{pipe}i", os.O_RDONLY | os.O_CLOEXEC)
             writer = os.open(f"{pipe}o", os.O_WRONLY | os.O_CLOEXEC)
             for name in ("i", "o"):
                 os.unlink(pipe + name)
-            return PipedConnection(reader, writer)
+            return connection(reader, writer)
 
         def close(self) -> None:
             door, self._door = self._door, -1
@@ -88,28 +107,23 @@ def _meet_at_pipes(module: Any) -> None:
                 os.close(door)
                 self._unlink()
 
-    def connect(address: str) -> PipedConnection:
-        name = os.urandom(NAME_BYTES // 2).hex()
-        pipe = f"{address}.{name}"
-        try:
-            door = os.open(address, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        except OSError as error:
-            raise ConnectionRefusedError(error.errno, error.strerror) from None
-        for end in ("i", "o"):
-            os.mkfifo(pipe + end, 0o600)
-        os.write(door, name.encode())
-        os.close(door)
-        writer = os.open(f"{pipe}i", os.O_WRONLY | os.O_CLOEXEC)
-        return PipedConnection(os.open(f"{pipe}o", os.O_RDONLY | os.O_CLOEXEC), writer)
+    return PipedListener
 
-    over_sockets = module.SocketListener, module.SocketClient
 
-    def listen(address: Any, family: str, backlog: int = 1) -> Any:
-        piped = family == "AF_UNIX" and isinstance(address, str)
-        return (PipedListener if piped else over_sockets[0])(address, family, backlog)
-
-    module.SocketListener = listen
-    module.SocketClient = lambda address: (connect if isinstance(address, str) else over_sockets[1])(address)
+def _knock(address: str) -> tuple[int, int]:
+    """A client's two pipes, to read from and to write to, once the listener at this address has opened them."""
+    name = os.urandom(NAME_BYTES // 2).hex()
+    pipe = f"{address}.{name}"
+    try:
+        door = os.open(address, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConnectionRefusedError(error.errno, error.strerror) from None
+    for end in ("i", "o"):
+        os.mkfifo(pipe + end, 0o600)
+    os.write(door, name.encode())
+    os.close(door)
+    writer = os.open(f"{pipe}i", os.O_WRONLY | os.O_CLOEXEC)
+    return os.open(f"{pipe}o", os.O_RDONLY | os.O_CLOEXEC), writer
 
 
 _REPLACE = {"multiprocessing.connection": _meet_at_pipes, "multiprocessing.popen_forkserver": _spawn}
