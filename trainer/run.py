@@ -13,11 +13,13 @@ from contextlib import ExitStack, contextmanager
 from types import TracebackType
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 
 from environments.common.errors import ConfigError
 from environments.common.hub import is_hub_name, model_folder
+from environments.common.trained_records import TrainedStep
 from trainer.batch_feed import BatchFeed
 from trainer.checkpoints import Checkpoints
 from trainer.config import TrainerConfig
@@ -294,8 +296,8 @@ class Run:
         if self.parallel.is_main:
             # Which groups made these weights: written before a checkpoint has them, so that an audit finds each once.
             dropped = {**batch.dropped, **left_out}
-            taken = {"step": self.step - 1, "groups": [g.group_id for g in batch.groups], "dropped": dropped}
-            write_rows(self.config.run_dir, self._way_on(), trained=taken, metrics=row)
+            taken = TrainedStep(self.step - 1, [group.group_id for group in batch.groups], dropped)
+            write_rows(self.config.run_dir, self._way_on(), trained=msgspec.to_builtins(taken), metrics=row)
             for tracker in self.trackers:
                 tracker.log(self.step, row)
             self.rollout_table.log(self.step, batch.groups)

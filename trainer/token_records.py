@@ -14,12 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from torch import Tensor
 
 from environments.common.files import publish_file
 from environments.common.packed import FLAGS, REALS, packed
+from environments.common.trained_records import TrainedTokens
 from trainer.model.packing import MicroBatch
 from trainer.objective.objectives import Objective, clipped, ratio_of
 from trainer.objective.off_policy import OffPolicy, kept_sequences
@@ -98,13 +100,13 @@ class TokenRecords:
             return
         try:
             self.folder.mkdir(exist_ok=True)
-            text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in rows)
+            text = "".join(json.dumps(row, separators=(",", ":")) + "\n" for row in msgspec.to_builtins(rows))
             publish_file(self.folder / f"step-{step:08d}-{self.rank}.jsonl", text.encode())
         except OSError as error:
             raise cannot_write(self.folder, error) from None
 
 
-def _rows(seen: _Seen, rollouts: int, step: int) -> list[dict[str, Any]]:
+def _rows(seen: _Seen, rollouts: int, step: int) -> list[TrainedTokens]:
     ends = np.cumsum(seen.length).tolist()
     rows = []
     for place, (group_id, index) in enumerate(seen.origin):
@@ -112,15 +114,15 @@ def _rows(seen: _Seen, rollouts: int, step: int) -> list[dict[str, Any]]:
             continue
         tokens = slice(ends[place] - seen.length[place], ends[place])
         rows.append(
-            {
-                "group_id": group_id,
-                "index": index,
-                "step": step,
-                "advantage": seen.advantage[place],
-                "ratio": seen.ratio[place] if seen.ratio else None,
-                "old": packed(seen.old[tokens], REALS),
-                "change": packed(seen.change[tokens], REALS),
-                "flags": packed(seen.flags[tokens], FLAGS),
-            }
+            TrainedTokens(
+                group_id=group_id,
+                index=index,
+                step=step,
+                advantage=seen.advantage[place],
+                ratio=seen.ratio[place] if seen.ratio else None,
+                old=packed(seen.old[tokens], REALS),
+                change=packed(seen.change[tokens], REALS),
+                flags=packed(seen.flags[tokens], FLAGS),
+            )
         )
     return rows

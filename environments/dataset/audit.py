@@ -17,11 +17,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from environments.common.shards import record_files
+from environments.common.record_lines import read_lines
 from environments.livecode.evaluation.samples import Sample
 from environments.livecode.pipeline import all_of
 from environments.livecode.problems.problem import Problem, ProblemError
-from environments.livecode.records.schema import RolloutRecord, read_lines
+from environments.livecode.records.schema import RolloutRecord
 from environments.livecode.verification.base import VerifierError
 from environments.livecode.verification.judge_requests import judge_request
 from environments.livecode.verification.local import LocalVerifier
@@ -171,7 +171,7 @@ def programs_of_run(run: Path) -> dict[str, list[str]]:
         ProblemError: the folder holds none.
     """
     found: dict[str, list[str]] = {}
-    for path in record_files(run, "rollouts"):
+    for path in sorted((run / "rollouts").glob("*.jsonl")):
         for rollout in read_lines(path, RolloutRecord):
             if rollout.code is not None:
                 found.setdefault(rollout.problem_id, []).append(rollout.code)

@@ -14,21 +14,24 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import msgspec
 import yaml
 
 from environments.api_server.journal import JournalError
 from environments.api_server.store import REMEMBERED_IDS, Store
+from environments.common.record_lines import RecordError, convert, decode
 from environments.common.rewards import FAIL, reward
 from environments.common.run_folder import check
 from environments.common.settings import ConfigError
-from environments.common.shards import folders as folders_of
-from environments.livecode.records.schema import GroupRecord, RecordError, convert, decode
+from environments.common.trained_records import TrainedStep
+from environments.livecode.records.schema import GroupRecord
 from environments.livecode.recovery import progress_file
 from environments.tools.report.records import read
 
 Row = dict[str, Any]
+T = TypeVar("T", bound=msgspec.Struct)
 _SHOWN = 20
 
 
@@ -68,7 +71,7 @@ def audit(run: Path, environments: Sequence[Path] = (), journal: Path | None = N
 
     Args:
         run: the trainer's run folder.
-        environments: the environments' run folders; none: `run`. Of one with shards each shard's is taken.
+        environments: the environments' run folders; none: `run`.
         journal: the API server's; None: run/api.journal where it is.
 
     Raises:
@@ -76,18 +79,14 @@ def audit(run: Path, environments: Sequence[Path] = (), journal: Path | None = N
     """
     found = Audit()
     damaged: Counter[str] = Counter()
-    given = list(environments) or [run]
-    for folder in {run, *given}:
+    folders = list(environments) or [run]
+    for folder in {run, *folders}:
         if not folder.is_dir():
             raise ConfigError(f"audit: {folder}: no such folder. Give the folder that --run_dir or env.run_dir names.")
         check(folder)
-    folders = [own for folder in given for own in folders_of(folder)]
     if not any((folder / "environment.jsonl").is_file() for folder in folders):
         raise ConfigError(f"audit: {folders[0]}: no environment.jsonl. Name the environment's folder: --environment.")
     sent, known = _generated(folders, found, damaged)
-    for folder in dict.fromkeys((*given, *folders)):
-        if evaluations := len(list(read(folder / "evaluations.jsonl", damaged))):
-            found.counts[f"evaluations of {folder.name}, which have no groups"] = evaluations
     outbox = {group_id for folder in folders for group_id in _outbox(folder)}
     steps = _lineage(run, found, damaged)
     beside = [run / "trained.jsonl", *(folder / "environment.jsonl" for folder in folders)]
@@ -113,7 +112,7 @@ def _generated(folders: Sequence[Path], found: Audit, damaged: Counter[str]) -> 
         shuffled = _shuffled(folder)
         begun = _begun(folder)  # read first: what is under way there may have ended, and be recorded, meanwhile
         recorded: dict[str, bool] = {}
-        rows = _groups(folder, damaged)
+        rows = _records(folder / "environment.jsonl", GroupRecord, damaged)
         names = {row.group_id for row in rows}
         for row in rows + [row for row in (begun.unwritten if begun else ()) if row.group_id not in names]:
             name, scores = row.group_id, row.scores
@@ -137,6 +136,9 @@ def _generated(folders: Sequence[Path], found: Audit, damaged: Counter[str]) -> 
     found.counts["groups made"] = len(sent.keys() | dropped.keys() | written)
     if written:
         found.counts["groups written to a file by process"] = len(written)
+    for folder in folders:
+        if evaluations := len(list(read(folder / "evaluations.jsonl", damaged))):
+            found.counts[f"evaluations of {folder.name}, which have no groups"] = evaluations
     found.counts["groups sent"] = len(sent)
     for reason, count in sorted(Counter(dropped.values()).items()):
         found.counts[f"dropped by the environment: {reason}"] = count
@@ -154,12 +156,12 @@ class BegunGroups:
     unwritten: list[GroupRecord] = field(default_factory=list)
 
 
-def _groups(folder: Path, damaged: Counter[str]) -> list[GroupRecord]:
-    """What environment.jsonl has; a line that is no group's record is counted."""
-    found, path = [], folder / "environment.jsonl"
+def _records(path: Path, kind: type[T], damaged: Counter[str]) -> list[T]:
+    """A file's records; a line that is none is counted."""
+    found = []
     for row in read(path, damaged):
         try:
-            found.append(convert(row, GroupRecord))
+            found.append(convert(row, kind))
         except RecordError:
             damaged[path.name] += 1
     return found
@@ -236,15 +238,15 @@ def _outbox(folder: Path) -> set[str]:
         return {group.id for group in kept.outbox()} if kept is not None else set()
 
 
-def _lineage(run: Path, found: Audit, damaged: Counter[str]) -> dict[int, Row]:
-    """The steps that the last weights came from: {step: its row}. A trainer that goes back undoes what came after."""
+def _lineage(run: Path, found: Audit, damaged: Counter[str]) -> dict[int, TrainedStep]:
+    """The steps that the last weights came from, by number. A trainer that goes back undoes what came after."""
     path = run / "trained.jsonl"
     if not path.is_file() and (run / "metrics.jsonl").is_file():
         raise ConfigError(f"audit: {run}: metrics.jsonl, but no trained.jsonl: an older version trained there.")
-    steps: dict[int, Row] = {}
+    steps: dict[int, TrainedStep] = {}
     undone = 0
-    for row in read(path, damaged):
-        step = row["step"]
+    for row in _records(path, TrainedStep, damaged):
+        step = row.step
         for later in [one for one in steps if one >= step]:
             del steps[later]
             undone += 1
@@ -268,16 +270,16 @@ def _store(path: Path, *, required: bool) -> Store | None:
         raise ConfigError(f"audit: {error}") from None
 
 
-def _fates(steps: dict[int, Row], found: Audit) -> dict[str, int]:
+def _fates(steps: dict[int, TrainedStep], found: Audit) -> dict[str, int]:
     """The step that took each group."""
     taken: dict[str, int] = {}
     reasons: Counter[str] = Counter()
     for step, row in sorted(steps.items()):
-        for name in [*row["groups"], *row["dropped"]]:
+        for name in [*row.groups, *row.dropped]:
             if name in taken:
                 found.violations.append(f"group {name}: taken by step {taken[name]} and again by step {step}")
             taken[name] = step
-        reasons.update(row["dropped"].values())
+        reasons.update(row.dropped.values())
     found.counts["groups trained on"] = len(taken) - reasons.total()
     for reason, count in sorted(reasons.items()):
         found.counts[f"left out by the trainer: {reason}"] = count
@@ -309,12 +311,12 @@ def _follow(
             found.violations.append(f"group {name}: {told}")
 
 
-def _compare(steps: dict[int, Row], store: Store, durable: int | None, found: Audit) -> None:
+def _compare(steps: dict[int, TrainedStep], store: Store, durable: int | None, found: Audit) -> None:
     """The API server's leases are the trainer's steps, and nothing is acknowledged that a checkpoint lacks."""
     for lease in store.leases:
         row = steps.get(lease.step)
         ids = {entry.group_id for entry in lease.entries}
-        if row is not None and ids != {*row["groups"], *row["dropped"]}:
+        if row is not None and ids != {*row.groups, *row.dropped}:
             found.violations.append(f"step {lease.step}: trained on other groups than the API server leased to it")
     if durable is not None and store.acked > durable:
         found.violations.append(

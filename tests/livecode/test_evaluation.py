@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from environments.livecode.evaluation.drawing import Draws
 from environments.livecode.evaluation.evaluate import (
-    Draws,
     EvaluationError,
     breakdown,
     evaluate,

@@ -18,7 +18,8 @@ from environments.common.settings import ConfigError
 from environments.livecode.command import run_evaluate
 from environments.livecode.config import load_run_config
 from environments.livecode.environment import LivecodeEnv
-from environments.livecode.evaluation.evaluate import Draws, evaluate
+from environments.livecode.evaluation.drawing import Draws
+from environments.livecode.evaluation.evaluate import evaluate
 from environments.livecode.evaluation.profiles import GradingProfile, grading_profiles
 from environments.livecode.evaluation.samples import SampleStore
 from environments.livecode.generation.chat_client import ChatClient

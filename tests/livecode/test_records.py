@@ -9,19 +9,11 @@ from typing import Any
 import msgspec
 import pytest
 
+from environments.common.record_lines import RecordError, decode, encode, read_lines, tolerant
 from environments.livecode.evaluation.samples import Sample, SampleStore, as_sample, without_texts
 from environments.livecode.records.group_records import GroupRecords
 from environments.livecode.records.programs import unpacked
-from environments.livecode.records.schema import (
-    GroupRecord,
-    ProgramsRecord,
-    RecordError,
-    RolloutRecord,
-    decode,
-    encode,
-    read_lines,
-    tolerant,
-)
+from environments.livecode.records.schema import GroupRecord, ProgramsRecord, RolloutRecord
 from tests.livecode.recorded_groups import ACCEPTED, PROBLEM, ROLLOUTS, WRONG, judged_group
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -25,6 +25,34 @@ class WeightsMoved(LivecodeError, RuntimeError):
     """An answer comes from other weights than those that are evaluated."""
 
 
+@dataclass(frozen=True)
+class Draws:
+    """How an evaluation samples. greedy: one answer per problem without sampling; n and temperature are not used then.
+
+    Every request carries a seed of its own, made of `seed`, the problem and the sample's number, so that two
+    evaluations with equal seeds draw with equal random numbers and differ by the weights alone.
+    """
+
+    n: int
+    temperature: float
+    greedy: bool
+    max_new_tokens: int | None
+    top_p: float = 1.0
+    seed: int = 0
+
+    @property
+    def each(self) -> int:
+        """Samples of a problem."""
+        return 1 if self.greedy else self.n
+
+    @property
+    def sampling(self) -> SamplingParams:
+        """Of each request."""
+        if self.greedy:
+            return SamplingParams(self.max_new_tokens, 0.0, 1.0)
+        return SamplingParams(self.max_new_tokens, self.temperature, self.top_p)
+
+
 async def draw_samples(
     problems: Sequence[Problem],
     count: int,

@@ -6,7 +6,6 @@ import math
 import time
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -15,10 +14,9 @@ from numpy.typing import NDArray
 
 from environments.common.errors import LivecodeError
 from environments.livecode.evaluation.contamination import around_cutoff
-from environments.livecode.evaluation.drawing import draw_samples
+from environments.livecode.evaluation.drawing import Draws, draw_samples
 from environments.livecode.evaluation.profiles import GradingProfile
 from environments.livecode.evaluation.samples import Sample, SampleStore, estimates
-from environments.livecode.generation.completions import SamplingParams
 from environments.livecode.pipeline import Pipeline
 from environments.livecode.problems.problem import Problem
 from environments.livecode.problems.prompts import PromptBuilder
@@ -30,34 +28,6 @@ _BOOTSTRAP_SEED = 20240801
 
 class EvaluationError(LivecodeError, RuntimeError):
     """An evaluation that gives no number, or two that cannot be compared."""
-
-
-@dataclass(frozen=True)
-class Draws:
-    """How an evaluation samples. greedy: one answer per problem without sampling; n and temperature are not used then.
-
-    Every request carries a seed of its own, made of `seed`, the problem and the sample's number, so that two
-    evaluations with equal seeds draw with equal random numbers and differ by the weights alone.
-    """
-
-    n: int
-    temperature: float
-    greedy: bool
-    max_new_tokens: int | None
-    top_p: float = 1.0
-    seed: int = 0
-
-    @property
-    def each(self) -> int:
-        """Samples of a problem."""
-        return 1 if self.greedy else self.n
-
-    @property
-    def sampling(self) -> SamplingParams:
-        """Of each request."""
-        if self.greedy:
-            return SamplingParams(self.max_new_tokens, 0.0, 1.0)
-        return SamplingParams(self.max_new_tokens, self.temperature, self.top_p)
 
 
 async def evaluate(

@@ -13,18 +13,12 @@ from typing import Any
 import msgspec
 from msgspec import UNSET, UnsetType
 
+from environments.common.record_lines import RecordError, Whole, decode
 from environments.livecode.pipeline import JudgedRollout
 from environments.livecode.problems.problem import Problem
 from environments.livecode.problems.prompts import PromptBuilder
 from environments.livecode.records.group_records import append_jsonl, failing_test
-from environments.livecode.records.schema import (
-    FailingTest,
-    RecordError,
-    VerdictRecord,
-    Whole,
-    decode,
-    verdict_record,
-)
+from environments.livecode.records.schema import FailingTest, VerdictRecord, verdict_record
 from environments.livecode.verification.base import Verdict
 
 

@@ -9,7 +9,8 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from environments.livecode.evaluation.evaluate import Draws, evaluate
+from environments.livecode.evaluation.drawing import Draws
+from environments.livecode.evaluation.evaluate import evaluate
 from environments.livecode.evaluation.profiles import GradingProfile, grading_profiles
 from environments.livecode.evaluation.samples import SampleStore
 from environments.livecode.pipeline import all_of

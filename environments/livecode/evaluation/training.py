@@ -127,12 +127,9 @@ class TrainingEvaluations:
         return version in self.records and version not in self._settled
 
     def limit(self, version: int) -> int:
-        """The most groups of this environment that the API may have while this version is served.
-
-        Of several environments one evaluates. No batch is whole without its share, so the others need not wait.
-        """
+        """The most groups that the API may have while this version is served."""
         steps = range(version, self.env.config.total_steps + 1)
-        return self.env.places(next((step for step in steps if self._due(step)), steps.stop))
+        return next((step for step in steps if self._due(step)), steps.stop) * self.env.groups_per_batch
 
     @property
     def busy(self) -> bool:

@@ -11,6 +11,7 @@ import msgspec
 from msgspec import UNSET
 
 from environments.common.packed import IDS, REALS, packed
+from environments.common.record_lines import encode
 from environments.common.run_folder import append_line
 from environments.common.settings import ConfigError
 from environments.livecode.pipeline import JudgedGroup
@@ -18,13 +19,7 @@ from environments.livecode.problems.problem import Problem, TestCase
 from environments.livecode.problems.prompts import PromptTooLong
 from environments.livecode.problems.stored_tests import StoredTests
 from environments.livecode.records.programs import append_programs
-from environments.livecode.records.schema import (
-    FailingTest,
-    GroupRecord,
-    RolloutRecord,
-    encode,
-    verdict_record,
-)
+from environments.livecode.records.schema import FailingTest, GroupRecord, RolloutRecord, verdict_record
 from environments.livecode.verification.base import Verdict
 from environments.livecode.verification.uploads import INLINE_BYTES
 

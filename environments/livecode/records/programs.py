@@ -10,9 +10,10 @@ from pathlib import Path
 
 import msgspec
 
+from environments.common.record_lines import tolerant
 from environments.common.run_folder import append_line
 from environments.livecode.pipeline import JudgedGroup
-from environments.livecode.records.schema import ProgramRecord, ProgramsRecord, tolerant, verdict_record
+from environments.livecode.records.schema import ProgramRecord, ProgramsRecord, verdict_record
 
 FOLDER = "programs"
 

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from environments.common.record_lines import RecordError, decode
 from environments.common.settings import ConfigError
-from environments.livecode.records.schema import GroupRecord, RecordError, decode
+from environments.livecode.records.schema import GroupRecord
 from environments.tools.plan.config import WorkloadConfig
 from environments.tools.plan.rates import Answer
 

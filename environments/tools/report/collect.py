@@ -11,10 +11,10 @@ from pathlib import Path
 import msgspec
 from msgspec import UNSET
 
+from environments.common.record_lines import tolerant
 from environments.common.settings import ConfigError
-from environments.common.shards import record_files
 from environments.livecode.evaluation.samples import Sample
-from environments.livecode.records.schema import GroupRecord, RolloutRecord, VerdictRecord, tolerant
+from environments.livecode.records.schema import GroupRecord, RolloutRecord, VerdictRecord
 from environments.tools.report.breakdown import evaluation, tables
 from environments.tools.report.charts import axes, curves, held_out, left_out, refused
 from environments.tools.report.code import tokens as coloured
@@ -47,7 +47,7 @@ def collect(run: Path, most_rollouts: int, now: float | None = None) -> Row:
     """
     damaged: Counter[str] = Counter()
     records = read_records(run, damaged)
-    files = record_files(run, "rollouts")
+    files = sorted((run / "rollouts").glob("*.jsonl"))
     shown = shown_rollouts(_newest((read(path, damaged) for path in reversed(files)), most_rollouts))
     shown += samples(run / "evaluations", most_rollouts - len(shown), damaged)
     if not (shown or records):

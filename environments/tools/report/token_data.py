@@ -10,15 +10,15 @@ from typing import Any
 import numpy as np
 
 from environments.common.packed import IDS, unpacked
+from environments.common.record_lines import tolerant
+from environments.common.trained_records import TrainedTokens
 from environments.livecode.records.schema import RolloutRecord
-from environments.tools.report.values import Row, Rows, number, text
+from environments.tools.report.values import Row, Rows, text
 from environments.tools.report.vocabulary import texts
 
 MOST_BYTES = 16 * 2**20
 """Of packed tokens in one page: the newest rollouts' are kept. 300 answers of 10,000 tokens fit."""
 FOLDER = "trained_tokens"
-_NUMBERS = ("step", "advantage", "ratio")
-_PACKED = ("old", "change", "flags")
 
 
 def of_record(record: RolloutRecord) -> Row | None:
@@ -35,10 +35,11 @@ def key_of(group: object, index: object) -> str:
 
 def trained(row: Row) -> Row | None:
     """What the trainer says of a rollout's tokens: {step, advantage, ratio, old, change, flags}; None: damaged."""
-    kept = {key: row[key] for key in _PACKED if text(row.get(key))}
-    if len(kept) < len(_PACKED):
+    found = tolerant(row, TrainedTokens)
+    if found is None or not (found.old and found.change and found.flags):
         return None
-    return kept | {key: row[key] for key in _NUMBERS if number(row.get(key))}
+    kept = {name: getattr(found, name) for name in ("old", "change", "flags", "step", "advantage", "ratio")}
+    return {name: value for name, value in kept.items() if value is not None}
 
 
 def read_trained(
