@@ -18,6 +18,7 @@ import os
 import pickle
 import runpy
 import selectors
+import shutil
 import signal
 import socket
 import struct
@@ -29,6 +30,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+import coverage
 import huggingface_hub.constants
 from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
@@ -69,6 +71,9 @@ class Descendant(subprocess.Popen[Any]):
         if pid == 0:
             atexit._clear()  # what this process has begun is not the fork's to end
             atexit.register(logging.shutdown)
+            measuring = coverage.Coverage.current()
+            if measuring is not None:
+                atexit.register(measuring.save)
             become(request, streams_of(rest))
         self.pid, self._child_created = pid, True
         self._close_pipe_fds(*rest[9:15])  # type: ignore[attr-defined]  # not in the stubs
@@ -237,7 +242,8 @@ class Server:
     def _end(self) -> None:
         for pid in self._running:
             _kill(pid)
-        sys.exit(0)
+        shutil.rmtree(Path(self._listening.getsockname()).parent, ignore_errors=True)
+        os._exit(0)  # what it did itself is no part of what is measured
 
 
 def _kill(pid: int) -> None:
