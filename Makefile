@@ -21,8 +21,8 @@ MODEL  := models/SmolLM2-135M-Instruct
 
 PYTEST := SHUFFLE=$(SHUFFLE) $(BIN)/python -m pytest -n $(WORKERS) --dist loadscope --no-loadscope-reorder
 # What fails first after a change and takes seconds: options, messages, the mathematics, formats, prompts, verdicts.
-FAST_TESTS := tests/common tests/test_cli.py tests/test_dependencies.py tests/test_listening.py tests/test_messages.py \
-  tests/test_published_recipe.py tests/test_start_up.py tests/test_threats.py \
+FAST_TESTS := tests/common tests/test_cli.py tests/test_dependencies.py tests/test_lengths.py tests/test_listening.py \
+  tests/test_messages.py tests/test_published_recipe.py tests/test_start_up.py tests/test_threats.py \
   $(addprefix tests/api/test_,contracts.py store.py) \
   $(addprefix tests/dataset/test_,readers.py results.py similar.py) \
   $(addprefix tests/judge/test_,comparison.py requests.py verdicts.py wire.py) \

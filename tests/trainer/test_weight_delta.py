@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
 
-from environments.launch.processes import free_port
+from tests.trainer.delta_weights import (
+    Weights,
+    changed,
+    cut,
+    flip,
+    is_delta,
+    loaded,
+    newest,
+    published,
+    remove,
+    same_bits,
+)
 from trainer.config import TrainerConfig
 from trainer.model.weight_files import checkpoint_files
 from trainer.planning.disk_use import disk_use
 from trainer.weight_sync.delta import DeltaPublisher
-from trainer.weight_sync.vllm_routes import UNCHANGED, PublishStats, WeightSyncError
 from trainer.weight_sync.weight_delta import (
     FILE,
     INFO,
@@ -28,22 +34,7 @@ from trainer.weight_sync.weight_delta import (
     chain_of,
     check_fit,
     difference,
-    laid_over,
-    read_deltas,
 )
-
-
-def same_bits(ours: Tensor, expected: Tensor) -> bool:
-    return ours.shape == expected.shape and torch.equal(ours.view(torch.int16), expected.view(torch.int16))
-
-
-def changed(tensor: Tensor, places: list[int]) -> Tensor:
-    """Another number at each place, some of which only bits tell apart: -0.0 of 0.0, one NaN of another."""
-    found = tensor.clone()
-    bits = found.view(-1).view(torch.int16 if tensor.element_size() == 2 else torch.int32)
-    for place in places:
-        bits[place] ^= -(2**15) if tensor.element_size() == 2 else 1
-    return found
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -86,43 +77,6 @@ def test_random_changes_take_one_byte_beside_the_value() -> None:
     assert change.gaps.numel() / len(places) == pytest.approx(1.006, abs=0.005)
 
 
-class Weights:
-    """Tensors that change by a share at each step."""
-
-    def __init__(self, share: float = 0.05) -> None:
-        self.share = share
-        self.now = {name: torch.randn(size).bfloat16() for name, size in (("a", 4000), ("b", 60), ("c", 3))}
-        self.step = 0
-
-    def next(self) -> dict[str, Tensor]:
-        self.step += 1
-        draw = torch.Generator().manual_seed(self.step)
-        for name, tensor in self.now.items():
-            places = (torch.rand(tensor.numel(), generator=draw) < self.share).nonzero().view(-1).tolist()
-            self.now[name] = changed(tensor, places)
-        return self.now
-
-
-def published(publisher: DeltaPublisher, weights: dict[str, Tensor], version: int) -> PublishStats:
-    stats = publisher.publish(weights, version)
-    assert stats is not None
-    return stats
-
-
-def loaded(folder: Path) -> dict[str, Tensor]:
-    """As vLLM's worker reads it."""
-    chain, deltas = read_deltas(folder)
-    return dict(laid_over(checkpoint_files(chain.base), deltas))
-
-
-def newest(folder: Path) -> Path:
-    return max(folder.glob("version-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-
-
-def is_delta(folder: Path) -> bool:
-    return (folder / INFO).is_file()
-
-
 def test_every_nth_publication_is_whole_and_each_one_is_the_weights_bit_for_bit(tmp_path: Path) -> None:
     publisher = DeltaPublisher([], tmp_path, dtype="bfloat16", full_every=3)
     weights, kinds = Weights(), []
@@ -162,20 +116,6 @@ def test_weights_that_change_in_place_are_compared_with_what_was_published(tmp_p
         layer.weight[3, 3] += 1
     assert published(publisher, layer, 1).changed_share == 1 / 1640  # type: ignore[arg-type]
     assert torch.equal(loaded(newest(tmp_path))["weight"], layer.weight.detach())
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 4
-    path.write_bytes(data)
-
-
-def cut(path: Path) -> None:
-    path.write_bytes(path.read_bytes()[:-5])
-
-
-def remove(path: Path) -> None:
-    path.unlink()
 
 
 @pytest.mark.parametrize("damage", [flip, cut, remove])
@@ -237,155 +177,6 @@ def test_weights_whose_earlier_files_are_gone_are_written_whole_or_refused(tmp_p
     else:
         assert not is_delta(newest(tmp_path))
         assert all(same_bits(loaded(newest(tmp_path))[name], tensor) for name, tensor in weights.now.items())
-
-
-class Server(ThreadingHTTPServer):
-    """Answers vLLM's routes, and reads what it is given as vLLM's worker does; `refuses` deltas or hangs up."""
-
-    def __init__(self, port: int = 0) -> None:
-        self.version, self.refuses, self.gone = "default", False, False
-        self.folders: list[Path] = []
-        self.kinds: list[bool] = []
-        """Whether each was a delta."""
-        self.weights: dict[str, Tensor] = {}
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def answer(self, status: int, body: dict[str, Any]) -> None:
-                data = json.dumps(body).encode()
-                self.send_response(status)
-                self.send_header("content-length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
-
-            def do_GET(self) -> None:
-                self.answer(200, {"weight_version": server.version})
-
-            def do_POST(self) -> None:
-                path = self.path.partition("?")[0]
-                body = json.loads(self.rfile.read(int(self.headers.get("content-length", 0))) or "null")
-                if server.gone:
-                    self.connection.close()
-                    return
-                if path == "/update_weights":
-                    folder = Path(body["update_info"]["folder"])
-                    server.folders.append(folder)
-                    server.kinds.append(is_delta(folder))
-                    try:
-                        if server.refuses and is_delta(folder):
-                            raise DeltaError("not shared")
-                        server.weights = {name: tensor.clone() for name, tensor in loaded(folder).items()}
-                    except DeltaError as error:
-                        self.answer(500, {"error": f"{error} ({UNCHANGED})"})
-                        return
-                elif path == "/update_weight_version":
-                    server.version = body["new_version"]
-                self.answer(200, {"success": True})
-
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        super().__init__(("127.0.0.1", port), Handler)
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        self._thread = threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01})
-        self._thread.start()
-
-    def end(self) -> None:
-        self.shutdown()
-        self._thread.join()
-        self.server_close()
-
-
-@pytest.fixture
-def servers() -> Iterator[list[Server]]:
-    found = [Server(), Server()]
-    yield found
-    for server in found:
-        server.end()
-
-
-def serves(server: Server, weights: Weights) -> bool:
-    return all(same_bits(server.weights[name], tensor) for name, tensor in weights.now.items())
-
-
-def test_a_server_that_was_started_again_or_was_away_gets_all_weights(servers: list[Server], tmp_path: Path) -> None:
-    first, second = servers
-    publisher = DeltaPublisher([first.url, second.url], tmp_path, dtype="bfloat16", full_every=9)
-    weights = Weights()
-    for version in range(2):
-        publisher.publish(weights.next(), version)
-    second.gone = True
-    for version in range(2, 4):
-        assert published(publisher, weights.next(), version).missing == (second.url,)
-    assert serves(first, weights)
-    assert not serves(second, weights)
-    second.gone, second.version, second.weights = False, "default", {}  # another process, with its start's weights
-    assert publisher.catch_up() == [second.url]
-    assert (second.version, serves(second, weights)) == ("3", True)
-    second.version, second.weights = "default", {}
-    publisher.publish(weights.next(), 4)
-    assert first.kinds[-1]
-    assert serves(first, weights)
-    assert serves(second, weights)
-
-
-def test_a_delta_that_a_server_refuses_is_followed_by_all_weights_and_stands_on_them_next(
-    servers: list[Server], tmp_path: Path
-) -> None:
-    first, second = servers
-    publisher = DeltaPublisher([first.url, second.url], tmp_path, dtype="bfloat16", full_every=9)
-    weights = Weights()
-    publisher.publish(weights.next(), 0)
-    second.refuses = True
-    published(publisher, weights.next(), 1)
-    assert second.kinds == [False, True, False]
-    assert first.kinds == [False, True]
-    second.refuses = False
-    published(publisher, weights.next(), 2)
-    chain = chain_of(second.folders[-1])
-    assert (chain.base, len(chain.deltas)) == (second.folders[2], 1)
-    assert set(tmp_path.iterdir()) == set(chain.folders)
-    assert serves(first, weights)
-    assert serves(second, weights)
-
-
-@pytest.mark.parametrize("torn", [flip, cut])
-def test_a_delta_that_is_torn_after_it_was_written_is_followed_by_all_weights(
-    servers: list[Server], tmp_path: Path, torn: Callable[[Path], None]
-) -> None:
-    first, _ = servers
-    publisher = DeltaPublisher([first.url], tmp_path, dtype="bfloat16", full_every=9)
-    weights = Weights()
-    for version in range(2):
-        publisher.publish(weights.next(), version)
-    torn(first.folders[-1] / FILE)
-    first.version = "default"
-    assert publisher.catch_up() == [first.url]
-    assert first.kinds[2:] == [True, False]
-    assert serves(first, weights)
-    assert publisher.catch_up() == []
-    publisher.publish(weights.next(), 2)
-    assert (first.kinds[-1], serves(first, weights)) == (True, True)
-
-
-def test_a_publication_that_no_server_got_is_repeated_as_a_delta_of_what_they_have(tmp_path: Path) -> None:
-    server = Server(port := free_port())
-    publisher = DeltaPublisher([server.url], tmp_path, dtype="bfloat16", full_every=9)
-    weights = Weights()
-    publisher.publish(weights.next(), 0)
-    server.end()
-    weights.next()
-    for _ in range(2):
-        with pytest.raises(WeightSyncError) as raised:
-            publisher.publish(weights.now, 1)
-        assert raised.value.gone
-    server = Server(port)
-    try:
-        published(publisher, weights.now, 1)
-        assert len(chain_of(server.folders[-1]).deltas) == 1
-        assert serves(server, weights)
-    finally:
-        server.end()
 
 
 @pytest.mark.parametrize(
