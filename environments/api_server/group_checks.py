@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import msgspec
 
+from environments.api_server.shards import foreign
 from environments.api_server.store import Entry, new_id
 from environments.common import group_bytes, scored_group
 from environments.common.group_bytes import UNREADABLE, GroupBytesError
@@ -57,6 +59,13 @@ def parse_packed(body: bytes, most: int) -> list[Entry]:
         raise GroupError(f"the body: {error}") from None
     named = scored_group.described(group).group_overrides
     return [Entry(_group_id(named), len(group.tokens), group.env_id, body)]
+
+
+def check_senders(entries: Iterable[Entry], envs: Sequence[Mapping[str, Any]]) -> None:
+    """Raises GroupError for a group of a sender whose groups no batch would have, see `shards.foreign`."""
+    for entry in entries:
+        if said := foreign(entry.env_id, envs):
+            raise GroupError(said)
 
 
 def _entry(raw: bytes) -> Entry:

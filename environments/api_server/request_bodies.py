@@ -12,10 +12,12 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from environments.common.group_bytes import MEDIA_TYPE
 from verifier_app.connections import MAX_HEADER_BYTES, HeaderTimer
 
 SILENCE_S = 60.0
@@ -171,3 +173,14 @@ class BoundedHttpTools(HttpToolsProtocol):
         """Nothing more will come."""
         self._headers.set(False)
         super().connection_lost(exc)
+
+
+def media_type(request: Request) -> str:
+    """Of a request's body."""
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+def reads_packed(request: Request) -> bool:
+    """Whether the caller takes groups in binary form; Atropos' own clients name no such type."""
+    named = request.headers.get("accept", "").lower().split(",")
+    return MEDIA_TYPE in [one.partition(";")[0].strip() for one in named]

@@ -28,6 +28,16 @@ class Registration(stock.Registration):
     num_steps: Limit
 
 
+class ShardClaim(BaseModel):
+    """What part of the run an environment is, where there are several."""
+
+    index: Annotated[int, Field(ge=0, le=MOST)]
+    count: Count
+    identity: Text = Field(description="Of its progress: the same when it is started again.")
+    folder: Text = Field(description="Where its progress is, for messages.")
+    shared: dict[str, Any] = Field(description="What all shards of a run must have the same, by its name.")
+
+
 class RegisterEnv(stock.RegisterEnv):
     """POST /register-env. Atropos' environments send no name unless --env.wandb_name gives one."""
 
@@ -35,6 +45,7 @@ class RegisterEnv(stock.RegisterEnv):
     desired_name: Text | None = None
     weight: float = Field(1.0, ge=0, le=1e9, allow_inf_nan=False)
     group_size: Count
+    shard: ShardClaim | None = None
     min_batch_allocation: float | None = Field(None, ge=0, le=1, allow_inf_nan=False)
 
 

@@ -27,11 +27,12 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_PLAIN_0_0_4, CollectorRegistry, Counter, generate_latest
 
+from environments.api_server.batches import queued_by_shard
 from environments.api_server.contracts import Contracts
 from environments.api_server.gauges import measure
-from environments.api_server.group_checks import parse, parse_packed, stock_form
+from environments.api_server.group_checks import check_senders, parse, parse_packed, stock_form
 from environments.api_server.hold import Hold
-from environments.api_server.request_bodies import Bodies
+from environments.api_server.request_bodies import Bodies, media_type, reads_packed
 from environments.api_server.requests import (
     AckRequest,
     ContractRequest,
@@ -42,7 +43,8 @@ from environments.api_server.requests import (
     Registration,
     RollbackRequest,
 )
-from environments.api_server.stock_state import show
+from environments.api_server.shards import refusal
+from environments.api_server.stock_state import registered, show
 from environments.api_server.store import Entry, Lease, StepError, Store, Unwritable
 from environments.common import group_bytes
 from environments.common.group_bytes import MEDIA_TYPE
@@ -131,21 +133,28 @@ class ApiServer:
         requesters.append(stock.uuid.uuid4().int)
         return {"uuid": requesters[-1]}
 
-    async def register_env(self, env: RegisterEnv) -> dict[str, Any]:
-        """An environment, once a trainer has asked for its first batch."""
+    async def register_env(self, env: RegisterEnv) -> Any:
+        """An environment, once a trainer has asked for its first batch. 409: it does not fit those that have."""
         env.desired_name = env.desired_name or "environment"
-        # Atropos' own function makes the entry and the answer, on a copy; the entry is then written, and shown by that
-        stock.app.state.envs = list(self.store.envs)
-        answer: dict[str, Any] = await stock.register_env_url(env)
-        if answer["status"] == "success":
-            await self._change(self.store.register_env, stock.app.state.envs[-1])
-        return answer
+        answer = await self._change(self._register_env, env)
+        return answer if isinstance(answer, dict) else JSONResponse({"detail": answer}, status_code=409)
+
+    def _register_env(self, env: RegisterEnv) -> dict[str, Any] | str:
+        """The answer, or what keeps it from registering; in one go, since several may come at the same moment."""
+        claim = {"shard": env.shard.model_dump()} if env.shard else {}
+        if said := refusal(self.store.envs, claim.get("shard")):
+            return said
+        if not self.store.started:
+            return {"status": "wait for trainer to start"}
+        entry, answer = registered(self.store, env)
+        self.store.register_env(entry | claim)
+        return answer | claim
 
     async def contract(self, request: ContractRequest) -> Response:
         """Both sides say what they assume and hear what the other does; 409 names the fields in which they differ."""
         await self._change(self.store.set_contract, request.side, request.terms)
-        if refusal := self.contracts.spoke(request.side):
-            return JSONResponse({"detail": refusal}, status_code=409)
+        if said := self.contracts.spoke(request.side):
+            return JSONResponse({"detail": said}, status_code=409)
         status = "agreed" if self.contracts.agreed else "waiting"
         return JSONResponse({"status": status, "sides": self.store.contracts, "accepts": [MEDIA_TYPE]})
 
@@ -156,8 +165,8 @@ class ApiServer:
 
     async def status_env(self, env: EnvIdentifier) -> Any:
         """As Atropos has it; 422 for an environment that is none, or where nobody has a share."""
-        if (refusal := self._unknown(env)) is not None:
-            return refusal
+        if (unknown := self._unknown(env)) is not None:
+            return unknown
         try:
             return await stock.get_status_env(env)
         except ZeroDivisionError:
@@ -165,7 +174,9 @@ class ApiServer:
 
     async def disconnect_env(self, env: EnvIdentifier) -> Any:
         """As Atropos has it; 422 for an environment that is none."""
-        return self._unknown(env) or await stock.disconnect_env(env)
+        if (unknown := self._unknown(env)) is None:
+            await self._change(self.store.disconnect_env, env.env_id)
+        return unknown or {"status": "success"}
 
     def _unknown(self, env: EnvIdentifier) -> Response | None:
         count = len(self.store.envs)
@@ -177,19 +188,20 @@ class ApiServer:
 
     async def scored_data(self, request: Request) -> Response:
         """One group."""
-        body, packed = await request.body(), _media_type(request) == MEDIA_TYPE
+        body, packed = await request.body(), media_type(request) == MEDIA_TYPE
         read = partial(parse_packed, body, self.most_bytes) if packed else partial(parse, body, several=False)
         return await self._receive(read, several=False)
 
     async def scored_data_list(self, request: Request) -> Response:
         """Several groups: all of them valid, or none is taken."""
-        if _media_type(request) == MEDIA_TYPE:
+        if media_type(request) == MEDIA_TYPE:
             return JSONResponse({"detail": "groups in binary form come one by one: send each to /scored_data"}, 415)
         return await self._receive(partial(parse, await request.body(), several=True), several=True)
 
     async def _receive(self, read: Callable[[], list[Entry]], *, several: bool) -> Response:
         try:
             entries = await asyncio.to_thread(read)
+            check_senders(entries, self.store.envs)
         except GroupError as error:
             self.counts.labels("refused").inc()
             log.warning("a group is refused: %s", error)
@@ -221,7 +233,7 @@ class ApiServer:
         if self.store.registration is None:
             return self._not_registered()
         step = min((lease.step for lease in self.store.leases), default=self.store.step)
-        return await self._lease(step, acknowledge=True, packed=_reads_packed(request))
+        return await self._lease(step, acknowledge=True, packed=reads_packed(request))
 
     def _not_registered(self) -> Response:
         message = "Trainer not registered. Call /register first."
@@ -231,9 +243,9 @@ class ApiServer:
         """The batch of a step, kept until /ack; asking again for the same step gives the same batch."""
         if self.store.registration is None:
             return self._not_registered()
-        if refusal := self.contracts.refusal("trainer"):
-            return JSONResponse({"detail": refusal}, status_code=409)
-        return await self._lease(wanted.step, acknowledge=False, packed=_reads_packed(request))
+        if said := self.contracts.refusal("trainer"):
+            return JSONResponse({"detail": said}, status_code=409)
+        return await self._lease(wanted.step, acknowledge=False, packed=reads_packed(request))
 
     async def _lease(self, step: int, *, acknowledge: bool, packed: bool) -> Response:
         assert self.store.registration is not None
@@ -274,9 +286,10 @@ class ApiServer:
 
     # -- to be seen ----------------------------------------------------------------------------------------
 
-    async def status(self) -> dict[str, int]:
-        """As Atropos has it."""
-        return {"current_step": self.store.step, "queue_size": self.store.groups_queued}
+    async def status(self) -> dict[str, Any]:
+        """As Atropos has it; where shards feed the run, also how many groups of each are in the queue."""
+        told = {"current_step": self.store.step, "queue_size": self.store.groups_queued}
+        return told | ({"shards": queued} if (queued := queued_by_shard(self.store)) else {})
 
     async def health(self) -> dict[str, str]:
         """Alive, and whether it keeps a journal."""
@@ -319,8 +332,6 @@ class ApiServer:
         self.latest = None
         return PlainTextResponse("Reset successful")
 
-    # -- the store -----------------------------------------------------------------------------------------
-
     async def _change(self, change: Callable[..., Any], *arguments: Any) -> Any:
         result = await asyncio.get_running_loop().run_in_executor(self.disk, change, *arguments)
         show(self.store)
@@ -336,13 +347,3 @@ class ApiServer:
     async def close(self) -> None:
         """Closes the journal, once the change that is under way is written."""
         await asyncio.get_running_loop().run_in_executor(self.disk, self.store.close)
-
-
-def _media_type(request: Request) -> str:
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-
-def _reads_packed(request: Request) -> bool:
-    """Whether the caller takes groups in binary form; Atropos' own clients name no such type."""
-    named = request.headers.get("accept", "").lower().split(",")
-    return MEDIA_TYPE in [one.partition(";")[0].strip() for one in named]

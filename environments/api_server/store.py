@@ -22,7 +22,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from environments.api_server.batches import oldest, ready_with
 from environments.api_server.journal import BatchRow, GroupRow, Journal, read_journal
+from environments.api_server.shards import shard_of
 from environments.common.errors import LivecodeError
 
 log = logging.getLogger(__name__)
@@ -120,7 +122,10 @@ class Store:
         """Takes a group: "received", "buffered" for one smaller than registered, "duplicate" for a known id."""
         if self.knows(entry.group_id):
             return "duplicate"
-        ready = self._ready_with(entry)
+        ready = ready_with(entry, self.buffers, self.envs)
+        env = entry.env_id
+        if env is not None and env < len(self.envs) and not self.envs[env].get("sent"):
+            self._set_env(env, sent=True)
         if self.journal is not None:
             entry.number = self.journal.add(entry.group_id, entry.size, entry.env_id, self.raw(entry), ready)
             entry.raw = None
@@ -146,8 +151,20 @@ class Store:
         self.registration = registration
 
     def register_env(self, env: dict[str, Any]) -> None:
-        """One more environment, whose id is its place."""
-        self.envs.append(self._say(f"env {len(self.envs)}", env))
+        """One more environment, whose id is its place. Of a shard that was started again it takes the former's."""
+        with self.together():
+            for place, former in enumerate(self.envs if env.get("shard") else ()):
+                if former["connected"] and shard_of(former) == shard_of(env):
+                    env |= {"sent": env.get("sent") or former.get("sent")}
+                    self._set_env(place, connected=False)
+            self.envs.append(self._say(f"env {len(self.envs)}", env))
+
+    def disconnect_env(self, env_id: int) -> None:
+        """An environment ends."""
+        self._set_env(env_id, connected=False)
+
+    def _set_env(self, env_id: int, **changes: Any) -> None:
+        self.envs[env_id] = self._say(f"env {env_id}", {**self.envs[env_id], **changes})
 
     def start(self) -> None:
         """A trainer has asked for a batch: environments may register."""
@@ -164,7 +181,7 @@ class Store:
             if lease.step == step:
                 return lease
         again = self.again[0] if self.again else None
-        entries = self._oldest(batch_size) if again is None else again.entries
+        entries = oldest(self.waiting.values(), self.envs, step, batch_size) if again is None else again.entries
         if entries is None:
             return None
         lease = Lease(step, entries, 0 if again is None else again.number)
@@ -264,23 +281,6 @@ class Store:
         for buffer in self.buffers.values():
             yield from buffer
 
-    def _oldest(self, batch_size: int) -> list[Entry] | None:
-        """The oldest groups that make exactly `batch_size` rollouts; one that does not fit stays for the next batch."""
-        if any(env.get("min_batch_allocation") is not None for env in self.envs):
-            from atroposlib.api.utils import grab_batch_with_minimum_allocations  # readers of a journal do without
-
-            items = [{"tokens": range(e.size), "env_id": e.env_id, "entry": e} for e in self.waiting.values()]
-            batch, _ = grab_batch_with_minimum_allocations(items, batch_size, self.envs)
-            return None if batch is None else [item["entry"] for item in batch]
-        chosen, left = [], batch_size
-        for entry in self.waiting.values():
-            if entry.size <= left:
-                chosen.append(entry)
-                left -= entry.size
-            if not left:
-                return chosen
-        return None
-
     # -- the journal ---------------------------------------------------------------------------------------
 
     def _say(self, name: str, value: T) -> T:
@@ -330,18 +330,6 @@ class Store:
                 self.waiting[group.id] = entry
             else:
                 self.buffers.setdefault(-1 if group.env is None else group.env, []).append(entry)
-
-    def _ready_with(self, entry: Entry) -> list[str]:
-        """Ids of the groups that can be trained once this one is there: a smaller one waits for others to fill up."""
-        env = entry.env_id
-        if env is None or not 0 <= env < len(self.envs) or entry.size == self.envs[env]["group_size"]:
-            return [entry.group_id]
-        chosen, left = [], int(self.envs[env]["group_size"])
-        for held in [*self.buffers.get(env, []), entry]:
-            if held.size <= left:
-                chosen.append(held.group_id)
-                left -= held.size
-        return [] if left else chosen
 
 
 def new_id() -> str:

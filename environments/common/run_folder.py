@@ -24,7 +24,7 @@ def claim(folder: Path) -> None:
     check(folder)
     if not (folder / _NAME).exists():
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / f"{_NAME}.new"
+        part = folder / f"{_NAME}.{os.getpid()}.new"  # several processes may claim a folder at the same moment
         part.write_text(json.dumps({"format": FORMAT}) + "\n", encoding="utf-8")
         part.replace(folder / _NAME)
 

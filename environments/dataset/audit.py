@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from environments.common.record_lines import read_lines
+from environments.common.shards import record_files
 from environments.livecode.evaluation.samples import Sample
 from environments.livecode.pipeline import all_of
 from environments.livecode.problems.problem import Problem, ProblemError
@@ -171,7 +172,7 @@ def programs_of_run(run: Path) -> dict[str, list[str]]:
         ProblemError: the folder holds none.
     """
     found: dict[str, list[str]] = {}
-    for path in sorted((run / "rollouts").glob("*.jsonl")):
+    for path in record_files(run, "rollouts"):
         for rollout in read_lines(path, RolloutRecord):
             if rollout.code is not None:
                 found.setdefault(rollout.problem_id, []).append(rollout.code)

@@ -49,6 +49,9 @@ class LaunchConfig(Settings):
     max_new_tokens: int = Field(512, ge=1, description="Longest completion in tokens; longer is overlong.")
     temperature: float = Field(1.0, gt=0, le=2, description="Sampling temperature, divided out by the trainer too.")
     overlong_baseline: str = Field("include", description="As env.overlong_baseline: include or exclude.")
+    environments: int = Field(
+        1, ge=1, description="Environment processes, each with a part of the problems and a share of every batch."
+    )
     servers: list[Url] = Field(
         [], description="Addresses of vLLM servers that run already with this model; empty: one is started."
     )
@@ -66,6 +69,15 @@ class LaunchConfig(Settings):
     def _model_is_there(self) -> LaunchConfig:
         if not (self.model / "config.json").is_file() and not is_hub_name(self.model):
             raise ValueError(f"model {self.model}: {no_model(self.model)}")
+        return self
+
+    @model_validator(mode="after")
+    def _each_has_a_share(self) -> LaunchConfig:
+        if self.environments > self.groups:
+            raise ValueError(
+                f"environments {self.environments} > groups {self.groups}: each has a share of every batch; set "
+                f"environments to {self.groups} or less"
+            )
         return self
 
     @model_validator(mode="after")
@@ -149,6 +161,7 @@ def _shared(config: LaunchConfig, api: str, servers: Sequence[str]) -> dict[str,
                 "max_new_tokens": config.max_new_tokens,
                 "temperature": config.temperature,
                 "overlong_baseline": config.overlong_baseline,
+                "shard": None if config.environments == 1 else f"0/{config.environments}",
                 "rollout_server_url": api,
                 "total_steps": config.steps,
             },
@@ -213,6 +226,7 @@ _TOP = {
     **{f"env.{name}": name for name in ("problems", "run_dir", "seed", "group_size", "context", "max_new_tokens")},
     **{f"env.{name}": name for name in ("temperature", "overlong_baseline")},
     "env.total_steps": "steps",
+    "env.shard": "environments",
     "env.rollout_server_url": "api_port",
     "port": "server_port",
     "batch.rollouts": "groups",

@@ -52,6 +52,17 @@ class JsonLines:
 
 
 @dataclass(frozen=True)
+class Groups:
+    """What the environments of a run append to their records of groups."""
+
+    files: Sequence[JsonLines]
+
+    def new(self) -> list[dict[str, Any]]:
+        """As JsonLines.new, of all of them."""
+        return [row for file in self.files for row in file.new()]
+
+
+@dataclass(frozen=True)
 class Process:
     """What one process of a run is started with.
 
@@ -168,15 +179,25 @@ class Loop:
 
     # -- training ------------------------------------------------------------------------------------------
 
-    def train(self, trainer: Process, environment: Process, wait: Callable[[], None] = lambda: None) -> int:
-        """Runs trainer and environment to the last step, or to a checkpoint after a signal; the step reached.
+    def train(
+        self,
+        trainer: Process,
+        environment: Process,
+        wait: Callable[[], None] = lambda: None,
+        others: Sequence[Process] = (),
+    ) -> int:
+        """Runs trainer and environments to the last step, or to a checkpoint after a signal; the step reached.
 
-        wait: called when both have begun; returns when the servers are ready that they wait for by themselves.
+        environment: the one that evaluates. others: further shards. wait: called when all have begun; returns when the
+        servers are ready that they wait for by themselves.
         """
-        metrics, groups = (JsonLines(self.run_dir / f"{n}.jsonl", skip=True) for n in ("metrics", "environment"))
+        metrics = JsonLines(self.run_dir / "metrics.jsonl", skip=True)
+        homes = [(self.run_dir / process.ready).parents[1] for process in (environment, *others)]  # above their config/
+        groups = Groups([JsonLines(home / "environment.jsonl", skip=True) for home in homes])
         with self.screen.bar():
             training = self.begin("trainer", trainer)
             feeding = self.begin("environment", environment)
+            beside = [self.begin(f"environment-{number}", process) for number, process in enumerate(others, 1)]
             wait()
             self.course.over("start", self.done)
             self._say_what_comes()
@@ -185,8 +206,9 @@ class Loop:
             self._follow(training, metrics, groups)
             if self._evaluates and self.done >= self.steps and not self._stopping:
                 self._finish_evaluation(feeding)
-        feeding.stop()
-        self.family.children.remove(feeding)
+        for child in (feeding, *beside):
+            child.stop()
+            self.family.children.remove(child)
         if not self._stopping:
             self.screen.legend()
         return self.done
@@ -201,7 +223,7 @@ class Loop:
     def _show(self, what: str | None = None) -> None:
         self.screen.show(self.course, f"step {self.done}/{self.steps}", what)
 
-    def _follow(self, trainer: Child, metrics: JsonLines, groups: JsonLines) -> None:
+    def _follow(self, trainer: Child, metrics: JsonLines, groups: Groups) -> None:
         """Prints a row for each step until the trainer has ended."""
         pending: list[GroupRecord] = []
         for trained in self._rows(trainer, metrics, groups, pending):
@@ -234,7 +256,7 @@ class Loop:
             )
 
     def _rows(
-        self, trainer: Child, metrics: JsonLines, groups: JsonLines, pending: list[GroupRecord]
+        self, trainer: Child, metrics: JsonLines, groups: Groups, pending: list[GroupRecord]
     ) -> Iterator[dict[str, Any]]:
         while True:
             ended = trainer.returncode is not None

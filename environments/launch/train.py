@@ -15,6 +15,7 @@ import httpx
 from environments.common.hub import model_folder
 from environments.common.run_folder import claim
 from environments.common.settings import ConfigError, write_yaml
+from environments.common.shards import FOLDER, Shard
 from environments.launch import colocated
 from environments.launch.config import PARTS, LaunchConfig, Parts, in_own_words, load_launch, parts, saved
 from environments.launch.disk import check_disk
@@ -31,7 +32,7 @@ from environments.launch.processes import RESTARTS, free_port
 
 KEPT = "train.yaml"
 """In the run's config folder: the file as used."""
-_SAME = ("model", "problems", "seed", "group_size", "context", "overlong_baseline")
+_SAME = ("model", "problems", "seed", "group_size", "context", "overlong_baseline", "environments")
 """What a resumed run cannot change."""
 
 
@@ -89,7 +90,8 @@ class Training:
         if self.parts.server is not None:
             restarts = colocated.RESTARTS if colocated.is_colocated(self.config) else RESTARTS
             self.loop.begin_and_wait("vllm", self._server(), f"vLLM with {self.config.model.name}", restarts)
-        reached = self.loop.train(self._trainer(), self._environment())
+        first, *others = self._environments()
+        reached = self.loop.train(self._trainer(), first, others=others)
         self.screen.say()
         if reached < self.config.steps:
             self.screen.say(left(self.run_dir, self.config.steps, self.command))
@@ -128,9 +130,15 @@ class Training:
         argv = (*ATROPOS, "serve-model", "--config", str(self._file("server")))
         return Process(argv, f"{self.servers[0]}/health", _gpus(self.config.server_gpus))
 
-    def _environment(self) -> Process:
+    def _environments(self) -> list[Process]:
         argv = (*ATROPOS, "run-env", "livecode", "serve", "--config", str(self._file("environment")))
-        return Process(argv, "config/environment.yaml")
+        count = self.config.environments
+        if count == 1:
+            return [Process(argv, "config/environment.yaml")]
+        return [
+            Process((*argv, "--env.shard", str(shard)), f"{FOLDER}/{shard.name}/config/environment.yaml")
+            for shard in (Shard(index, count) for index in range(count))
+        ]
 
     def _trainer(self) -> Process:
         flags = ("--config", str(self._file("trainer")))
@@ -169,9 +177,10 @@ def check_folder(config: LaunchConfig) -> None:
         return
     now = config.model_dump(mode="json")
     for name in _SAME:
-        if before.get(name) != now[name]:
+        then = before.get(name, LaunchConfig.model_fields[name].default)
+        if then != now[name]:
             raise ConfigError(
-                f"{name} {now[name]!r}: the run in {folder} started with {before.get(name)!r}; set it back, or "
+                f"{name} {now[name]!r}: the run in {folder} started with {then!r}; set it back, or "
                 "give a new run_dir to begin another run"
             )
 

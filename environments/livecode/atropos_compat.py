@@ -2,6 +2,7 @@
 
 AtroposError             the API server cannot be used
 ├── ApiUnreachable       it does not answer
+├── Conflict             it refuses this environment beside another side of the run
 └── GroupRefused         it, or our own check before sending, refuses a group
 """
 
@@ -11,6 +12,7 @@ import asyncio
 import gzip
 import logging
 import zlib
+from contextlib import suppress
 from typing import Any
 
 import httpx
@@ -24,6 +26,7 @@ from environments.common.errors import LivecodeError
 from environments.common.group_bytes import MEDIA_TYPE, GroupBytesError
 from environments.common.http_clients import is_busy, pause_s
 from environments.common.retry import Failure, Retry, RetryLater
+from environments.common.settings import ConfigError
 from environments.livecode.config import LivecodeEnvConfig
 
 logger = logging.getLogger(__name__)
@@ -42,6 +45,14 @@ class AtroposError(LivecodeError, RuntimeError):
 
 class ApiServerUnreachable(AtroposError):
     """The API server does not answer."""
+
+
+class Conflict(AtroposError):
+    """This environment does not fit another side of the run; `detail` says in what."""
+
+    def __init__(self, message: str, detail: str) -> None:
+        super().__init__(message)
+        self.detail = detail
 
 
 class GroupRefused(AtroposError):
@@ -166,7 +177,7 @@ class CompatBaseEnv(BaseEnv):
 
         Raises:
             ApiUnreachable: eight tries failed, and for ten minutes where the server had been reached before.
-            AtroposError: a 4xx.
+            AtroposError: a 4xx. Conflict: 409.
         """
 
         async def attempt() -> Any:
@@ -180,7 +191,9 @@ class CompatBaseEnv(BaseEnv):
             reason = f"status {response.status_code}: {response.text[:500]}"
             if response.status_code == 404:
                 reason += "; start the server by `atropos run-api`"
-            if not is_busy(response.status_code) or response.status_code == httpx.codes.CONFLICT:
+            if response.status_code == httpx.codes.CONFLICT:
+                raise Conflict(f"{url} refuses: {reason}", str(response.json()["detail"]))
+            if not is_busy(response.status_code):
                 raise AtroposError(f"{url} refuses: {reason}")
             raise RetryLater(f"{url}: {reason}", wait_s=pause_s(response.headers, 0.0))
 
@@ -197,22 +210,29 @@ class CompatBaseEnv(BaseEnv):
                 f"last: {reason}. Is `atropos run-api` running there?"
             ) from error
 
-    async def register_env(self) -> None:
+    async def register_env(self, shard: dict[str, Any] | None = None) -> None:
         """Registers once the trainer is there.
+
+        shard: which part of the run this environment is, where there are several.
 
         The API takes environments only after the trainer's /register *and* its first /batch. Atropos' own version
         also sends desired_name None by default, which the API refuses (422), logs once a second while it waits,
         and asks load_checkpoint to join a path that may hold None.
+
+        Raises:
+            ConfigError: it does not fit the environments that have registered.
         """
-        body = {
+        body: dict[str, Any] = {
             "max_token_length": self.config.max_token_length,
             "desired_name": self.config.wandb_name or self.name,
             "weight": self.config.inference_weight,
             "min_batch_allocation": None,
             "group_size": self.config.group_size,
         }
+        if shard:
+            body |= {"shard": shard, "desired_name": f"{body['desired_name']}_shard{shard['index']}"}
         waited = 0
-        while (answer := await self.call_api("POST", "/register-env", json=body))["status"] != "success":
+        while (answer := await self._register(body))["status"] != "success":
             if waited % 120 == 0:
                 logger.info("waiting for the trainer to register and to ask for its first batch")
             waited += 1
@@ -224,6 +244,23 @@ class CompatBaseEnv(BaseEnv):
         self.checkpoint_interval = answer["checkpoint_interval"]
         if self.config.total_steps == -1:
             self.config.total_steps = answer["num_steps"]
+
+    async def leave(self) -> None:
+        """Says that this environment ends: a shard of which the API has no group may then begin in another folder."""
+        with suppress(httpx.HTTPError):
+            await self.api.post("/disconnect-env", json={"env_id": self.env_id}, timeout=5.0)
+
+    async def _register(self, body: dict[str, Any]) -> dict[str, Any]:
+        try:
+            answer: dict[str, Any] = await self.call_api("POST", "/register-env", json=body)
+        except Conflict as error:
+            raise ConfigError(error.detail) from None
+        if "shard" in body and answer["status"] == "success" and "shard" not in answer:
+            raise ConfigError(
+                f"env.shard with env.rollout_server_url {self.config.rollout_server_url}: that server knows no shards; "
+                "start `atropos run-api` of this version there, or one environment without env.shard"
+            )
+        return answer
 
     async def get_server_info(self) -> None:
         """The trainer's batch size (in sequences) and token limit, checked against this environment.
@@ -245,6 +282,11 @@ class CompatBaseEnv(BaseEnv):
             raise AtroposError(
                 f"env.context {self.config.context} > the trainer's context {limit}: lower env.context or raise "
                 "the trainer's batch.context"
+            )
+        if self.config.part.count > batch // size:
+            raise ConfigError(
+                f"env.shard {self.config.shard}: a batch has {batch // size} groups, so that not every environment has "
+                f"one of it; start at most {batch // size}"
             )
         self.config.batch_size, self.max_token_len = batch, limit
 

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Any
 from environments.common.errors import ConfigError, LivecodeError
 from environments.common.run_folder import claim
 from environments.common.settings import write_yaml
-from environments.livecode.config import RunConfig, load_run_config
+from environments.common.shards import others
+from environments.livecode.config import LivecodeEnvConfig, RunConfig, load_run_config
 
 if TYPE_CHECKING:
     from environments.livecode.environment import LivecodeEnv
@@ -49,9 +50,12 @@ def run(environment: Make, mode: str, config: RunConfig) -> int:
     held_out = config.evaluation_sets if mode == "evaluate" or (mode == "serve" and config.evaluation.every) else []
     check_sets([*held_out, *([] if mode == "evaluate" else [config.env.problems])])
     name = "environment" if mode == "serve" else mode
+    _check_shard(mode, config.env)
     try:
-        claim(Path(config.env.run_dir))
-        write_yaml(config, Path(config.env.run_dir) / "config" / f"{name}.yaml")
+        for folder in dict.fromkeys((Path(config.env.run_dir), config.env.own_dir)):
+            claim(folder)
+            if folder == config.env.own_dir or not config.env.part.index:  # the run's own file is the first shard's
+                write_yaml(config, folder / "config" / f"{name}.yaml")
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             logger.error(
@@ -62,6 +66,27 @@ def run(environment: Make, mode: str, config: RunConfig) -> int:
             f"env.run_dir {config.env.run_dir}: cannot be written ({error.strerror}); give another folder"
         ) from None
     return asyncio.run(until_signal(MODES[mode](environment, config)))
+
+
+def _check_shard(mode: str, env: LivecodeEnvConfig) -> None:
+    """ConfigError where the folder holds the progress of a run that was divided otherwise."""
+    from environments.livecode.recovery.progress import Progress
+
+    run = Path(env.run_dir)
+    if mode == "evaluate":
+        if env.shard:
+            raise ConfigError(f"env.shard {env.shard}: one environment evaluates; leave env.shard out")
+        return
+    if env.shard and Progress.begun(run):
+        raise ConfigError(
+            f"env.shard {env.shard}: env.run_dir {run} holds a run of one environment; leave env.shard out, or give "
+            "another folder"
+        )
+    if found := others(run, env.shard):
+        raise ConfigError(
+            f"env.shard {env.shard or 'is empty'}: env.run_dir {run} holds a run of other shards "
+            f"({', '.join(found)}); give as many shards as it began with, or another folder"
+        )
 
 
 def run_command(environment: Make, mode: str, argv: Sequence[str]) -> int:

@@ -10,15 +10,14 @@ from typing import Any, ClassVar, Literal
 from pydantic import ConfigDict, Field, model_validator
 
 from environments.common.option_rules import StrictModel
-from environments.common.plugins import check_known
 from environments.common.server_list import ServerSource, either
 from environments.common.settings import PathText, Section, Settings, Url, load, without_password
+from environments.common.shards import FOLDER, WHOLE, Shard, ShardText, read
 from environments.common.yarn import yarn_overrides
 from environments.livecode.atropos_options import REPLACED, AtroposOptions
 from environments.livecode.evaluation.options import LIKE, EvaluationConfig, validation_beside
 from environments.livecode.problems.sampler import Rule
-from environments.livecode.verification.factory import GROUP as VERIFIER_GROUP
-from environments.livecode.verification.factory import VERIFIERS
+from environments.livecode.verification.factory import check_options
 from environments.livecode.verification.own_limits import OwnLimits
 from verifier_app.judge.default_limits import MEMORY_LIMIT_MB, TIME_LIMIT_S
 
@@ -33,9 +32,7 @@ class LivecodeEnvConfig(StrictModel, AtroposOptions):
     HIDDEN: ClassVar[frozenset[str]] = frozenset(REPLACED)
 
     group_size: int = Field(8, ge=2, description="Rollouts of one problem that are compared with each other.")
-    total_steps: int = Field(
-        -1, ge=-1, description="Training steps to feed; -1 takes the number that the trainer registered."
-    )
+    total_steps: int = Field(-1, ge=-1, description="Training steps to feed; -1: those that the trainer registered.")
     rollout_server_url: Url = Field("http://127.0.0.1:8000", description="Address of the Atropos API server.")
     use_wandb: bool = Field(False, description="Log to Weights & Biases as Atropos does, beside the run folder.")
     wandb_name: str | None = Field("livecode", description="The environment's name at the API and in wandb.")
@@ -48,6 +45,11 @@ class LivecodeEnvConfig(StrictModel, AtroposOptions):
         "warmup:new_instances, warmup:unseen_templates.",
     )
     seed: int = Field(0, ge=0, description="Seed of the warm-up problems, their order and evaluation sampling.")
+    shard: ShardText | None = Field(
+        None,
+        description="Several environments on one API server: this one's INDEX/COUNT, such as 0/2, with its part of the "
+        "problems and share of every batch; empty: one environment.",
+    )
     problem_sampling: Rule = Field(
         "uniform",
         description="uniform: shuffled epochs; learnable: weight p(1-p)+0.05 of a running pass rate p per "
@@ -67,8 +69,7 @@ class LivecodeEnvConfig(StrictModel, AtroposOptions):
         None, description="JSON file with worked turns [{question, answer}]; empty: the warm-up set's own."
     )
     fewshot_scaffold: Literal["livecodebench", "plain"] = Field(
-        "livecodebench",
-        description="Questions of the fewshot style in LiveCodeBench's format, or as they are.",
+        "livecodebench", description="Questions of the fewshot style in LiveCodeBench's format, or as they are."
     )
     thinking: bool | None = Field(
         None, description="The chat template's enable_thinking; empty leaves the template's default."
@@ -120,6 +121,7 @@ class LivecodeEnvConfig(StrictModel, AtroposOptions):
         le=1500,
         description="http, modal: calls at the same time. modal: its max_containers, buffer included.",
     )
+    verifier_starts_per_s: float = Field(30.0, gt=0, description="modal: most containers a second, of all shards.")
     verifier_strategy: Literal["rollout", "problem"] = Field(
         "rollout",
         description="modal: rollout, a container for each; problem, one for a group's rollouts when all are there.",
@@ -169,6 +171,16 @@ class LivecodeEnvConfig(StrictModel, AtroposOptions):
     )
 
     @property
+    def part(self) -> Shard:
+        """This environment's part of the run."""
+        return read(self.shard) if self.shard else WHOLE
+
+    @property
+    def own_dir(self) -> Path:
+        """Where this process keeps its records and its progress; those of all are in run_dir."""
+        return Path(self.run_dir, FOLDER, self.part.name) if self.shard else Path(self.run_dir)
+
+    @property
     def own_limits(self) -> OwnLimits:
         """What the problems' own limits count."""
         return OwnLimits(self.own_time_factor, self.own_memory_factor)
@@ -203,17 +215,7 @@ class LivecodeEnvConfig(StrictModel, AtroposOptions):
                 f"fewshot_path {self.fewshot_path} with prompt_style {self.prompt_style}: set prompt_style to fewshot "
                 "or leave fewshot_path empty"
             )
-        check_known(VERIFIER_GROUP, VERIFIERS, self.verifier, "verifier")
-        if self.verifier in VERIFIERS and (self.verifier == "http") != bool(self.verifier_urls):
-            raise ValueError(
-                f"verifier {self.verifier} with verifier_urls {self.verifier_urls}: http needs the addresses of its "
-                "services, and nothing else takes them"
-            )
-        if self.verifier_strategy == "problem" and self.verifier in ("local", "http"):
-            raise ValueError(
-                f"verifier_strategy problem with verifier {self.verifier}: it is about containers; set verifier modal, "
-                "or verifier_strategy rollout"
-            )
+        check_options(self)
         if self.total_steps == 0:
             raise ValueError("total_steps 0: set 1 or more, or -1 for the trainer's own number")
         self.max_token_length = self.context  # the name that Atropos' own code reads

@@ -7,7 +7,6 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
-from pathlib import Path
 from typing import Any
 
 from environments.common import worker_threads
@@ -98,7 +97,11 @@ class LivecodeEnv(CompatBaseEnv):
         problems = await asyncio.to_thread(load_set, self.config.problems, self.config.seed)
         problems = await asyncio.to_thread(self.fitting, self.config.problems, problems)
         self._sampler = build_sampler(
-            self.config.problem_sampling, problems, self.config.seed, self.config.sampling_floor_epochs
+            self.config.problem_sampling,
+            problems,
+            self.config.seed,
+            self.config.sampling_floor_epochs,
+            self.config.part,
         )
         self.problems = problems
         logger.info("%d problems from %s", len(problems), self.config.problems)
@@ -164,7 +167,10 @@ class LivecodeEnv(CompatBaseEnv):
         await self.setup()
         await self.setup_wandb()
         own_steps = None if self.config.total_steps == -1 else self.config.total_steps
-        await self.register_env()
+        progress = await self._progress()
+        await self.register_env(self._as_shard(progress))
+        if self.config.shard:
+            self.equipment.stack.push_async_callback(self.leave)
         await self.get_server_info()
         agreement = terms(
             model=self.tokenizer_folder,
@@ -174,9 +180,8 @@ class LivecodeEnv(CompatBaseEnv):
             steps=own_steps,
         )
         trainer = await self.agree(agreement)
-        every = self.run_config.evaluation.every
-        evaluations = await asyncio.to_thread(TrainingEvaluations, self, trainer) if every else None
-        progress = await self._progress()
+        evaluates = self.run_config.evaluation.every and not self.config.part.index
+        evaluations = await asyncio.to_thread(TrainingEvaluations, self, trainer) if evaluates else None
 
         async def longer() -> bool:
             return await self._longer(agreement)
@@ -186,10 +191,10 @@ class LivecodeEnv(CompatBaseEnv):
 
     async def _progress(self) -> Progress:
         """Where an earlier process of this run was. Raises ConfigError where the folder belongs to another run."""
-        names = ("problems", "seed", "problem_sampling", "sampling_floor_epochs", "group_size")
+        names = ("problems", "seed", "problem_sampling", "sampling_floor_epochs", "group_size", "shard")
         progress = await worker_threads.progress(
             Progress,
-            Path(self.config.run_dir),
+            self.config.own_dir,
             problems=self.problems,
             settings={name: getattr(self.config, name) for name in names},
             sampler=self.sampler,
@@ -197,6 +202,23 @@ class LivecodeEnv(CompatBaseEnv):
         )
         self.equipment.stack.callback(progress.close)
         return progress
+
+    def _as_shard(self, progress: Progress) -> dict[str, Any] | None:
+        """What the API server has to know of a shard: its own part, and what all shards of a run must share.
+
+        The problems by their digest: where the file lies may differ between machines.
+        """
+        if not self.config.shard:
+            return None
+        part = self.config.part
+        shared = {name: value for name, value in progress.settings.items() if name not in ("problems", "shard")}
+        return {
+            "index": part.index,
+            "count": part.count,
+            "identity": progress.identity,
+            "folder": str(progress.path.parent),
+            "shared": shared,
+        }
 
     async def _longer(self, agreement: dict[str, Any]) -> bool:
         """Whether a restarted trainer goes beyond the number of steps that the last one registered."""
@@ -212,6 +234,10 @@ class LivecodeEnv(CompatBaseEnv):
     @property
     def groups_per_batch(self) -> int:
         return int(self.config.batch_size // self.config.group_size)
+
+    def places(self, batches: int) -> int:
+        """How many groups of the first `batches` batches are this environment's."""
+        return self.config.part.places(batches * self.groups_per_batch)
 
     # -- Without a trainer ----------------------------------------------------------------------------------
 

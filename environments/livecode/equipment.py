@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
-from pathlib import Path
 
 from environments.common.server_list import watched
 from environments.livecode.config import LivecodeEnvConfig, RunConfig
@@ -55,7 +54,7 @@ async def equip(
     """
     config = run.env
     records = GroupRecords(
-        config.run_dir,
+        config.own_dir,
         rollouts_per_group=config.record_rollouts_per_group,
         every=config.record_every_groups,
         programs=config.record_programs,
@@ -63,7 +62,7 @@ async def equip(
     )
     client: Client = await stack.enter_async_context(_client(run, text))
     # Of servers that come and go, any may be on its way.
-    some = versions and (Progress.begun(Path(config.run_dir)) or run.servers_from is not None)
+    some = versions and (Progress.begun(config.own_dir) or run.servers_from is not None)
     await client.check(
         context=run.longest_context,
         need_versions=versions,

@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 async def make_groups(env: LivecodeEnv) -> None:
     """Makes process.groups groups and adds every one of them, flat ones too, to a JSONL file."""
     config, options = env.config, env.run_config.process
-    target = Path(options.output or Path(config.run_dir) / "groups.jsonl")
+    target = Path(options.output or config.own_dir / "groups.jsonl")
     wanted = asyncio.Semaphore(max(1, config.max_concurrent_rollouts // config.group_size))
     before = count_lines(target)
 

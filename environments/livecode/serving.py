@@ -9,7 +9,6 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from environments.common import worker_threads
@@ -55,6 +54,7 @@ class Serving:
         self.env, self.config, self.progress = env, env.config, progress
         self.client, self.pipeline, self.records = env.equipment.client, env.equipment.pipeline, env.equipment.records
         self.served = 0  # the weight version (batches trained) that the servers have now
+        # Of this shard, where there are several:
         self.sent = 0  # groups that the API has, those of an earlier process of this run included
         self.api_groups = 0  # groups that the API ever got, whoever sent them
         self.in_flight: dict[asyncio.Task[None], OpenGroup] = {}
@@ -85,7 +85,10 @@ class Serving:
             await asyncio.sleep(_POLL_S)
             await self._refresh()
         self.sent = self.api_groups
-        logger.info("feeding %d steps of %d groups", self.config.total_steps, self.env.groups_per_batch)
+        logger.info(
+            "feeding %d steps of %d groups, %d of them in all",
+            self.config.total_steps, self.env.groups_per_batch, self.env.places(self.config.total_steps),
+        )  # fmt: skip
         if self.served >= self.config.total_steps:
             logger.warning("all %d steps are done: start the trainer with a higher --steps first", self.served)
         try:
@@ -126,6 +129,7 @@ class Serving:
             groups_per_batch=self.env.groups_per_batch,
             max_staleness=config.max_staleness,
             total_steps=config.total_steps,
+            shard=config.part,
         )
 
     async def _wait(self) -> None:
@@ -201,7 +205,7 @@ class Serving:
         delivered = self.progress.sent - len(self.progress.kept)
         if delivered > 0 and not self.api_groups:
             raise ConfigError(
-                f"env.run_dir = {self.config.run_dir}: its run has sent {delivered} groups, and the API server at "
+                f"env.run_dir = {self.config.own_dir}: its run has sent {delivered} groups, and the API server at "
                 f"{self.config.rollout_server_url} never had one. Start that run's server (--journal FILE), or give "
                 "another folder."
             )
@@ -296,7 +300,8 @@ class Serving:
         """The batches that the trainer has taken; sets `api_groups`."""
         status = await self.env.call_api("GET", "/status")
         # The step counter of the API counts formed batches; the rest of what it got still queues.
-        self.api_groups = status["current_step"] * self.env.groups_per_batch + status["queue_size"]
+        queued = status["shards"][self.config.part.index] if self.config.shard else status["queue_size"]
+        self.api_groups = self.env.places(status["current_step"]) + queued
         return int(status["current_step"])
 
     def _log_metrics(self) -> dict[str, Any]:
@@ -310,7 +315,9 @@ class Serving:
                 "resubmitted_failure": self.client.counters.resubmitted_failure,
             },
         )
-        append_jsonl(Path(self.config.run_dir) / "environment_metrics.jsonl", row)
+        if self.config.shard:
+            row["shard"] = self.config.shard
+        append_jsonl(self.config.own_dir / "environment_metrics.jsonl", row)
         return row
 
     def _say_when_closed(self, now: float) -> None:

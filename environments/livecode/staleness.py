@@ -6,8 +6,12 @@ The serving loop (serving.py) asks before each group.
 
 from __future__ import annotations
 
+from environments.common.shards import WHOLE, Shard
 
-def may_begin(*, oldest: int, ahead: int, groups_per_batch: int, max_staleness: int, total_steps: int) -> bool:
+
+def may_begin(
+    *, oldest: int, ahead: int, groups_per_batch: int, max_staleness: int, total_steps: int, shard: Shard = WHOLE
+) -> bool:
     """Whether one more group can begin without any group exceeding the staleness bound.
 
     The group takes place number `ahead` in the order of training, counted from the first step. A group that began at
@@ -19,5 +23,7 @@ def may_begin(*, oldest: int, ahead: int, groups_per_batch: int, max_staleness: 
         ahead: groups of all steps that are trained, queued, or unfinished.
         max_staleness: batches between a group's oldest token and the step that trains on it; 0 is on-policy.
         total_steps: steps of the run; no group begins that no step would train on.
+        shard: whose groups are counted. The API server fills each batch with every shard's own share, so that the
+            places of one do not depend on how far the others are.
     """
-    return ahead < min(oldest + max_staleness + 1, total_steps) * groups_per_batch
+    return ahead < shard.places(min(oldest + max_staleness + 1, total_steps) * groups_per_batch)

@@ -25,6 +25,7 @@ from environments.common.record_lines import RecordError, convert, decode
 from environments.common.rewards import FAIL, reward
 from environments.common.run_folder import check
 from environments.common.settings import ConfigError
+from environments.common.shards import folders as folders_of
 from environments.common.trained_records import TrainedStep
 from environments.livecode.records.schema import GroupRecord
 from environments.livecode.recovery import progress_file
@@ -71,7 +72,7 @@ def audit(run: Path, environments: Sequence[Path] = (), journal: Path | None = N
 
     Args:
         run: the trainer's run folder.
-        environments: the environments' run folders; none: `run`.
+        environments: the environments' run folders; none: `run`. Of one with shards each shard's is taken.
         journal: the API server's; None: run/api.journal where it is.
 
     Raises:
@@ -79,14 +80,18 @@ def audit(run: Path, environments: Sequence[Path] = (), journal: Path | None = N
     """
     found = Audit()
     damaged: Counter[str] = Counter()
-    folders = list(environments) or [run]
-    for folder in {run, *folders}:
+    given = list(environments) or [run]
+    for folder in {run, *given}:
         if not folder.is_dir():
             raise ConfigError(f"audit: {folder}: no such folder. Give the folder that --run_dir or env.run_dir names.")
         check(folder)
+    folders = [own for folder in given for own in folders_of(folder)]
     if not any((folder / "environment.jsonl").is_file() for folder in folders):
         raise ConfigError(f"audit: {folders[0]}: no environment.jsonl. Name the environment's folder: --environment.")
     sent, known = _generated(folders, found, damaged)
+    for folder in dict.fromkeys((*given, *folders)):
+        if evaluations := len(list(read(folder / "evaluations.jsonl", damaged))):
+            found.counts[f"evaluations of {folder.name}, which have no groups"] = evaluations
     outbox = {group_id for folder in folders for group_id in _outbox(folder)}
     steps = _lineage(run, found, damaged)
     beside = [run / "trained.jsonl", *(folder / "environment.jsonl" for folder in folders)]
@@ -136,9 +141,6 @@ def _generated(folders: Sequence[Path], found: Audit, damaged: Counter[str]) -> 
     found.counts["groups made"] = len(sent.keys() | dropped.keys() | written)
     if written:
         found.counts["groups written to a file by process"] = len(written)
-    for folder in folders:
-        if evaluations := len(list(read(folder / "evaluations.jsonl", damaged))):
-            found.counts[f"evaluations of {folder.name}, which have no groups"] = evaluations
     found.counts["groups sent"] = len(sent)
     for reason, count in sorted(Counter(dropped.values()).items()):
         found.counts[f"dropped by the environment: {reason}"] = count

@@ -21,6 +21,7 @@ from environments.common.errors import ConfigError
 from environments.common.record_lines import read_lines
 from environments.common.rewards import FAIL, drop_reason, group_advantages, reward
 from environments.common.run_folder import append_line, check
+from environments.common.shards import folders, record_files
 from environments.livecode.config import RunConfig, load_run_config
 from environments.livecode.evaluation.profiles import GradingProfile, Name, grading_profiles
 from environments.livecode.evaluation.samples import Sample
@@ -141,7 +142,7 @@ def recorded(run: Path, evaluations: bool) -> Iterator[Program]:
 
 def _packed(run: Path) -> Iterator[Program]:
     """Of programs/."""
-    for path in sorted((run / FOLDER).glob("*.jsonl")):
+    for path in record_files(run, FOLDER):
         for line in read_lines(path, ProgramsRecord):
             for row in unpacked(line):
                 key, before = f"{line.group_id}/{row.index}", row.verdict or VerdictRecord(row.status)
@@ -150,7 +151,7 @@ def _packed(run: Path) -> Iterator[Program]:
 
 def _sampled(run: Path) -> Iterator[Program]:
     """Of rollouts/."""
-    for path in sorted((run / "rollouts").glob("*.jsonl")):
+    for path in record_files(run, "rollouts"):
         for row in read_lines(path, RolloutRecord):
             if row.group_id is not None and row.index is not None and row.status:
                 key, before = f"{row.group_id}/{row.index}", row.verdict or VerdictRecord(row.status)
@@ -336,8 +337,8 @@ def rejudge_run(
             return await rejudge(programs, problems, verifier, rules, results, tick)
 
     found = asyncio.run(work())
-    if (run / "environment.jsonl").is_file():
-        compare_groups(found, read_lines(run / "environment.jsonl", GroupRecord), env.overlong_baseline)
+    for path in filter(Path.is_file, (own / "environment.jsonl" for own in folders(run))):
+        compare_groups(found, read_lines(path, GroupRecord), env.overlong_baseline)
     rows = [json.dumps(msgspec.to_builtins(one)) + "\n" for one in found.changed]
     (out / "changed.jsonl").write_text("".join(rows), encoding="utf-8")
     return found
@@ -346,4 +347,4 @@ def rejudge_run(
 def _options(run: Path, out: Path, words: Sequence[str]) -> RunConfig:
     own = run / "config" / "environment.yaml"
     begin = ["--config", str(own)] if own.is_file() and "--config" not in words else []
-    return load_run_config(None, [*begin, *words, "--env.run_dir", str(out)], leave_out=("process",))
+    return load_run_config(None, [*begin, *words, "--env.run_dir", str(out), "--env.shard", ""], leave_out=("process",))

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from environments.common.run_folder import check
 from environments.common.settings import ConfigError
+from environments.common.shards import record_files
 from environments.tools.report.collect import late, samples, shown_rollouts, summary
-from environments.tools.report.records import FILES, RunRecords, parsed, read
+from environments.tools.report.records import FILES, RunRecords, files, parsed, read
 from environments.tools.report.state import State, alive, state
 from environments.tools.report.story import settings
 from environments.tools.report.token_data import FOLDER, forget_tokens, key_of, split, trained
@@ -68,18 +69,18 @@ class Watched:
         self._came: dict[str, int] = {}
         self._told = 0  # of `_came`: how many records of the trainer there were until this one
         self._trained_seen: dict[Path, int] = {}
-        self._tails = {name: Tail(run / f"{name}.jsonl") for name in FILES}
+        self._tails: dict[Path, Tail] = {}
         self._texts: dict[Path, Tail] = {}
         self._processes: tuple[list[str], str] | None = None
 
     def look(self) -> bool:
         """Reads what is new; whether there is something, a process that began or ended included."""
         found = False
-        for name, tail in self._tails.items():
-            rows = tail.more(self.damaged)
+        for name, path in [(record, path) for record in FILES for path in files(self.run, record)]:
+            rows = self._tails.setdefault(path, Tail(path)).more(self.damaged)
             self.records.add(name, rows)
             found = found or bool(rows)
-        for path in sorted((self.run / "rollouts").glob("*.jsonl")):
+        for path in record_files(self.run, "rollouts"):
             rows = self._texts.setdefault(path, Tail(path)).more(self.damaged)
             self.rollouts += shown_rollouts(rows[-self.most :]) if self.most else []
             found = found or bool(rows)

@@ -34,10 +34,11 @@ class Process:
         return self.words[self.words.index(name) + 1]
 
 
-def dry_run(layout: str, model: Path) -> list[Process]:
+def dry_run(layout: str, model: Path, **variables: str) -> list[Process]:
     done = subprocess.run(
         ["bash", str(SCRIPT), str(ROOT / "configs" / "cluster" / f"{layout}.env")],
-        cwd=ROOT, env={**os.environ, "DRY_RUN": "1", "MODEL": str(model)}, capture_output=True, text=True, check=False,
+        cwd=ROOT, env={**os.environ, "DRY_RUN": "1", "MODEL": str(model), **variables},
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     found = []
@@ -86,6 +87,17 @@ def test_the_processes_agree_on_addresses_and_share_no_gpu(
         assert (int(one.option("--node-rank")), int(one.option("--nnodes"))) == (rank, len(trainers))
         assert one.option("--master-addr") == trainers[0].host
         assert len(one.gpus) == int(one.option("--nproc-per-node"))
+
+
+def test_several_environments_have_a_part_each_and_everything_else_the_same(model: Path) -> None:
+    several = [one for one in dry_run("2-nodes", model, ENVIRONMENTS="3") if one.name.startswith("environment")]
+    (alone,) = [one for one in dry_run("2-nodes", model) if one.name.startswith("environment")]
+    assert [one.name for one in several] == ["environment-0", "environment-1", "environment-2"]
+    whole = load_run_config(None, alone.words[3:])
+    for index, one in enumerate(several):
+        settings = load_run_config(None, one.words[3:])
+        assert settings.env.shard == f"{index}/3"
+        assert settings.model_copy(update={"env": settings.env.model_copy(update={"shard": None})}) == whole
 
 
 @pytest.mark.parametrize("stage", ["32k", "40k"])

@@ -14,9 +14,10 @@ from environments.common.settings import ConfigError, load, write_yaml
 from environments.launch.config import load_launch, parts
 from environments.launch.demo_config import DemoConfig
 from environments.launch.disk import check_disk, disk_use, parameters
+from environments.launch.display import Screen
 from environments.launch.init import write_launch
 from environments.launch.machine import Machine, free_memory_gib
-from environments.launch.train import check_folder, check_problems
+from environments.launch.train import Training, check_folder, check_problems
 
 API, SERVER = "http://127.0.0.1:4001", "http://127.0.0.1:4002"
 ROWS = [
@@ -256,3 +257,15 @@ def test_memory_is_what_the_kernel_or_the_container_leaves(tmp_path: Path) -> No
     assert free_memory_gib(tmp_path) == 4
     (group / "memory.max").write_text(f"{3 * 2**30}\n")
     assert free_memory_gib(tmp_path) == 2
+
+
+def test_several_environments_get_a_part_each_and_a_part_that_nobody_shares_is_refused(written: Path) -> None:
+    config = load_launch(["--config", str(written), "--environments", "3"])
+    assert parts(config, API, [SERVER]).environment.env.shard == "0/3"
+    processes = Training(config, "atropos train", Screen())._environments()
+    assert [one.argv[-2:] for one in processes] == [("--env.shard", f"{index}/3") for index in range(3)]
+    assert [one.ready for one in processes] == [f"shards/{index}-of-3/config/environment.yaml" for index in range(3)]
+    with pytest.raises(ConfigError, match=r"environments 4 > groups 3.*set environments to 3 or less"):
+        load_launch(["--config", str(written), "--environments", "4"])
+    with pytest.raises(ConfigError, match=r"environment\.env\.shard.*set `environments` at the top"):
+        parts(load_launch(["--config", str(written), "--environment.env.shard", "0/2"]), API, [SERVER])

@@ -140,6 +140,19 @@ def test_each_step_has_a_row_with_the_time_that_is_left(run: Path, watched: Call
     assert [child.name for child in one.loop.family.children if child.returncode is None] == []
 
 
+def test_groups_of_every_environment_count_and_all_end_with_the_training(
+    run: Path, watched: Callable[..., Watched]
+) -> None:
+    one = watched(1)
+    beside = run / "shards" / "1-of-2"
+    second = Process(environment(beside).argv, "shards/1-of-2/config/environment.yaml")
+    one.when(lambda: (beside / "environment.jsonl").exists() and ready(run, "environment"), (run / "go-1").touch)
+    assert one.loop.train(trainer(run, 0, 1), environment(run), others=[second]) == 1
+    (line,) = [line for line in one.shown.splitlines() if line[:5].strip() == "1"]
+    assert "2/2" in line or " 2 " in line
+    assert {child.name for child in one.loop.family.children} == {"trainer"}
+
+
 def test_in_a_terminal_a_bar_shows_the_step_and_the_time_that_is_left(
     run: Path, watched: Callable[..., Watched]
 ) -> None:

@@ -19,6 +19,7 @@ from environments.livecode import command
 from environments.livecode.config import RunConfig
 from environments.livecode.environment import LivecodeEnv
 from tests.api.mortal import listener, watch
+from verifier_app.judge.layers.syscalls import PR_SET_PDEATHSIG, prctl
 
 
 def hand_over(channel: socket.socket) -> None:
@@ -46,6 +47,7 @@ class Mortal(LivecodeEnv):
 
 def live(options: dict[str, Any], deliveries: int, channel: socket.socket) -> int:
     """Feeds the trainer until the process dies, or to the run's end; its exit code."""
+    prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     worker_threads.progress.later(lambda: hand_over(channel))
     Mortal.deliveries = deliveries
     return command.run(Mortal, "serve", RunConfig.model_validate(options))

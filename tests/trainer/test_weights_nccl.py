@@ -171,8 +171,9 @@ def test_a_server_that_hangs_is_named_with_the_phase(
     with pytest.raises(WeightSyncError, match=f"weights to {hangs.url}, phase {phase}: no answer within ") as raised:
         sends.publish(policy, 1)
     assert raised.value.paused == (phase not in ("init", "resume"))
-    # A collective that waits for a peer cannot be woken: the process has to end, and says so.
-    assert raised.value.stuck == (route in ("/init_weight_transfer_engine", "/update_weights"))
+    # A collective that waits for a peer cannot be woken: the process has to end, and says so. Where a worker has not
+    # come to the group yet, there is none.
+    assert raised.value.stuck == (route == "/update_weights")
     assert sends.ended == ([str(raised.value)] if raised.value.stuck else [])
 
 
@@ -309,6 +310,44 @@ def test_servers_that_join_get_a_group_of_their_own_and_those_that_leave_are_in_
     sends.publish(policy, 3)  # the new one gets them with it, in a group of its own
     assert [server.state()["version"] for server in (second, third)] == ["3", "3"]
     assert third.state()["inits"][-1]["world_size"] == 2
+
+
+@pytest.mark.parametrize("vanishes", [False, True])
+def test_a_server_that_hangs_or_vanishes_while_it_joins_costs_the_run_that_server_alone(
+    receivers: Callable[..., Receiver],
+    publisher: Callable[..., Publisher],
+    policy: Policy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    vanishes: bool,
+) -> None:
+    route = "/init_weight_transfer_engine"
+    first, joins = receivers(1), receivers(2, hang_at=route)
+    path = tmp_path / "servers"
+    path.write_text(f"{first.url}\n")
+    watched = WatchedServers(ServerList(str(path), "weights.servers_from"))
+    sends = publisher(watched=watched)
+    sends.publish(policy, 1)
+    path.write_text(f"{first.url}\n{joins.url}\n")
+    watched.look()
+    if vanishes:
+        request = httpx.Client.request
+
+        def killing(self: httpx.Client, method: str, url: str, **options: Any) -> httpx.Response:
+            if url.startswith(route) and str(self.base_url).startswith(joins.url):
+                threading.Timer(0.5, joins.kill).start()
+            return request(self, method, url, **options)
+
+        monkeypatch.setattr(httpx.Client, "request", killing)
+    else:
+        _one_second_for(route, joins, monkeypatch)
+    assert sends.catch_up(policy) == []
+    assert sends.ended == []
+    assert sends.behind() == []  # it is left alone for a time
+    change(policy)
+    assert sends.publish(policy, 2).missing == ()
+    assert first.received() == [expected(policy)]
+    assert first.state()["version"] == "2"
 
 
 def test_a_server_that_was_started_again_between_two_publications_joins_a_new_group(

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from environments.common.rate import Rate
 from environments.livecode.config import LivecodeEnvConfig
 from environments.livecode.problems.load import save_problems
 from environments.livecode.problems.problem import Problem, TestCase
@@ -352,6 +353,31 @@ async def test_what_modal_refuses_or_loses_is_asked_again_and_counted_by_cause(
     async with modal_verifier() as verifier:
         assert (await verifier.verify(REQUEST))["status"] == "accepted"
     assert verifier.causes == {cause: 1}
+
+
+async def test_every_try_waits_for_a_turn_to_start_a_container_and_shards_share_the_rate(
+    plane: ControlPlane, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    rates: list[float] = []
+
+    async def turn(rate: Rate) -> None:
+        waited.append(plane.seen["calls"])
+
+    def made(rate: Rate, per_s: float) -> None:
+        rates.append(per_s)
+
+    monkeypatch.setattr(Rate, "__init__", made)
+    monkeypatch.setattr(Rate, "turn", turn)
+    before = plane.seen["calls"]
+    plane.faults.extend(["lost", "timeout"])
+    async with modal_verifier(verifier_starts_per_s=12.0, shard="1/3") as verifier:
+        assert (await verifier.verify(REQUEST))["status"] == "accepted"
+        plane.faults.append("internal")
+        await verifier.verify_many([REQUEST, REQUEST])
+    assert waited == [before + number for number in range(5)]  # one before each call, none twice
+    assert plane.seen["calls"] == before + 5
+    assert rates == [4.0]
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import queue
 import socket
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -40,10 +41,18 @@ class NcclUnavailable(ConfigError, RuntimeError):
     """weights.backend nccl cannot work on this machine; the message says what is missing."""
 
 
-def open_group(listener: socket.socket, address: str, world_size: int, device: torch.device, deadline_s: float) -> Any:
+def open_group(
+    listener: socket.socket,
+    address: str,
+    world_size: int,
+    device: torch.device,
+    deadline_s: float,
+    met: threading.Event,
+) -> Any:
     """Rank 0's end of the group: waits for every worker, then for NCCL's own rendezvous.
 
-    listener: a listening socket that is taken over. Returns vLLM's PyNcclCommunicator on `device`.
+    listener: a listening socket that is taken over. met: set when every worker is there; until then this ends by the
+    deadline, whoever stays away. Returns vLLM's PyNcclCommunicator on `device`.
     """
     from vllm.distributed.device_communicators import pynccl
     from vllm.distributed.utils import StatelessProcessGroup
@@ -55,6 +64,7 @@ def open_group(listener: socket.socket, address: str, world_size: int, device: t
     group = StatelessProcessGroup.create(
         address, port, 0, world_size, store_timeout=max(int(deadline_s), 1), listen_socket=listener
     )
+    met.set()
     with unpinned_nccl_env():
         opened = pynccl.PyNcclCommunicator(group, device=device)
     if opened.disabled:
@@ -168,7 +178,8 @@ def make_group(
     port = listener.getsockname()[1]
     world_size = 1 + sum(sizes.values())
     until = time.monotonic() + deadline_s
-    own = RouteCall(partial(open_group, listener, address, world_size, device, deadline_s))
+    met = threading.Event()
+    own = RouteCall(partial(open_group, listener, address, world_size, device, deadline_s, met))
     calls: dict[str, RouteCall[Any]] = {}
     offset = 1
     for update in updates:
@@ -188,7 +199,8 @@ def make_group(
         failed = failure("init", own, calls, until)
     failed = failed or failure("init", own, calls, until)
     if failed is not None:
-        failed.stuck = not own.wait(POLL_S)
+        # One that still waits for workers has nothing on the GPU, and its thread ends by itself.
+        failed.stuck = not own.wait(POLL_S) and met.is_set()
         raise failed
     logger.info("nccl group of %d on %s:%d, servers: %s", world_size, address, port, ", ".join(urls))
     return NcclGroup(own.result(0), urls)

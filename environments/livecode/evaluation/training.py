@@ -127,9 +127,12 @@ class TrainingEvaluations:
         return version in self.records and version not in self._settled
 
     def limit(self, version: int) -> int:
-        """The most groups that the API may have while this version is served."""
+        """The most groups of this environment that the API may have while this version is served.
+
+        Of several environments one evaluates. No batch is whole without its share, so the others need not wait.
+        """
         steps = range(version, self.env.config.total_steps + 1)
-        return next((step for step in steps if self._due(step)), steps.stop) * self.env.groups_per_batch
+        return self.env.places(next((step for step in steps if self._due(step)), steps.stop))
 
     @property
     def busy(self) -> bool:

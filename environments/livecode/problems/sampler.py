@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from environments.common.settings import ConfigError
+from environments.common.shards import WHOLE, Shard
 from environments.livecode.problems.load import load_problems
 from environments.livecode.problems.problem import Problem, ProblemError
 from environments.livecode.problems.warmup import build
@@ -40,17 +42,21 @@ class Sampler(Protocol):
 
 
 class UniformSampler:
-    """Every problem once an epoch, reshuffled each epoch."""
+    """Every problem once an epoch, reshuffled each epoch.
 
-    def __init__(self, problems: Sequence[Problem], seed: int) -> None:
+    shard: takes its places of that order alone, which is the same for every number of shards.
+    """
+
+    def __init__(self, problems: Sequence[Problem], seed: int, shard: Shard = WHOLE) -> None:
         self._problems = list(problems)
-        self._seed = seed
+        self._seed, self._shard = seed, shard
         self._taken = 0
         self._epoch = -1
         self._order: list[int] = []
 
     def next(self) -> Problem:
-        epoch, position = divmod(self._taken, len(self._problems))
+        place = self._shard.index + self._taken * self._shard.count
+        epoch, position = divmod(place, len(self._problems))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, list(range(len(self._problems)))
             random.Random(f"{self._seed}/{epoch}").shuffle(self._order)
@@ -78,15 +84,16 @@ class LearnableSampler:
     Args:
         floor_epochs: every problem is drawn at least once in this many epochs (an epoch: as many draws as problems);
             0 leaves it to the weights. Dues are spread at first, so that they do not come all at once.
+        shard: draws from its own problems alone, as many of each class as any other, and learns from them alone.
     """
 
-    def __init__(self, problems: Sequence[Problem], seed: int, floor_epochs: int = 0) -> None:
-        self._classes: dict[str, list[Problem]] = {}
-        for problem in problems:
-            self._classes.setdefault(_class(problem), []).append(problem)
+    def __init__(self, problems: Sequence[Problem], seed: int, floor_epochs: int = 0, shard: Shard = WHOLE) -> None:
+        if shard.count > 1:
+            problems = _dealt(problems, shard)
+        self._classes = _by_class(problems)
         self._rates = {name: _measured(members) for name, members in self._classes.items()}
         self._left: dict[str, list[int]] = {name: [] for name in self._classes}
-        self._random = random.Random(seed)
+        self._random = random.Random(seed if shard.count == 1 else f"{seed}/{shard}")
         self._drawn = 0
         count, self._by_id = len(problems), {problem.id: problem for problem in problems}
         self._span = floor_epochs * count
@@ -161,14 +168,35 @@ def check_sets(names: Iterable[str]) -> None:
             load_problems(name)
 
 
-def build_sampler(rule: Rule, problems: Sequence[Problem], seed: int, floor_epochs: int = 0) -> Sampler:
-    """The sampler that `env.problem_sampling` names."""
-    return UniformSampler(problems, seed) if rule == "uniform" else LearnableSampler(problems, seed, floor_epochs)
+def build_sampler(
+    rule: Rule, problems: Sequence[Problem], seed: int, floor_epochs: int = 0, shard: Shard = WHOLE
+) -> Sampler:
+    """The sampler that `env.problem_sampling` names, of one shard; ConfigError where a shard would have no problem."""
+    if len(problems) < shard.count:
+        raise ConfigError(
+            f"env.shard {shard}: {len(problems)} problems for {shard.count} environments; start at most one for each"
+        )
+    if rule == "uniform":
+        return UniformSampler(problems, seed, shard)
+    return LearnableSampler(problems, seed, floor_epochs, shard)
 
 
 def _measured(problems: Sequence[Problem]) -> float:
     rates = [problem.pass_rate for problem in problems if problem.pass_rate is not None]
     return sum(rates) / len(rates) if rates else _START
+
+
+def _by_class(problems: Iterable[Problem]) -> dict[str, list[Problem]]:
+    classes: dict[str, list[Problem]] = {}
+    for problem in problems:
+        classes.setdefault(_class(problem), []).append(problem)
+    return classes
+
+
+def _dealt(problems: Iterable[Problem], shard: Shard) -> list[Problem]:
+    """The shard's problems, each class dealt out over all shards."""
+    in_classes = [problem for members in _by_class(problems).values() for problem in members]
+    return in_classes[shard.index :: shard.count]
 
 
 def _class(problem: Problem) -> str:

@@ -87,9 +87,10 @@ class Progress:
         self.again: deque[Problem] = deque()  # interrupted; they begin before any new one
         self.sent = 0  # groups that ended and were not dropped
         self.named = False  # a trainer has named the weights that are served
+        self.identity = uuid.uuid4().hex  # of this folder's progress, by which the API server knows a shard again
         self.problems = {problem.id: problem for problem in problems}
         digest = hashlib.sha256("\n".join(self.problems).encode()).hexdigest()
-        self._settings = {"problems_sha256": digest, **settings}
+        self.settings = {"problems_sha256": digest, **settings}
         self._events = 0  # characters since the snapshot
         self._changes: list[Change] = []  # not yet on the disk
         self._list, self._disk, self._closed = threading.Lock(), threading.Lock(), False
@@ -218,7 +219,8 @@ class Progress:
     def _compact(self) -> None:
         """A snapshot takes the place of the events."""
         snapshot = {
-            "settings": self._settings,
+            "settings": self.settings,
+            "identity": self.identity,
             "sampler": self.sampler.state(),
             "order": self.order.state(),
             "open": [[begun.group_id, begun.problem.id, begun.version] for begun in self.open.values()],
@@ -251,12 +253,13 @@ class Progress:
 
     def _restore(self, snapshot: Event) -> None:
         theirs = snapshot["settings"]
-        for name in {**theirs, **self._settings}:
-            if theirs.get(name) != self._settings.get(name):
+        for name in {**theirs, **self.settings}:
+            if theirs.get(name) != self.settings.get(name):
                 raise ConfigError(
                     f"env.run_dir = {self.path.parent}: holds a run with {name} {theirs.get(name)!r}, this one has "
-                    f"{self._settings.get(name)!r}. Give another folder, or resume with the same settings."
+                    f"{self.settings.get(name)!r}. Give another folder, or resume with the same settings."
                 )
+        self.identity = snapshot.get("identity", self.identity)
         self.sampler.restore(snapshot["sampler"])
         self.order.restore(snapshot["order"])
         for group_id, problem_id, version in snapshot["open"]:

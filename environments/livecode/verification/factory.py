@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from environments.common.plugins import find
+from environments.common.plugins import check_known, find
 
 if TYPE_CHECKING:
     from environments.livecode.config import LivecodeEnvConfig
@@ -44,11 +44,27 @@ def _modal(config: LivecodeEnvConfig) -> Verifier:
         volume=config.modal_volume,
         environment=config.modal_environment,
         concurrency=config.verifier_concurrency,
+        starts_per_s=config.verifier_starts_per_s / config.part.count,  # the account's, which all shards share
         deadline_s=config.verifier_deadline_s,
     )
 
 
 VERIFIERS: dict[str, Factory] = {"local": _local, "http": _http, "modal": _modal}
+
+
+def check_options(config: LivecodeEnvConfig) -> None:
+    """ValueError, with the fix, for options of verifiers that do not fit together; ConfigError for an unknown one."""
+    check_known(GROUP, VERIFIERS, config.verifier, "verifier")
+    if config.verifier in VERIFIERS and (config.verifier == "http") != bool(config.verifier_urls):
+        raise ValueError(
+            f"verifier {config.verifier} with verifier_urls {config.verifier_urls}: http needs the addresses of its "
+            "services, and nothing else takes them"
+        )
+    if config.verifier_strategy == "problem" and config.verifier in ("local", "http"):
+        raise ValueError(
+            f"verifier_strategy problem with verifier {config.verifier}: it is about containers; set verifier modal, "
+            "or verifier_strategy rollout"
+        )
 
 
 def build_verifier(config: LivecodeEnvConfig) -> Verifier:

@@ -6,10 +6,12 @@ import asyncio
 import io
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from itertools import count
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+from environments.common.rate import Rate
 from environments.livecode.verification.base import Unreachable, Verdict, VerifierError, VerifierUnusable
 from environments.livecode.verification.judge_requests import LEAST_WAIT_S, wait_s
 from environments.livecode.verification.remote import (
@@ -23,6 +25,8 @@ from environments.livecode.verification.remote import (
 from environments.livecode.verification.uploads import LargeTestSet, TestSetUploads
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 DEPLOY = "modal deploy -m verifier_app"
 # Of one call. Modal sends an input above 2 MiB by HTTP, which a container without a network cannot fetch.
@@ -42,6 +46,8 @@ class ModalVerifier:
         environment: Modal's environment; None: the profile's own.
         concurrency: calls at the same time: the app's max_containers, of which buffer_containers are some, far below
             the 2,000 pending inputs that Modal takes.
+        starts_per_s: calls that begin in a second, since each needs a new container: more would wait in Modal's queue,
+            where their deadlines run. The wait for the first try of a call does not count towards its deadline.
         deadline_s: longest wait for one verdict, retries included; None: by the request (`wait_s`). A call that is
             given up ends by the request's own deadline: Modal's client cannot cancel it.
     """
@@ -53,6 +59,7 @@ class ModalVerifier:
         volume: str = "livecode-tests",
         environment: str | None = None,
         concurrency: int = 64,
+        starts_per_s: float = 30.0,
         deadline_s: float | None = None,
     ) -> None:
         self.deadline_s = deadline_s
@@ -60,7 +67,7 @@ class ModalVerifier:
         self._app, self._environment = app, environment
         self.call_s: float | None = None  # after so long Modal ends a call; the self-test's containers say it
         self._streak = Streak()
-        self._bound = asyncio.Semaphore(concurrency)
+        self._bound, self._starts = asyncio.Semaphore(concurrency), Rate(starts_per_s)
         self._sets = TestSetUploads()
         self._modal = _import_modal()
         self._volume = self._modal.Volume.from_name(volume, environment_name=environment)
@@ -132,7 +139,8 @@ class ModalVerifier:
             return read_verdict(answer, "modal", tests_of(request))
 
         async with self._bound:
-            return await until_deadline(attempt, wait_s(request, self.deadline_s), self.causes, self._streak)
+            deadline_s = wait_s(request, self.deadline_s)
+            return await until_deadline(await self._begun(attempt), deadline_s, self.causes, self._streak)
 
     async def verify_many(self, requests: Sequence[dict[str, Any]]) -> list[Verdict | VerifierError]:
         """The verdicts on the programs of one problem, from one container, in order; an error where there is none.
@@ -148,7 +156,9 @@ class ModalVerifier:
 
         async def attempt() -> None:
             left = [index for index, result in enumerate(results) if result is None]
-            for part in parts(left, [sizes[index] for index in left], room):
+            for number, part in enumerate(parts(left, [sizes[index] for index in left], room)):
+                if number:
+                    await self._starts.turn()
                 await judged(part)
 
         async def judged(left: list[int]) -> None:
@@ -172,10 +182,22 @@ class ModalVerifier:
         deadline_s = self.deadline_s or wait_s(first, None) + (len(requests) - 1) * (first.get("deadline_s") or 0.0)
         try:
             async with self._bound:
-                await until_deadline(attempt, deadline_s, self.causes, self._streak)
+                await until_deadline(await self._begun(attempt), deadline_s, self.causes, self._streak)
         except VerifierError as error:
             return [error if result is None else result for result in results]
         return [result for result in results if result is not None]
+
+    async def _begun(self, attempt: Callable[[], Awaitable[T]]) -> Callable[[], Awaitable[T]]:
+        """The attempt, once its first try may start a container; each further try waits for a turn of its own."""
+        await self._starts.turn()
+        tries = count()
+
+        async def one() -> T:
+            if next(tries):
+                await self._starts.turn()
+            return await attempt()
+
+        return one
 
     async def _referred(
         self, request: dict[str, Any], programs_bytes: int

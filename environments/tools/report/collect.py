@@ -13,6 +13,7 @@ from msgspec import UNSET
 
 from environments.common.record_lines import tolerant
 from environments.common.settings import ConfigError
+from environments.common.shards import record_files
 from environments.livecode.evaluation.samples import Sample
 from environments.livecode.records.schema import GroupRecord, RolloutRecord, VerdictRecord
 from environments.tools.report.breakdown import evaluation, tables
@@ -47,7 +48,7 @@ def collect(run: Path, most_rollouts: int, now: float | None = None) -> Row:
     """
     damaged: Counter[str] = Counter()
     records = read_records(run, damaged)
-    files = sorted((run / "rollouts").glob("*.jsonl"))
+    files = record_files(run, "rollouts")
     shown = shown_rollouts(_newest((read(path, damaged) for path in reversed(files)), most_rollouts))
     shown += samples(run / "evaluations", most_rollouts - len(shown), damaged)
     if not (shown or records):

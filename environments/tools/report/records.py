@@ -11,7 +11,9 @@ from pathlib import Path
 from environments.common.record_lines import tolerant
 from environments.common.run_folder import check
 from environments.common.settings import ConfigError
+from environments.common.shards import folders
 from environments.livecode.records.schema import GroupRecord
+from environments.tools.report.shards import OF_ENVIRONMENTS, merged
 from environments.tools.report.values import Row, Rows
 
 FILES = ("metrics", "environment", "environment_metrics", "evaluations")
@@ -26,10 +28,14 @@ class RunRecords:
     groups: list[GroupRecord] = field(default_factory=list)
     environment_metrics: Rows = field(default_factory=list)
     evaluations: Rows = field(default_factory=list)
+    _by_shard: Rows = field(default_factory=list, repr=False)
 
     def add(self, name: str, rows: Iterable[Row]) -> None:
         """Takes further rows of the file with this name."""
-        if name == "environment":
+        if name == "environment_metrics":
+            self._by_shard += rows
+            self.environment_metrics = merged(self._by_shard)
+        elif name == "environment":
             self.groups += [one for row in rows if (one := tolerant(row, GroupRecord)) is not None]
         else:
             found: Rows = getattr(self, name)
@@ -51,8 +57,16 @@ def read_records(run: Path, damaged: Counter[str]) -> RunRecords:
     check(run)
     records = RunRecords()
     for name in FILES:
-        records.add(name, read(run / f"{name}.jsonl", damaged))
+        for path in files(run, name):
+            records.add(name, read(path, damaged))
+    if len(folders(run)) > 1:
+        records.groups.sort(key=lambda group: group.time or 0.0)
     return records
+
+
+def files(run: Path, name: str) -> list[Path]:
+    """Where a record is: in the run's folder, and what each environment writes in each one's own."""
+    return [folder / f"{name}.jsonl" for folder in (folders(run) if name in OF_ENVIRONMENTS else [run])]
 
 
 def read(path: Path, damaged: Counter[str]) -> Rows:

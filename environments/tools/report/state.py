@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from environments.common.shards import folders
 from environments.tools.report.values import Row, Rows, duration, number, numbers
 from trainer.checkpoint_folder import complete_checkpoints
 
@@ -31,7 +32,8 @@ class State(NamedTuple):
 
 def alive(run: Path) -> list[str]:
     """The processes of the run that live on this machine; nothing is locked to find out."""
-    return [who for name, who in LOCKS.items() if (run / name).is_file() and _held(run / name)]
+    there = [(folder / name, who) for name, who in LOCKS.items() for folder in dict.fromkeys((run, *folders(run)))]
+    return list(dict.fromkeys(who for path, who in there if path.is_file() and _held(path)))
 
 
 def last_write(run: Path) -> float | None:
@@ -99,8 +101,9 @@ def _recent(metrics: Rows, written: float | None, now: float) -> bool:
 
 
 def _records(run: Path) -> Iterator[Path]:
-    for pattern in ("*.jsonl", "rollouts/*.jsonl", "evaluations/*.jsonl"):
-        yield from run.glob(pattern)
+    for folder in dict.fromkeys((run, *folders(run))):
+        for pattern in ("*.jsonl", "rollouts/*.jsonl", "evaluations/*.jsonl"):
+            yield from folder.glob(pattern)
 
 
 def _last_words(log: Path) -> str:
