@@ -1,4 +1,4 @@
-"""Functions of a length that one reads at a sitting."""
+"""Files and functions of a length that one reads at a sitting."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = ("environments", "trainer", "verifier_app", "integrations", "benchmarks")
-MOST_LINES = 50
+MOST_OF_FILE, MOST_OF_FUNCTION = 350, 50
 
 
 def sources() -> Iterator[tuple[str, str]]:
@@ -26,7 +26,13 @@ def functions(text: str) -> Iterator[tuple[str, int]]:
             yield node.name, node.end_lineno - node.lineno + 1
 
 
+def test_no_file_of_the_product_is_too_long() -> None:
+    lengths = {path: text.count("\n") for path, text in sources()}
+    assert len(lengths) > 200
+    assert {path: lines for path, lines in lengths.items() if lines > MOST_OF_FILE} == {}
+
+
 def test_no_function_of_the_product_is_too_long() -> None:
     found = {f"{path}: {name}": lines for path, text in sources() for name, lines in functions(text)}
     assert len(found) > 1000
-    assert {name: lines for name, lines in found.items() if lines > MOST_LINES} == {}
+    assert {name: lines for name, lines in found.items() if lines > MOST_OF_FUNCTION} == {}
