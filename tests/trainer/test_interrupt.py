@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,16 +16,25 @@ from tests.support.forked import Forked, completed
 from tests.trainer.test_run import ROOT, STEPS, api_server, free_port, losses, post_groups
 from trainer.launch import OPTIONS, split
 
+# Its clock is the test's: each line says by how much it goes on; the step that is saved lasts until they end.
 WAITS = """
-import time
-from trainer.process.signals import StopRequest
-with StopRequest(60) as stop:
+import sys
+from types import SimpleNamespace
+from trainer.process import signals
+
+class Seen(signals.StopRequest):
+    def _on_signal(self, number, frame):
+        super()._on_signal(number, frame)
+        print("seen", flush=True)
+
+now = 0.0
+signals.time = SimpleNamespace(monotonic=lambda: now)
+with Seen(60) as stop:
     print("ready", flush=True)
-    until = time.monotonic() + 30
-    while not stop.requested and time.monotonic() < until:
-        time.sleep(0.01)
-    time.sleep(1.5)  # the step that is ended and saved
-    print("saved", flush=True)
+    for line in sys.stdin:
+        now += float(line)
+        print("later", flush=True)
+    print("saved" if stop.requested else "not asked", flush=True)
 """
 INT, TERM, PAUSE = signal.SIGINT, signal.SIGTERM, 0
 
@@ -42,16 +52,22 @@ INT, TERM, PAUSE = signal.SIGINT, signal.SIGTERM, 0
     ],
 )
 def test_the_first_signal_is_a_request_and_a_second_ctrl_c_is_not(presses: list[int], code: int) -> None:
-    with subprocess.Popen([sys.executable, "-c", WAITS], cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen([sys.executable, "-c", WAITS], cwd=ROOT, **pipes) as process:
+        assert process.stdin is not None
         assert process.stdout is not None
-        assert process.stdout.readline() == "ready\n"
-        for press in presses:
-            if press == PAUSE:
-                time.sleep(0.6)
-            else:
+        said = process.stdout.readline
+        assert said() == "ready\n"
+        for number, press in enumerate(presses, 1):
+            if press != PAUSE:
                 process.send_signal(press)
-                time.sleep(0.02)
-        assert process.stdout.read() == ("" if code else "saved\n")
+                assert said() == ("" if code and number == len(presses) else "seen\n")
+            if number < len(presses):
+                process.stdin.write("0.6\n" if press == PAUSE else "0.02\n")
+                process.stdin.flush()
+                assert said() == "later\n"
+        process.stdin.close()
+        assert said() == ("" if code else "saved\n")
         assert process.wait(30) == code
 
 
