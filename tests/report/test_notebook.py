@@ -12,6 +12,8 @@ import matplotlib as mpl
 import numpy as np
 import pytest
 
+from environments.common.record_lines import convert
+from environments.livecode.records.schema import RolloutRecord
 from environments.tools.report.values import lineage
 from tests.report.made_run import CHANGES, LOGPROBS, make_run
 
@@ -97,10 +99,10 @@ def test_the_newest_failure_is_printed_whole(namespace: dict[str, Any]) -> None:
     files = sorted((namespace["run"] / "rollouts").glob("*.jsonl"))
     failures = [row for path in files for row in rows(path) if row["status"] != "accepted"]
     printed = namespace["printed"]
-    assert namespace["failure"] == failures[-1]
+    assert namespace["failure"] == convert(failures[-1], RolloutRecord)
     assert f"{failures[-1]['problem_id']}: {failures[-1]['status']}" in printed
     assert failures[-1]["code"] in printed
-    assert "'output': '3\\n4 6\\n'" in printed
+    assert "output='3\\n4 6\\n'" in printed
 
 
 def test_the_tokens_pair_trainer_and_sampler(namespace: dict[str, Any]) -> None:
