@@ -128,6 +128,13 @@ def _rounded(row: list[float]) -> list[float]:
     return rounded
 
 
+def _detail(response: httpx.Response, otherwise: str) -> str:
+    """What the server says; a proxy before it may answer in another form."""
+    with suppress(ValueError, TypeError, LookupError):
+        return str(response.json()["detail"])
+    return otherwise
+
+
 class ServedConfig(LivecodeEnvConfig, BaseEnvConfig):
     """The environment's options as Atropos' own code takes them."""
 
@@ -192,7 +199,7 @@ class CompatBaseEnv(BaseEnv):
             if response.status_code == 404:
                 reason += "; start the server by `atropos run-api`"
             if response.status_code == httpx.codes.CONFLICT:
-                raise Conflict(f"{url} refuses: {reason}", str(response.json()["detail"]))
+                raise Conflict(f"{url} refuses: {reason}", _detail(response, reason))
             if not is_busy(response.status_code):
                 raise AtroposError(f"{url} refuses: {reason}")
             raise RetryLater(f"{url}: {reason}", wait_s=pause_s(response.headers, 0.0))
