@@ -71,8 +71,9 @@ uml: | $(READY)
 test: lint $(if $(FAST),,browser gvisor) $(MODEL)/complete.json  ## lint, types and tests; FAST=1: a part, before each commit
 	@$(PYTEST) -m "not slow" $(if $(FAST),$(FAST_TESTS)) $(ARGS)
 
+# The costs that tests/judge/test_cost.py bounds are those of code without a tracer.
 coverage: browser gvisor $(MODEL)/complete.json  ## the tests again, with the lines and branches that they reach
-	@$(PYTEST) -m "not slow" -p tests.support.sandbox_lines --cov --cov-report term:skip-covered --cov-report html:build/coverage $(ARGS)
+	@$(PYTEST) -m "not slow" --ignore tests/judge/test_cost.py -p tests.support.sandbox_lines --cov --cov-report term:skip-covered --cov-report html:build/coverage $(ARGS)
 
 test-slow: $(READY) gvisor uml $(MODEL)/complete.json  ## the tests that take longer, each with its reason
 	@$(BIN)/python -m pytest -m slow --timeout 3600 $(ARGS)

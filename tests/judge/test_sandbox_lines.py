@@ -99,7 +99,8 @@ def test_a_program_runs_untraced_and_the_sandbox_around_it_is_seen(
 ) -> None:
     root = Path(host.__file__).parents[2]
     lines = SandboxLines(root, tmp_path)
-    monkeypatch.setattr(host, "BOOT", lines.boot(host.BOOT))
+    plain = host.BOOT.rpartition("\n")[2]  # in `make coverage` it has a tracer before it already
+    monkeypatch.setattr(host, "BOOT", lines.boot(plain))
     with Judge() as judge:
         tests = [{"input": "1", "output": "None"}]
         verdict = judge.verify({"code": "import sys\nprint(sys.gettrace())", "tests": tests})
