@@ -86,9 +86,12 @@ class Retry:
         self, attempt: Callable[[], Awaitable[T]], *, sleep: Callable[[float], Awaitable[None]] | None = None
     ) -> T:
         """The first result of `attempt`. Raises RetryLater where there is none."""
-        tries, pause = _Tries(self), sleep or asyncio.sleep
+        tries, pause, task = _Tries(self), sleep or asyncio.sleep, asyncio.current_task()
+        cancelled = task.cancelling() if task else 0
 
         async def paused(seconds: float) -> None:
+            if task and task.cancelling() > cancelled:  # a try may answer its cancellation with an error of its own
+                raise asyncio.CancelledError
             await pause(seconds)
             tries.still_in_time()
 

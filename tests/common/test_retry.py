@@ -156,6 +156,24 @@ def test_what_is_raised_before_a_pause_ends_the_tries() -> None:
     assert clock.slept == []
 
 
+async def test_a_timeout_that_a_try_answers_with_an_error_of_its_own_ends_the_tries() -> None:
+    tries = 0
+
+    async def attempt() -> str:
+        nonlocal tries
+        tries += 1
+        try:
+            await asyncio.sleep(60 if tries == 1 else 0)
+        except asyncio.CancelledError:
+            raise RetryLater("the call failed") from None
+        return "too late"
+
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.01):
+            await Retry(0.0, 0.0).call_async(attempt)
+    assert tries == 1
+
+
 async def test_a_timeout_around_the_tries_ends_a_pause() -> None:
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
