@@ -6,6 +6,8 @@ import ast
 from collections.abc import Iterator
 from pathlib import Path
 
+from tests.support.sources import parsed
+
 ROOT = Path(__file__).resolve().parents[1]
 PRODUCT = ("environments", "trainer", "verifier_app", "integrations", "benchmarks")
 MOST_OF_FILE, MOST_OF_FUNCTION = 350, 50
@@ -20,7 +22,7 @@ def sources() -> Iterator[tuple[str, str]]:
 
 def functions(text: str) -> Iterator[tuple[str, int]]:
     """Name and lines of each function, decorators not counted."""
-    for node in ast.walk(ast.parse(text)):
+    for node in ast.walk(parsed(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
             yield node.name, node.end_lineno - node.lineno + 1

@@ -17,6 +17,7 @@ from environments.launch.demo_config import DemoConfig
 from environments.launch.serve_model import ServeConfig
 from environments.livecode.config import RunConfig
 from environments.tools.select_checkpoint import SelectConfig
+from tests.support.sources import parsed
 from trainer.budget import BudgetConfig
 from trainer.config import TrainerConfig
 
@@ -28,7 +29,7 @@ def said() -> Iterator[tuple[str, str]]:
     """(where, text) of each string in the project's sources that is no docstring, and of each page."""
     for package in ("environments", "trainer"):
         for path in sorted((ROOT / package).rglob("*.py")):
-            for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for node in ast.walk(parsed(path)):
                 if isinstance(node, ast.JoinedStr):
                     parts = [str(part.value) if isinstance(part, ast.Constant) else "X" for part in node.values]
                     yield f"{path.relative_to(ROOT)}:{node.lineno}", "".join(parts)

@@ -17,6 +17,7 @@ import pytest
 
 from environments.common.extras import EXTRAS
 from tests.install.archives import MODULES, PACKAGES, PROJECT, ROOT, build, copy_of_the_tree, tracked
+from tests.support.sources import parsed
 
 OF_AN_EXTRA = (
     *EXTRAS,
@@ -79,7 +80,7 @@ def test_the_package_alone_asks_for_neither_torch_nor_vllm_nor_atropos() -> None
 
 def imported(package: str) -> Iterator[str]:
     for path in sorted((ROOT / package).rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.Import):
                 yield from (alias.name.partition(".")[0] for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module and not node.level:

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.compiler import needs_compiler
+from tests.support.sources import parsed
 from verifier_app import judge as package
 from verifier_app.container import judge_all
 from verifier_app.judge import Judge, JudgeError, TestStore, loading
@@ -85,7 +86,7 @@ def test_nothing_outside_the_languages_knows_one_of_them() -> None:
     for path in root.rglob("*.py"):
         if "languages" in path.relative_to(root).parts:
             continue
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        for node in ast.walk(parsed(path)):
             names = [node.module or ""] if isinstance(node, ast.ImportFrom) else []
             names += [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             assert not [name for name in names if "languages.python" in name or "languages.cpp" in name], path
